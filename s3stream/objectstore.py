@@ -1,0 +1,125 @@
+"""The object store as the engine and the metadata log need it: a port, its values and its errors.
+
+Always true:
+- An object is written whole or not at all, and is seen by every later read (S3 has been strongly consistent since
+  December 2020; a store that is not is refused by the probe).
+- `Unavailable` leaves the outcome of a write open: it may have happened. Only reading back, or a conditional
+  write that fails, tells. Every other error means: nothing was written.
+- Keys are built in `paths.py` and nowhere else.
+- Implementations retry what can be retried, within the deadline of their settings; the caller sees only the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = [
+    "AccessDenied",
+    "Buffer",
+    "NotFound",
+    "ObjectStore",
+    "ObjectStoreError",
+    "ObjectSummary",
+    "PreconditionFailed",
+    "StoredObject",
+    "Unavailable",
+    "WriteConflict",
+]
+
+Buffer = bytes | bytearray | memoryview
+
+
+class ObjectStoreError(Exception):
+    """What every error of an object store is."""
+
+
+class NotFound(ObjectStoreError):
+    """No such object (S3: 404 NoSuchKey)."""
+
+
+class PreconditionFailed(ObjectStoreError):
+    """A conditional write did not hold (S3: 412). Nothing was written."""
+
+
+class WriteConflict(ObjectStoreError):
+    """A concurrent conditional write to the same key (S3: 409). Nothing was written; read, then try again."""
+
+
+class AccessDenied(ObjectStoreError):
+    """The store refuses these credentials, or is read-only. Trying again does not help."""
+
+
+class Unavailable(ObjectStoreError):
+    """Time-out, reset, throttling or 5xx for longer than the deadline. A write may have happened or not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectSummary:
+    """An object as a listing tells of it."""
+
+    key: str
+    size_bytes: int
+    last_modified_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject:
+    """A whole small object and its entity tag."""
+
+    data: bytes
+    etag: str
+
+
+class ObjectStore(Protocol):
+    """An S3-shaped store. `parts` are concatenated; they are not copied more than the transport needs."""
+
+    @property
+    def uri(self) -> str:
+        """What the operator configured, without secrets."""
+
+    async def put(self, key: str, parts: Sequence[Buffer], *, crc32c: int | None = None) -> str:
+        """Write or replace an object; returns its entity tag. `crc32c` is of the whole object, sent where the store takes it."""
+
+    async def put_if_absent(self, key: str, parts: Sequence[Buffer]) -> str:
+        """Create an object (If-None-Match: *); returns its entity tag.
+
+        Raises:
+            PreconditionFailed: the key exists (possibly by an earlier attempt of ours whose reply was lost).
+            WriteConflict: another conditional write is under way.
+        """
+
+    async def put_if_match(self, key: str, parts: Sequence[Buffer], etag: str) -> str:
+        """Replace an object whose entity tag is still `etag` (If-Match); returns the new one.
+
+        Raises:
+            PreconditionFailed: it has another one by now (possibly ours, see above), or does not exist.
+        """
+
+    async def get(self, key: str) -> StoredObject:
+        """Read a whole (small) object. Raises NotFound."""
+
+    async def get_range(self, key: str, start: int, end: int) -> bytes:
+        """Read bytes [start, end); fewer where the object is shorter. Raises NotFound."""
+
+    async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
+        """Read the last `size` bytes (fewer where the object is smaller) and tell the object's whole size. Raises NotFound."""
+
+    def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[ObjectSummary]:
+        """Objects whose key starts with `prefix` and sorts after `start_after`, in key order."""
+
+    async def delete_many(self, keys: Sequence[str]) -> None:
+        """Delete objects; those that do not exist count as deleted."""
+
+    async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> str:
+        """Write a large object part by part; nothing is visible before the end. Aborts its upload when it fails."""
+
+    async def abort_stale_multiparts(self, prefix: str, older_than_ms: int) -> int:
+        """Abort multipart uploads begun before a wall-clock time (ms since the epoch); returns how many."""
+
+    async def now_ms(self) -> int:
+        """The store's own clock (S3: the `Date` header), in ms since the epoch."""
+
+    async def close(self) -> None:
+        """Release connections. Calling it again does nothing."""

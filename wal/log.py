@@ -1,0 +1,106 @@
+"""The write-ahead log as its user sees it: a port, and the values that cross it.
+
+Always true:
+- A frame is *durable* once a crash or a power loss can no longer take it away. `on_durable(offset)` is called
+  only then, on the event loop, with an exclusive end that never goes back; everything below it is durable.
+- Frames become durable in the order in which they were appended. There is never a durable frame behind a hole.
+- A log offset names a place in the endless logical log (bytes, from 0, never reused), whatever ring, slot or
+  object holds it. It has nothing to do with the offsets of a stream.
+- The payload is laid out once, in the arena, and that same memory is what is written, cached and uploaded.
+- The log holds no clock and takes no decision on what to trim: the storage engine says so (invariant I6).
+
+Appending is three synchronous steps, so that the CRC of a payload can be checked on the copy that stays:
+
+    payload = wal.reserve(size)         # a writable view in the arena, behind room for the frame's header
+    payload[:] = received               # the one copy; check and stamp it here
+    end = wal.append(stream_id=…, …)    # or wal.cancel(): nothing was written
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["RecoveredFrame", "WriteAheadLog"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveredFrame:
+    """One durable frame that `recover` found.
+
+    `payload` is a view into a buffer which is reused: it is valid until the next frame is asked for.
+    """
+
+    offset: int
+    end_offset: int
+    """Exclusive log offset of the frame's end."""
+    stream_id: int
+    leader_epoch: int
+    base_offset: int
+    record_count: int
+    """Offsets that the payload takes: its records are base_offset … base_offset + record_count - 1."""
+    payload: memoryview
+
+
+class WriteAheadLog(Protocol):
+    """A durable log of opaque frames with one writer."""
+
+    @property
+    def wal_id(self) -> str:
+        """Random identity of this log (32 hex digits), stamped in it when it was formatted."""
+
+    @property
+    def cluster_id(self) -> str:
+        """Identity of the cluster the log was formatted for."""
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Most bytes between the trim offset and the end of the log."""
+
+    @property
+    def trim_offset(self) -> int:
+        """Start of the log: frames that end at or below it are given up."""
+
+    @property
+    def durable_offset(self) -> int:
+        """Exclusive end of what is durable."""
+
+    @property
+    def end_offset(self) -> int:
+        """Exclusive end of what was appended, durable or not."""
+
+    def set_listeners(self, on_durable: Callable[[int], None], on_failed: Callable[[BaseException], None]) -> None:
+        """Say whom to tell, on the event loop: of a new durable offset, and, once, of a failed write.
+
+        After `on_failed` the log is fenced: nothing more becomes durable, `append` raises `WalFenced`.
+        """
+
+    def recover(self) -> AsyncIterator[RecoveredFrame]:
+        """Yield every durable frame past the trim offset, in order. Called once, before the first append.
+
+        Raises:
+            WalCorrupt: a frame beyond a hole proves that acknowledged frames are missing.
+        """
+
+    def reserve(self, payload_size: int) -> memoryview | None:
+        """Room for one payload in the arena, or None while the arena or the log is full.
+
+        At most one reservation is open; `append` or `cancel` ends it in the same callback, with no await between.
+        """
+
+    def append(self, *, stream_id: int, leader_epoch: int, base_offset: int, record_count: int) -> int:
+        """Frame the reserved payload and queue it; returns the exclusive log offset of its end.
+
+        The write itself starts soon (group commit): at once where the writer is idle at the end of this turn of
+        the event loop, otherwise with everything else that gathers meanwhile.
+        """
+
+    def cancel(self) -> None:
+        """Give the open reservation back. Nothing of it reaches the log."""
+
+    async def trim(self, offset: int) -> None:
+        """Give up everything below `offset`; returns once that is durable and the room is free for reuse."""
+
+    async def close(self) -> None:
+        """Write what was appended, then release files and threads. Calling it again does nothing."""
