@@ -10,6 +10,7 @@ Always true:
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 __all__ = ["ALIGNMENT_BYTES", "Arena"]
@@ -30,10 +31,8 @@ class Arena:
             raise ValueError(f"arena size {size_bytes} is not a positive multiple of {ALIGNMENT_BYTES} bytes")
         self._map = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            try:
+            with contextlib.suppress(OSError):  # no transparent huge pages: touching is slower, nothing else changes
                 self._map.madvise(mmap.MADV_HUGEPAGE)
-            except OSError:
-                pass  # a kernel without transparent huge pages: touching is slower, nothing else changes
         self.size_bytes = size_bytes
         self.view = memoryview(self._map)
         self.head = 0
