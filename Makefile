@@ -1,0 +1,84 @@
+# Tidelog's commands. `make` alone lists them.
+#
+# The first `make run` or `make test` creates .venv and installs into it (that needs the network); later ones do
+# nothing while pyproject.toml is unchanged, and work offline. No compiler is needed: every dependency has wheels.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SEEDS ?= 1..200
+RUNS ?= 25
+JOBS ?= 2
+ARGS ?=
+
+.PHONY: help
+help: ## List what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: $(VENV)/.installed ## Serve Kafka on localhost:9092, everything below ./data
+	@exec $(BIN)/tidelog dev $(ARGS)
+
+.PHONY: test
+test: $(VENV)/.installed-dev ## Run all tests (ARGS="-k wal" narrows them)
+	$(BIN)/pytest $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.installed-dev ## Check style, format, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: demo
+demo: $(VENV)/.installed-dev ## Send Python's own standard library through the broker and read every byte back
+	$(BIN)/python examples/demo.py $(ARGS)
+
+.PHONY: sim
+sim: $(VENV)/.installed-dev ## Simulate crashes and faults deterministically (SEEDS=1..500 or SEEDS=42)
+	$(BIN)/python -m tests.sim --seeds $(SEEDS) --jobs $(JOBS) $(ARGS)
+
+.PHONY: crash
+crash: $(VENV)/.installed-dev ## Kill a real broker under load, again and again (RUNS=25)
+	$(BIN)/python -m tests.crash --runs $(RUNS) $(ARGS)
+
+.PHONY: bench
+bench: $(VENV)/.installed-dev ## Measure throughput and latency beside what the machine can do
+	$(BIN)/python -m bench $(ARGS)
+
+.PHONY: system-packages
+system-packages: ## Install the Debian packages that some tests and benchmarks use (as root)
+	@test "$$(id -u)" = 0 || { echo "Run it as root: sudo make system-packages"; exit 1; }
+	@missing=; for package in kcat strace fio; do command -v $$package >/dev/null || missing="$$missing $$package"; done; \
+	if test -n "$$missing"; then \
+	    export DEBIAN_FRONTEND=noninteractive; \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
+
+.PHONY: clean
+clean: ## Remove what was built, installed or cached here (./data, the broker's log, stays)
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- the virtual environment: one stamp for what the broker needs, one for what development adds
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+	    echo "There is no $(PYTHON) here. Install Python 3.11 or newer, or name one: make run PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "Tidelog needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V)."; \
+	    echo "Name a newer one: make run PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "$(PYTHON) cannot create virtual environments: on Debian and Ubuntu, apt install python3-venv; then try again."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --prefer-binary --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --prefer-binary --editable '.[dev]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,211 @@
+"""An event loop on virtual time, where a process can be killed between any two callbacks.
+
+Always true:
+- Time passes only when nothing is ready to run: waiting *is* advancing the clock to the next timer. A thousand virtual
+  seconds cost what their callbacks cost.
+- Ready callbacks run in the loop's own FIFO order. Interleavings come from seeded delays at the ports (disk, object
+  store, network), so one seed gives one trace, whatever the hash seed.
+- Waiting with nothing to wait for raises `Deadlock`. A stray real socket ends there too; a thread raises `NotSimulated`.
+- Code belongs to the process in whose context it was scheduled. When a process is killed, none of its callbacks runs
+  again: a crash is not a cancellation, so no `finally` and no `except` of it runs either. `bury` cancels its tasks
+  after the simulation is over, when nothing that they do can matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import selectors
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn, TypeVar
+
+__all__ = ["Deadlock", "NotSimulated", "Process", "ProcessKilled", "VirtualLoop"]
+
+_EPOCH_S = 1000.0
+"""Where monotonic time starts: not at 0, so that a forgotten initial value does not look like "just now"."""
+
+_MAX_BURIAL_TURNS = 1000
+"""A task that goes on for so many turns, cancelled in each of them, does not obey."""
+
+T = TypeVar("T")
+
+
+class Deadlock(Exception):
+    """Everything waits, and nothing is left that could end a wait."""
+
+
+class NotSimulated(Exception):
+    """The code reached for a thread, a real socket or another thing that has no virtual counterpart."""
+
+
+class ProcessKilled(BaseException):
+    """A dead process called a port. Nobody but the simulation may catch it."""
+
+
+class Process:
+    """A simulated operating-system process: what runs in its context dies with it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.alive = True
+        self.steps = 0
+        """Callbacks run so far."""
+        self.stopped: list[tuple[Callable[..., object], tuple[object, ...]]] = []
+        """Callbacks that came too late. Only `bury` runs them, so that tasks can be taken apart in order."""
+        self._on_death: list[Callable[[], None]] = []
+        self._kill_at_step: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.name}{'' if self.alive else ', dead'}>"
+
+    def check(self) -> None:
+        """What every port does first: the dead have no effects."""
+        if not self.alive:
+            raise ProcessKilled(f"{self.name} is dead")
+
+    def on_death(self, callback: Callable[[], None]) -> None:
+        """Ask the world (disk, network, supervisor) to do something at the moment of death."""
+        self._on_death.append(callback)
+
+    def kill_after(self, steps: int) -> None:
+        """Die in place of the callback that many callbacks from now."""
+        self._kill_at_step = self.steps + steps
+
+    def kill(self) -> None:
+        """Die now: nothing of this process runs any more once the present callback reaches a port or its end."""
+        if self.alive:
+            self.alive = False
+            for callback in self._on_death:
+                callback()
+
+    def run(self, callback: Callable[..., object], *args: object) -> None:
+        """Run a callback, unless it comes too late."""
+        if self.alive and self.steps == self._kill_at_step:
+            self.kill()
+        if self.alive:
+            self.steps += 1
+            callback(*args)
+        else:
+            self.stopped.append((callback, args))
+
+
+_current: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+
+
+class _VirtualSelector(selectors.SelectSelector):
+    """Lets the loop register its self-pipe, and never looks at it: waiting advances the clock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = _EPOCH_S
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None:
+            raise Deadlock("nothing is ready, and no timer is set")
+        if timeout > 0:
+            self.now_s += timeout
+        return []
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """See the module."""
+
+    def __init__(self) -> None:
+        self._virtual = _VirtualSelector()
+        self._processes: list[Process] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks_to_prune_at = 1000
+        self._burying = False
+        self.problems: list[str] = []
+        """What asyncio reported as unhandled. A simulation that ends with any has failed."""
+        super().__init__(self._virtual)
+        self.set_task_factory(self._new_task)
+        self.set_exception_handler(self._on_problem)
+
+    def time(self) -> float:
+        return self._virtual.now_s
+
+    # ---- processes
+
+    def spawn(self, process: Process, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a coroutine in a process. Its tasks, timers and callbacks inherit the process."""
+        if process not in self._processes:
+            self._processes.append(process)
+        return self.create_task(coroutine, context=_context_of(process))
+
+    def spawn_outside(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a coroutine that belongs to the world: it goes on when whoever started it is dead."""
+        return self.create_task(coroutine, context=_context_of(None))
+
+    def call_soon(self, callback: Any, *args: Any, context: contextvars.Context | None = None) -> asyncio.Handle:
+        process = self._process_of(context)
+        if process is None:
+            return super().call_soon(callback, *args, context=context)
+        return super().call_soon(process.run, callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        process = self._process_of(context)
+        if process is None:
+            return super().call_at(when, callback, *args, context=context)
+        return super().call_at(when, process.run, callback, *args, context=context)
+
+    def _process_of(self, context: contextvars.Context | None) -> Process | None:
+        if self._burying:
+            return None
+        return _current.get() if context is None else context.get(_current)
+
+    def bury(self) -> None:
+        """Take every task apart that is left. Ports of dead processes refuse, so nothing that this runs has effects."""
+        self._burying = True
+        for process in self._processes:
+            process.alive = False
+        for _ in range(_MAX_BURIAL_TURNS):
+            for process in self._processes:
+                for callback, args in process.stopped:
+                    self.call_soon(callback, *args)
+                process.stopped.clear()
+            self._tasks = {task for task in self._tasks if not task.done()}
+            if not self._tasks:
+                return
+            for task in self._tasks:
+                task.cancel()
+            self.call_soon(self.stop)
+            self.run_forever()
+        raise AssertionError(f"tasks that cannot be cancelled: {self._tasks}")
+
+    def _new_task(
+        self, loop: asyncio.AbstractEventLoop, coroutine: Any, *, context: contextvars.Context | None = None
+    ) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, context=context)
+        # Held here, or the collector would throw GeneratorExit into the tasks of the dead, which runs their `finally`.
+        self._tasks.add(task)
+        if len(self._tasks) > self._tasks_to_prune_at:
+            self._tasks = {task for task in self._tasks if not task.done()}
+            self._tasks_to_prune_at = 2 * len(self._tasks) + 1000
+        return task
+
+    def _on_problem(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not self._burying and not isinstance(context.get("exception"), ProcessKilled):
+            self.problems.append(f"{context['message']}: {context.get('exception')!r}")
+
+    # ---- what has no virtual counterpart
+
+    def call_soon_threadsafe(
+        self, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        # asyncio itself uses it on the loop's own thread, to close abandoned async generators.
+        if self.is_running() and threading.get_ident() != self._thread_id:  # type: ignore[attr-defined]
+            raise NotSimulated("a thread called the loop")
+        return self.call_soon(callback, *args, context=context)
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> NoReturn:
+        raise NotSimulated(f"{func} was to run in a thread")
+
+
+def _context_of(process: Process | None) -> contextvars.Context:
+    context = contextvars.copy_context()
+    context.run(_current.set, process)
+    return context
