@@ -51,7 +51,7 @@ def test_a_stray_socket_is_a_deadlock(loop: VirtualLoop) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
-        theirs.sendall(b"this never arrives in virtual time")
+        loop.call_later(1, theirs.sendall, b"ready in real time, never in virtual time")
         with pytest.raises(Deadlock):
             loop.run_until_complete(loop.sock_recv(ours, 10))
         loop.bury()
