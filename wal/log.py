@@ -70,6 +70,10 @@ class WriteAheadLog(Protocol):
     def end_offset(self) -> int:
         """Exclusive end of what was appended, durable or not."""
 
+    @property
+    def reserved_position(self) -> int:
+        """Where the payload of the open reservation starts in the arena's memory (`arena.view`)."""
+
     def set_listeners(self, on_durable: Callable[[int], None], on_failed: Callable[[BaseException], None]) -> None:
         """Say whom to tell, on the event loop: of a new durable offset, and, once, of a failed write.
 

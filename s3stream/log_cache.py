@@ -1,0 +1,194 @@
+"""The log cache: what was appended lately, indexed by stream, over memory in the arena.
+
+Always true:
+- Blocks are contiguous stretches of the arena in append order; they are uploaded, committed and evicted in that order.
+  So pinning one block keeps every later one as well.
+- A block is OPEN (takes appends), SEALED (takes none, is being uploaded), then COMMITTED (its data is in objects that the metadata
+  references). Only a committed block that nobody pins is evicted, and its memory is given back to the arena.
+- The parts of a stream are in offset order without gaps: what the cache holds of a stream is its tail.
+- Twenty bytes of index a payload, in arrays: millions of tiny payloads must not cost more than their bytes.
+"""
+
+from __future__ import annotations
+
+import enum
+from array import array
+from bisect import bisect_right
+from typing import NamedTuple, Protocol
+
+from s3stream.metadata import StreamId
+from wal.arena import Arena
+
+__all__ = ["BlockPart", "BlockState", "CacheBlock", "PinHolder", "StreamTail", "TailRead"]
+
+
+class BlockState(enum.Enum):
+    """Life of a block."""
+
+    OPEN = 0
+    SEALED = 1
+    COMMITTED = 2
+
+
+class PinHolder(Protocol):
+    """Somebody who holds views into the arena for longer than one callback, such as a slow socket."""
+
+    def revoke(self) -> None:
+        """The memory is needed: let go of it soon (give up the connection), then unpin. Must not unpin at once."""
+
+
+class BlockPart:
+    """The payloads of one stream within one block."""
+
+    __slots__ = (
+        "base_offset",
+        "block",
+        "end_offset",
+        "ends",
+        "max_timestamp_ms",
+        "positions",
+        "size_bytes",
+        "sizes",
+        "state",
+    )
+
+    def __init__(self, block: CacheBlock, base_offset: int) -> None:
+        self.block = block
+        self.base_offset = base_offset
+        self.end_offset = base_offset
+        """Exclusive."""
+        self.ends = array("q")
+        """Exclusive end offset of each payload."""
+        self.positions = array("q")
+        """Where each payload starts in the arena's memory."""
+        self.sizes = array("i")
+        self.size_bytes = 0
+        self.max_timestamp_ms = -1
+        self.state: bytes | None = None
+        """State of the stream as of `end_offset`, taken when the block was sealed."""
+
+    def add(self, end_offset: int, position: int, size: int, max_timestamp_ms: int) -> None:
+        """Index one more payload."""
+        self.ends.append(end_offset)
+        self.positions.append(position)
+        self.sizes.append(size)
+        self.end_offset = end_offset
+        self.size_bytes += size
+        if max_timestamp_ms > self.max_timestamp_ms:
+            self.max_timestamp_ms = max_timestamp_ms
+
+
+class CacheBlock:
+    """A contiguous stretch of the arena and what lies in it."""
+
+    __slots__ = (
+        "end_position",
+        "opened_at",
+        "parts",
+        "pins",
+        "size_bytes",
+        "start_position",
+        "state",
+        "wal_end_offset",
+    )
+
+    def __init__(self, start_position: int, wal_end_offset: int) -> None:
+        self.start_position = start_position
+        self.end_position = start_position
+        """Exclusive; set when the block is sealed."""
+        self.wal_end_offset = wal_end_offset
+        """Exclusive log offset of its last frame: once that is durable the block may be uploaded."""
+        self.opened_at: float | None = None
+        """Loop time of its first append."""
+        self.size_bytes = 0
+        """Payload bytes."""
+        self.state = BlockState.OPEN
+        self.parts: dict[StreamId, tuple[StreamTail, BlockPart]] = {}
+        self.pins: dict[PinHolder, int] = {}
+
+    def pin(self, holder: PinHolder) -> None:
+        """Keep this block and every later one in memory until `unpin`."""
+        self.pins[holder] = self.pins.get(holder, 0) + 1
+
+    def unpin(self, holder: PinHolder) -> None:
+        """Undo one `pin`."""
+        count = self.pins[holder] - 1
+        if count:
+            self.pins[holder] = count
+        else:
+            del self.pins[holder]
+
+
+class TailRead(NamedTuple):
+    """Payloads found in the log cache."""
+
+    payloads: list[memoryview]
+    """Views into the arena: use them within this callback, or pin `block` while they are out."""
+    size_bytes: int
+    block: CacheBlock | None
+    """The oldest block touched; None where nothing was found."""
+
+
+class StreamTail:
+    """What the log cache holds of one stream."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self) -> None:
+        self.parts: list[BlockPart] = []
+
+    @property
+    def base_offset(self) -> int | None:
+        """First offset in the cache; None where it holds nothing of the stream."""
+        return self.parts[0].base_offset if self.parts else None
+
+    def open_part(self, stream_id: StreamId, block: CacheBlock, base_offset: int) -> BlockPart:
+        """Start the stream's part in the open block."""
+        assert not self.parts or self.parts[-1].end_offset == base_offset, "a stream's tail has no gaps"
+        part = BlockPart(block, base_offset)
+        self.parts.append(part)
+        block.parts[stream_id] = (self, part)
+        return part
+
+    def evict(self, part: BlockPart) -> None:
+        """Forget the oldest part."""
+        assert self.parts[0] is part, "parts are evicted in order"
+        del self.parts[0]
+
+    def read(self, arena: Arena, offset: int, end_offset: int, max_bytes: int) -> TailRead | None:
+        """Whole payloads from the one that holds `offset` on, below `end_offset`, at least one, about `max_bytes`.
+
+        None where the cache does not reach back to `offset`.
+        """
+        parts = self.parts
+        if not parts or offset < parts[0].base_offset:
+            return None
+        payloads: list[memoryview] = []
+        if offset >= end_offset:
+            return TailRead(payloads, 0, None)
+        at = len(parts) - 1
+        while parts[at].base_offset > offset:
+            at -= 1
+        view = arena.view
+        first_block = parts[at].block
+        total = 0
+        while at < len(parts):
+            part = parts[at]
+            ends = part.ends
+            positions = part.positions
+            sizes = part.sizes
+            first = bisect_right(ends, offset)
+            # Only payloads wholly below `end_offset` (the high watermark) may be seen.
+            last = len(ends) if part.end_offset <= end_offset else bisect_right(ends, end_offset)
+            for i in range(first, last):
+                size = sizes[i]
+                if total + size > max_bytes and payloads:
+                    return TailRead(payloads, total, first_block)
+                position = positions[i]
+                payloads.append(view[position : position + size])
+                total += size
+            if last < len(ends):
+                break
+            offset = part.end_offset
+            at += 1
+        return TailRead(payloads, total, first_block if payloads else None)

@@ -1,0 +1,501 @@
+"""The storage engine of one node: append, read, trim on streams, over one WAL, one arena and one object store.
+
+Always true:
+- A payload is acknowledged (`on_done(None)`) only after the WAL said it is durable, in WAL order, while its stream is open.
+- Memory is bounded by the arena and the block cache. When the arena or the WAL is full, `reserve` gives None and the
+  caller stops reading its socket until `room`; nothing is queued here.
+- A block of the log cache is sealed on size, on age or by force; its state blocks are taken at that moment, as of
+  the end of its data. Sealing never happens in the middle of an append.
+- When the WAL fails, or the metadata refuses this node, the engine is fenced: `failed` is set, nothing more is acknowledged.
+- Two halves: the hot path is synchronous (reserve, append, durable), all else is a task that `close` cancels and awaits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from s3stream.config import StorageSettings
+from s3stream.errors import StorageError, StorageFenced, StreamClosed, StreamFenced
+from s3stream.log_cache import BlockPart, BlockState, CacheBlock, PinHolder
+from s3stream.metadata import CommitResult, OpenedStream, SkipReason, StreamId, StreamMetadata
+from s3stream.object_writer import Payload, StreamData
+from s3stream.objectstore import Buffer, ObjectStore
+from s3stream.paths import Paths
+from s3stream.payload import PayloadFormat
+from s3stream.stream import Stream
+from s3stream.upload import Uploader
+from wal.arena import ALIGNMENT_BYTES, Arena
+from wal.log import RecoveredFrame, WriteAheadLog
+
+__all__ = ["ColdReader", "OnDone", "Storage"]
+
+_log = logging.getLogger("tidelog.storage")
+
+OnDone = Callable[[StorageError | None], None]
+"""How an append ends: None once it is durable, or why it never will be acknowledged."""
+
+
+class ColdReader(Protocol):
+    """Reads what is in committed objects only."""
+
+    async def read(self, stream_id: StreamId, offset: int, end_offset: int, max_bytes: int) -> list[Buffer]:
+        """Whole payloads from the one that holds `offset` on, below `end_offset`, at least one."""
+
+    async def read_state(self, stream_id: StreamId) -> tuple[int, bytes] | None:
+        """The newest state block and the (exclusive) end offset that it accounts for."""
+
+    async def payload_for_timestamp(
+        self, stream_id: StreamId, timestamp_ms: int, start_offset: int, end_offset: int
+    ) -> Buffer | None:
+        """The first payload in [start_offset, end_offset) whose largest timestamp is at or past `timestamp_ms`."""
+
+    async def close(self) -> None:
+        """Give up what is under way."""
+
+
+class Storage:
+    """Append, read and trim. `start` recovers the WAL, `run` begins uploads, `close` uploads and trims everything."""
+
+    def __init__(
+        self,
+        *,
+        wal: WriteAheadLog,
+        arena: Arena,
+        metadata: StreamMetadata,
+        store: ObjectStore,
+        paths: Paths,
+        reader: ColdReader,
+        payload_format: PayloadFormat,
+        settings: StorageSettings,
+        rng: random.Random,
+        on_failed: Callable[[BaseException], None],
+    ) -> None:
+        self.arena = arena
+        self.metadata = metadata
+        self.reader = reader
+        self.payload_format = payload_format
+        self.settings = settings
+        self.streams: dict[StreamId, Stream] = {}
+        self.failed: StorageFenced | None = None
+        """Why this engine acknowledges nothing more."""
+        self._wal = wal
+        self._tell_failed = on_failed
+        self._upload_size_bytes = min(
+            settings.upload_size_bytes, wal.capacity_bytes // 4, arena.size_bytes // 4
+        )  # a quarter: one block fills while others are put and committed
+        self._uploader = Uploader(
+            store=store,
+            metadata=metadata,
+            paths=paths,
+            describe=self._describe,
+            on_committed=self._committed,
+            on_failed=self._fail,
+            parallelism=settings.upload_parallelism,
+            block_size_bytes=settings.block_size_bytes,
+            stream_object_min_bytes=settings.stream_object_min_bytes,
+            rng=rng,
+        )
+        self._block = CacheBlock(arena.head, wal.trim_offset)
+        self._blocks: deque[CacheBlock] = deque()
+        """Sealed and committed blocks that still hold memory, oldest first."""
+        self._pending: deque[tuple[int, Stream, int, OnDone | None]] = deque()
+        """Appends that are not durable yet: (WAL end offset, stream, stream end offset, callback)."""
+        self._room: asyncio.Event | None = None
+        self._trim_wanted: int = wal.trim_offset
+        self._trim_event = asyncio.Event()
+        self._reserved_bytes = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closing = False
+        self.appended_bytes = 0
+        """Payload bytes appended since start."""
+        self.recovered_bytes = 0
+        wal.set_listeners(self._durable, self._fail)
+
+    # ---- life -------------------------------------------------------------------------------------------------
+
+    async def start(self, stream_ids: Sequence[StreamId]) -> dict[StreamId, Stream]:
+        """Open this node's streams and recover the WAL into them; nothing is uploaded before `run`, unless memory runs out.
+
+        The streams are complete when this returns: their producer state can be rebuilt (`newest_state`, `replay`).
+
+        Raises:
+            WalCorrupt: acknowledged frames are missing; nothing was changed.
+            StorageError: the WAL does not continue what the metadata has committed.
+        """
+        streams = await self.open_streams(stream_ids)
+        recovered_end = self._wal.trim_offset
+        async for frame in self._wal.recover():
+            await self._recover_frame(frame)
+            recovered_end = frame.end_offset
+        self._block.wal_end_offset = max(self._block.wal_end_offset, recovered_end)
+        # The WAL lays out its image in aligned extents: give it an aligned head to start from.
+        self._align_head()
+        self._uploader.durable(self._wal.durable_offset)
+        if not self._block.parts and not self._blocks:
+            self._want_trim(recovered_end)
+        return streams
+
+    def run(self) -> None:
+        """Begin timed uploads and WAL trims. Call it when the state of recovered streams has been rebuilt."""
+        loop = asyncio.get_running_loop()
+        self._tasks.append(loop.create_task(self._seal_by_age()))
+        self._tasks.append(loop.create_task(self._trim_wal()))
+
+    async def close(self, *, timeout_s: float) -> bool:
+        """Upload and trim everything, close the streams and the WAL. The caller has stopped appending.
+
+        Returns False where not everything got through in time: it stays in the WAL for the next start, nothing
+        acknowledged is lost.
+        """
+        if self._closing:
+            return True
+        self._closing = True
+        complete = False
+        try:
+            if self.failed is None:
+                async with asyncio.timeout(timeout_s):
+                    await self._flush_all()
+                    await self._stop_tasks()
+                    await self._wal.trim(self._wal.durable_offset)
+                    ends = {stream.stream_id: stream.confirmed_offset for stream in self.streams.values()}
+                    self._close_streams("the node is shutting down")
+                    await self.metadata.close_streams(ends)
+                    complete = True
+        except (TimeoutError, StorageError) as error:
+            _log.warning("closed before everything was uploaded; the WAL keeps the rest: %r", error)
+        finally:
+            self._close_streams("the node is shutting down")
+            await self._stop_tasks()
+            await self._uploader.close()
+            await self.reader.close()
+            await self._wal.close()
+        return complete
+
+    def _close_streams(self, why: str) -> None:
+        for stream in list(self.streams.values()):
+            stream.close(StreamClosed(f"stream {stream.stream_id} is closed: {why}"))
+
+    async def _stop_tasks(self) -> None:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _fail(self, error: BaseException) -> None:
+        """Fence the engine: whatever was not acknowledged never will be by this process."""
+        if self.failed is not None:
+            return
+        self.failed = failed = StorageFenced(f"this node acknowledges nothing more; restart it to recover ({error})")
+        failed.__cause__ = error
+        pending, self._pending = self._pending, deque()
+        for _, _, _, on_done in pending:
+            if on_done is not None:
+                on_done(failed)
+        for stream in list(self.streams.values()):
+            closed = StreamClosed(str(failed))
+            closed.__cause__ = failed
+            stream.close(closed)
+        self._wake_room()
+        self._tell_failed(failed)
+
+    # ---- streams ----------------------------------------------------------------------------------------------
+
+    async def open_streams(self, stream_ids: Sequence[StreamId]) -> dict[StreamId, Stream]:
+        """Open streams on this node. Deleted ones are left out of the answer."""
+        if not stream_ids:
+            return {}
+        opened: dict[StreamId, Stream] = {}
+        for found in await self.metadata.open_streams(stream_ids):
+            opened[found.stream_id] = self._add_stream(found)
+        return opened
+
+    def _add_stream(self, found: OpenedStream) -> Stream:
+        former = self.streams.get(found.stream_id)
+        if former is not None:
+            former.close(StreamFenced(f"stream {found.stream_id} was opened again with a newer leader epoch"))
+        stream = Stream(self, found.stream_id, found.leader_epoch, found.log_start_offset, found.committed_end_offset)
+        self.streams[found.stream_id] = stream
+        return stream
+
+    def forget_stream(self, stream_id: StreamId, reason: StreamClosed) -> None:
+        """Close a stream that was deleted or moved. What is cached of it goes with its blocks."""
+        stream = self.streams.pop(stream_id, None)
+        if stream is not None:
+            stream.close(reason)
+
+    # ---- append: the hot path -----------------------------------------------------------------------------------
+
+    def reserve(self, size: int) -> memoryview | None:
+        """Room for one payload in the arena, or None: stop reading the socket and wait for `room`.
+
+        Fill the view, check it, stamp it with `stream.next_offset` and `stream.leader_epoch`, then `append` or `cancel`
+        within the same callback.
+
+        Raises:
+            StorageFenced: the engine has failed.
+            PayloadTooLarge: no arena or WAL of this size will ever take it.
+        """
+        if self.failed is not None:
+            raise self.failed
+        if self._block.size_bytes >= self._upload_size_bytes:
+            self.seal()
+        view = self._wal.reserve(size)
+        if view is None:
+            view = self._reserve_after_eviction(size)
+            if view is None:
+                return None
+        self._reserved_bytes = size
+        return view
+
+    def _reserve_after_eviction(self, size: int) -> memoryview | None:
+        # Recovered memory is given back block by block until the reservation fits.
+        while self._evict_oldest():
+            view = self._wal.reserve(size)
+            if view is not None:
+                return view
+        if self._block.size_bytes:
+            self.seal()  # else a full WAL whose data sits in the open block would wait for its age
+        for block in self._blocks:
+            if block.pins:
+                for holder in list(block.pins):
+                    holder.revoke()
+                break
+        return None
+
+    def append(self, stream: Stream, record_count: int, max_timestamp_ms: int, on_done: OnDone | None) -> int:
+        """Append the reserved payload to a stream; returns its base offset.
+
+        `on_done` is called once, later, on the event loop, in append order among all streams.
+
+        Raises:
+            StreamClosed: the stream is not open here (the reservation is given back).
+        """
+        if stream.closed is not None:
+            self._wal.cancel()
+            raise stream.closed
+        wal = self._wal
+        base_offset = stream.next_offset
+        position = wal.reserved_position
+        wal_end_offset = wal.append(
+            stream_id=stream.stream_id,
+            leader_epoch=stream.leader_epoch,
+            base_offset=base_offset,
+            record_count=record_count,
+        )
+        end_offset = base_offset + record_count
+        stream.next_offset = end_offset
+        block = self._block
+        part = stream.part
+        if part is None or part.block is not block:
+            part = self._open_part(stream, base_offset)
+        size = self._reserved_bytes
+        part.add(end_offset, position, size, max_timestamp_ms)
+        block.size_bytes += size
+        block.wal_end_offset = wal_end_offset
+        self.appended_bytes += size
+        self._pending.append((wal_end_offset, stream, end_offset, on_done))
+        return base_offset
+
+    def cancel(self) -> None:
+        """Give the reservation back: nothing was appended."""
+        self._wal.cancel()
+
+    def _open_part(self, stream: Stream, base_offset: int) -> BlockPart:
+        block = self._block
+        if block.opened_at is None:
+            block.opened_at = asyncio.get_running_loop().time()
+        part = stream.part = stream.tail.open_part(stream.stream_id, block, base_offset)
+        return part
+
+    def _durable(self, wal_offset: int) -> None:
+        """The WAL is durable up to here: confirm in order, acknowledge, wake readers once."""
+        pending = self._pending
+        touched: set[Stream] = set()
+        while pending and pending[0][0] <= wal_offset:
+            _, stream, end_offset, on_done = pending.popleft()
+            if stream.closed is None:
+                stream.confirmed_offset = end_offset
+                if stream.listener is not None:
+                    touched.add(stream)
+                if on_done is not None:
+                    on_done(None)
+            elif on_done is not None:
+                on_done(stream.closed)
+        for stream in touched:
+            if stream.listener is not None:
+                stream.listener()
+        self._uploader.durable(wal_offset)
+
+    def unpin(self, block: CacheBlock, holder: PinHolder) -> None:
+        """Undo one `block.pin(holder)`; whoever waits for room looks again."""
+        block.unpin(holder)
+        if not block.pins:
+            self._wake_room()
+
+    async def room(self) -> None:
+        """Wait until a reservation that got None is worth trying again."""
+        if self._room is None:
+            self._room = asyncio.Event()
+        await self._room.wait()
+
+    def _wake_room(self) -> None:
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+
+    # ---- sealing, upload, eviction ----------------------------------------------------------------------------
+
+    def seal(self) -> None:
+        """Seal the open block, if it holds anything, and hand it to the uploader."""
+        block = self._block
+        if not block.parts:
+            return
+        for stream_id, (_, part) in block.parts.items():
+            stream = self.streams.get(stream_id)
+            # A stream that was opened anew has a part of its own: this one's state died with its epoch.
+            if stream is not None and stream.part is part and stream.state_source is not None:
+                part.state = stream.state_source()
+        block.state = BlockState.SEALED
+        block.end_position = self.arena.head
+        self._blocks.append(block)
+        self._block = CacheBlock(self.arena.head, block.wal_end_offset)
+        self._uploader.submit(block)
+
+    async def flush(self, stream_id: StreamId, end_offset: int) -> None:
+        """Wait until objects hold a stream up to a confirmed offset."""
+        committed = self.metadata.committed_end_offset(stream_id)
+        if committed is not None and committed < end_offset:
+            self.seal()
+            await self._uploader.drain()
+
+    async def _flush_all(self) -> None:
+        while self._block.parts:
+            self.seal()
+            await self._uploader.drain()
+        await self._uploader.drain()
+
+    def _describe(self, block: CacheBlock) -> list[StreamData]:
+        """What the uploader puts of a block: deleted and closed streams left out, sorted by stream."""
+        view = self.arena.view
+        bounds = self.payload_format.bounds
+        described: list[StreamData] = []
+        for stream_id in sorted(block.parts):
+            part = block.parts[stream_id][1]
+            stream = self.streams.get(stream_id)
+            if stream is None or isinstance(stream.closed, StreamFenced):
+                continue
+            payloads = [
+                Payload.of(bounds(view, position), view[position : position + size])
+                for position, size in zip(part.positions, part.sizes, strict=True)
+            ]
+            described.append(
+                StreamData(stream_id=stream_id, leader_epoch=stream.leader_epoch, payloads=payloads, state=part.state)
+            )
+        return described
+
+    def _committed(self, block: CacheBlock, result: CommitResult) -> None:
+        for stream_id, reason in result.skipped.items():
+            closed = StreamClosed if reason is SkipReason.DELETED else StreamFenced
+            self.forget_stream(stream_id, closed(f"stream {stream_id}: {reason.value}"))
+        self._want_trim(block.wal_end_offset)
+        self._wake_room()
+
+    def _evict_oldest(self) -> bool:
+        """Give the oldest block's memory back, if it is committed and nobody holds it."""
+        if not self._blocks:
+            return False
+        block = self._blocks[0]
+        if block.state is not BlockState.COMMITTED or block.pins:
+            return False
+        self._blocks.popleft()
+        for tail, part in block.parts.values():
+            tail.evict(part)
+        block.parts.clear()
+        self.arena.release_to(block.end_position)
+        return True
+
+    def _want_trim(self, wal_offset: int) -> None:
+        if wal_offset > self._trim_wanted:
+            self._trim_wanted = wal_offset
+            self._trim_event.set()
+
+    async def _trim_wal(self) -> None:
+        """Trim as commits come in; several of them in one header write."""
+        while True:
+            await self._trim_event.wait()
+            self._trim_event.clear()
+            try:
+                await self._wal.trim(self._trim_wanted)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                self._fail(error)
+                return
+            self._wake_room()
+
+    async def _seal_by_age(self) -> None:
+        """Upload what has waited long enough, also under little load."""
+        loop = asyncio.get_running_loop()
+        max_age_s = self.settings.upload_interval_ms / 1000
+        while True:
+            opened_at = self._block.opened_at
+            due = max_age_s if opened_at is None else opened_at + max_age_s - loop.time()
+            if due <= 0:
+                self.seal()
+                due = max_age_s
+            await asyncio.sleep(due)
+
+    # ---- recovery ---------------------------------------------------------------------------------------------
+
+    async def _recover_frame(self, frame: RecoveredFrame) -> None:
+        """Take one frame of the WAL into the log cache, where objects do not hold it already."""
+        stream = self.streams.get(StreamId(frame.stream_id))
+        frame_end_offset = frame.base_offset + frame.record_count
+        if stream is None or frame_end_offset <= stream.next_offset:
+            self._block.wal_end_offset = (
+                frame.end_offset
+            )  # deleted, moved in good order, or committed: its room is free
+            return
+        if frame.base_offset != stream.next_offset:
+            raise StorageError(
+                f"the WAL holds offsets {frame.base_offset}..{frame_end_offset - 1} of stream {frame.stream_id}, but what is "
+                f"known before it ends at {stream.next_offset}: data between is missing. Nothing was changed; "
+                "check that the bucket and the WAL belong together, and whether objects were deleted by hand."
+            )
+        size = len(frame.payload)
+        position = self._recovery_room(size)
+        while position is None:
+            # More in the WAL than memory holds: upload what was recovered so far, without state, and go on.
+            self.seal()
+            room = asyncio.ensure_future(self.room())
+            self._uploader.durable(frame.offset)
+            await room
+            position = self._recovery_room(size)
+        self.arena.slice(position, size)[:] = frame.payload
+        bounds = self.payload_format.bounds(frame.payload, 0)
+        part = stream.part
+        if part is None or part.block is not self._block:
+            part = self._open_part(stream, frame.base_offset)
+        part.add(frame_end_offset, position % self.arena.size_bytes, size, bounds.max_timestamp_ms)
+        stream.next_offset = stream.confirmed_offset = frame_end_offset
+        self._block.size_bytes += size
+        self._block.wal_end_offset = frame.end_offset
+        self.recovered_bytes += size
+        if self._block.size_bytes >= self._upload_size_bytes and self.arena.free_bytes < self.arena.size_bytes // 2:
+            self.seal()
+            self._uploader.durable(frame.end_offset)
+
+    def _recovery_room(self, size: int) -> int | None:
+        while (position := self.arena.reserve(size)) is None and self._evict_oldest():
+            pass
+        return position
+
+    def _align_head(self) -> None:
+        while (short := -self.arena.head % ALIGNMENT_BYTES) and self.arena.reserve(short) is None:
+            if not self._evict_oldest():
+                raise StorageError("the arena has no room for its own alignment")

@@ -1,0 +1,210 @@
+"""One stream as its owner sees it: offsets, tail reads, cold reads, trim.
+
+Always true:
+- log_start_offset <= confirmed_offset <= next_offset. `confirmed_offset` (Kafka's high watermark) never goes back (I3)
+  and never passes what is durable in the WAL; `next_offset` (Kafka's log end offset) is what the next append gets.
+- Only confirmed payloads are read. What the log cache no longer holds is in committed objects.
+- Once `closed` is set, nothing more is acknowledged: pending appends end with that error.
+- All methods belong to one event loop; nothing here decides anything across an await without looking again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from s3stream.errors import OffsetOutOfRange, StorageError, StreamClosed
+from s3stream.log_cache import BlockPart, CacheBlock, StreamTail, TailRead
+from s3stream.metadata import StreamId
+from s3stream.objectstore import Buffer
+
+if TYPE_CHECKING:
+    from s3stream.storage import Storage
+
+__all__ = ["RecoveredState", "Stream", "StreamRead"]
+
+READ_ATTEMPTS = 3
+"""How often a read looks again when the log start moved under it; more often would hide a fault."""
+
+REPLAY_READ_BYTES = 4 << 20
+"""How much a replay asks for at a time: large enough to merge range reads, small beside the memory bound."""
+
+
+class StreamRead(NamedTuple):
+    """Whole payloads, in order, from the one that holds the asked offset on."""
+
+    payloads: list[Buffer]
+    size_bytes: int
+    block: CacheBlock | None
+    """Set where payloads are views into the arena: pin it while they are out. None: they own their memory."""
+
+
+class RecoveredState(NamedTuple):
+    """The newest state block of a stream."""
+
+    end_offset: int
+    """Exclusive: everything below it is accounted for in `data`."""
+    data: bytes
+
+
+class Stream:
+    """A stream that is open on this node. Made by `Storage.open_streams` only."""
+
+    __slots__ = (
+        "_storage",
+        "closed",
+        "confirmed_offset",
+        "leader_epoch",
+        "listener",
+        "log_start_offset",
+        "next_offset",
+        "part",
+        "state_source",
+        "stream_id",
+        "tail",
+    )
+
+    def __init__(
+        self, storage: Storage, stream_id: StreamId, leader_epoch: int, log_start: int, end_offset: int
+    ) -> None:
+        self._storage = storage
+        self.stream_id = stream_id
+        self.leader_epoch = leader_epoch
+        self.log_start_offset = log_start
+        self.confirmed_offset = end_offset
+        """High watermark: exclusive end of what is durable."""
+        self.next_offset = end_offset
+        """Log end offset: what the next append gets."""
+        self.closed: StreamClosed | None = None
+        """Why nothing more is accepted; None while the stream is open."""
+        self.listener: Callable[[], None] | None = None
+        """Called once per WAL completion that advanced `confirmed_offset`, and when the stream closes."""
+        self.state_source: Callable[[], bytes | None] | None = None
+        """Gives the state as of `next_offset` when a block with data of this stream is sealed.
+
+        Called synchronously, never in the middle of an append. None means: unchanged since the last call.
+        """
+        self.tail = StreamTail()
+        self.part: BlockPart | None = None
+        """The part of the open block, or of an older one; the engine's own."""
+
+    def read_cached(self, offset: int, max_bytes: int) -> TailRead | None:
+        """Read from the log cache without waiting; None where it does not reach back to `offset`.
+
+        Views into the arena: use them within this callback, or pin the block. Empty at the confirmed end.
+        """
+        confirmed_offset = self.confirmed_offset
+        if offset == confirmed_offset:
+            return TailRead([], 0, None)
+        return self.tail.read(self._storage.arena, offset, confirmed_offset, max_bytes)
+
+    async def read(self, offset: int, max_bytes: int) -> StreamRead:
+        """Read whole payloads from the one that holds `offset` on; at least one where there is any, about `max_bytes`.
+
+        Raises:
+            OffsetOutOfRange: below the log start or beyond the confirmed end.
+            StreamClosed: the stream is closed on this node.
+            ObjectCorrupt, Unavailable: the objects that hold it cannot be trusted or reached.
+        """
+        for _ in range(READ_ATTEMPTS):
+            if self.closed is not None:
+                raise self.closed
+            if not self.log_start_offset <= offset <= self.confirmed_offset:
+                raise OffsetOutOfRange(
+                    f"offset {offset} of stream {self.stream_id} is outside "
+                    f"[{self.log_start_offset}, {self.confirmed_offset}]"
+                )
+            cached = self.read_cached(offset, max_bytes)
+            if cached is not None:
+                return StreamRead(list(cached.payloads), cached.size_bytes, cached.block)
+            base_offset = self.tail.base_offset
+            end_offset = self.confirmed_offset if base_offset is None else base_offset
+            payloads = await self._storage.reader.read(self.stream_id, offset, end_offset, max_bytes)
+            if payloads:
+                return StreamRead(payloads, sum(len(payload) for payload in payloads), None)
+            # Nothing there: a trim passed the offset while we read. Look again.
+        raise StorageError(f"offset {offset} of stream {self.stream_id} is neither in an object nor in the log cache")
+
+    async def payload_for_timestamp(self, timestamp_ms: int) -> Buffer | None:
+        """The first payload whose largest timestamp is at or past `timestamp_ms`, looking at confirmed data only.
+
+        A payload's records are in the caller's hands: the first of them that matches is in this payload.
+        """
+        base_offset = self.tail.base_offset
+        end_offset = self.confirmed_offset if base_offset is None else base_offset
+        if end_offset > self.log_start_offset:
+            found = await self._storage.reader.payload_for_timestamp(
+                self.stream_id, timestamp_ms, self.log_start_offset, end_offset
+            )
+            if found is not None:
+                return found
+        bounds = self._storage.payload_format.bounds
+        for part in self.tail.parts:
+            if part.max_timestamp_ms < timestamp_ms or part.end_offset <= self.log_start_offset:
+                continue
+            for payload in self._confirmed_payloads(part):
+                found_bounds = bounds(payload, 0)
+                if found_bounds.max_timestamp_ms >= timestamp_ms and found_bounds.end_offset > self.log_start_offset:
+                    return bytes(payload)
+        return None
+
+    async def max_timestamp(self) -> int:
+        """Largest timestamp of any confirmed payload past the log start, -1 where there is none (KIP-734)."""
+        largest = -1
+        for found in self._storage.metadata.ranges(self.stream_id):
+            if found.range.end_offset > self.log_start_offset:
+                largest = max(largest, found.range.max_timestamp_ms)
+        bounds = self._storage.payload_format.bounds
+        for part in self.tail.parts:
+            if part.max_timestamp_ms > largest:
+                for payload in self._confirmed_payloads(part):
+                    largest = max(largest, bounds(payload, 0).max_timestamp_ms)
+        return largest
+
+    def _confirmed_payloads(self, part: BlockPart) -> list[memoryview]:
+        view = self._storage.arena.view
+        return [
+            view[position : position + size]
+            for position, size, end in zip(part.positions, part.sizes, part.ends, strict=True)
+            if end <= self.confirmed_offset
+        ]
+
+    async def newest_state(self) -> RecoveredState | None:
+        """The newest state block in objects, None where there never was one."""
+        return await self._storage.reader.read_state(self.stream_id)
+
+    async def replay(self, offset: int) -> AsyncIterator[Buffer]:
+        """Every confirmed payload from `offset` on, in order; each is valid until the next is asked for."""
+        offset = max(offset, self.log_start_offset)
+        bounds = self._storage.payload_format.bounds
+        while offset < self.confirmed_offset:
+            found = await self.read(offset, REPLAY_READ_BYTES)
+            # Copied: the views are not pinned, and the caller may wait between two of them.
+            payloads = [bytes(payload) for payload in found.payloads] if found.block is not None else found.payloads
+            for payload in payloads:
+                offset = bounds(payload, 0).end_offset
+                yield payload
+
+    async def trim(self, log_start_offset: int) -> None:
+        """Raise the log start (retention, DeleteRecords); committed when this returns, and never lowered.
+
+        Raises:
+            OffsetOutOfRange: beyond the confirmed end.
+        """
+        if log_start_offset > self.confirmed_offset:
+            raise OffsetOutOfRange(
+                f"cannot trim stream {self.stream_id} to {log_start_offset}: it ends at {self.confirmed_offset}"
+            )
+        if log_start_offset <= self.log_start_offset:
+            return
+        # The metadata knows only of committed offsets: what is trimmed must have passed through an object.
+        await self._storage.flush(self.stream_id, log_start_offset)
+        await self._storage.metadata.trim_streams({self.stream_id: log_start_offset})
+        self.log_start_offset = max(self.log_start_offset, log_start_offset)
+
+    def close(self, reason: StreamClosed) -> None:
+        """Accept nothing more: the stream moved, was deleted, or the node was fenced."""
+        if self.closed is None:
+            self.closed = reason
+            if self.listener is not None:
+                self.listener()
