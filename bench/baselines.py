@@ -1,0 +1,212 @@
+"""What the machine itself can do, measured with as little program as possible: the other half of every ratio.
+
+Always true:
+- Each baseline does the same system calls as the part of the broker it stands beside, and nothing else.
+- The far end runs in a process of its own, as a client does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.load import round_trips
+
+__all__ = [
+    "BaselineUnavailable",
+    "fio_dsync",
+    "http_put_cpu_s_per_gb",
+    "loopback_bytes_per_s",
+    "loopback_round_trip_us",
+    "sink_server",
+]
+
+_FIO_FILE_BYTES = 1 << 30
+_STREAM_CHUNK_BYTES = 1 << 20
+_STREAM_RECEIVE_BYTES = 256 << 10
+_GB = 1e9
+
+
+class BaselineUnavailable(Exception):
+    """A tool that a baseline needs is missing; the message says which."""
+
+
+def fio_dsync(directory: Path, *, block_size_bytes: int, seconds: float) -> dict[str, float]:
+    """Sequential O_DIRECT|O_DSYNC writes at depth 1 over a file that is already there, as the WAL's ring is.
+
+    Returns bytes_per_s and p50_us.
+    """
+    if shutil.which("fio") is None:
+        raise BaselineUnavailable("fio is needed: apt-get install fio")
+    path = directory / "fio.ring"
+    if not path.exists() or path.stat().st_size != _FIO_FILE_BYTES:
+        zeros = bytes(8 << 20)
+        with path.open("wb") as file:
+            for _ in range(_FIO_FILE_BYTES // len(zeros)):
+                file.write(zeros)
+    done = subprocess.run(
+        [
+            "fio",
+            "--name=wal",
+            f"--filename={path}",
+            f"--size={_FIO_FILE_BYTES}",
+            f"--bs={block_size_bytes}",
+            "--rw=write",
+            "--direct=1",
+            "--sync=dsync",
+            "--ioengine=psync",
+            "--iodepth=1",
+            "--time_based",
+            f"--runtime={seconds}",
+            "--output-format=json",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise BaselineUnavailable(f"fio failed: {done.stdout}{done.stderr}")
+    write = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]["write"]
+    return {"bytes_per_s": write["bw_bytes"], "p50_us": write["clat_ns"]["percentile"]["50.000000"] / 1000}
+
+
+@contextmanager
+def _far_end(role: str, *options: str) -> Iterator[int]:
+    """Run one of the servers below in another process; yields its port."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.baselines", role, *options], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        yield int(process.stdout.readline())
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def loopback_bytes_per_s(*, seconds: float) -> float:
+    """One TCP stream over loopback, into a reused buffer."""
+    data = memoryview(bytes(_STREAM_CHUNK_BYTES))
+    with _far_end("drain") as port, socket.create_connection(("127.0.0.1", port)) as sock:
+        total = 0
+        began = time.perf_counter()
+        warm_until, warm_bytes = began + min(seconds / 4, 0.5), 0
+        while True:
+            sock.sendall(data)
+            total += len(data)
+            now = time.perf_counter()
+            if now < warm_until:
+                began, warm_bytes = now, total
+            elif now - began >= seconds:
+                return (total - warm_bytes) / (now - began)
+
+
+def loopback_round_trip_us(*, request_bytes: int, response_bytes: int, seconds: float) -> float:
+    """p50 of a request and its response over loopback, with a blocking server that does nothing else."""
+    with (
+        _far_end("echo", "--request-bytes", str(request_bytes), "--response-bytes", str(response_bytes)) as port,
+        socket.create_connection(("127.0.0.1", port)) as sock,
+    ):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        result = round_trips(
+            sock, bytes(request_bytes), response_bytes, warmup_s=seconds / 4, seconds=seconds, broker_pid=None
+        )
+    return result["p50_us"]
+
+
+@contextmanager
+def sink_server() -> Iterator[int]:
+    """An HTTP server that takes any PUT as S3 does and forgets it: the cheapest store there is. Yields its port."""
+    with _far_end("http") as port:
+        yield port
+
+
+def http_put_cpu_s_per_gb(*, object_bytes: int, seconds: float) -> float:
+    """Client CPU of PUTs written to a bare socket: what any HTTP client must spend at least."""
+    data = memoryview(bytes(object_bytes))
+    head = f"PUT /bucket/key HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {object_bytes}\r\n\r\n".encode()
+    with sink_server() as port, socket.create_connection(("127.0.0.1", port)) as sock:
+        puts = 0
+        began, cpu_began = time.perf_counter(), time.process_time()
+        while time.perf_counter() - began < seconds:
+            sock.sendall(head)
+            sock.sendall(data)
+            if not sock.recv(4096).startswith(b"HTTP/1.1 200"):
+                raise BaselineUnavailable("the HTTP sink refused a PUT")
+            puts += 1
+        return (time.process_time() - cpu_began) / (puts * object_bytes / _GB)
+
+
+def _serve_drain(sock: socket.socket) -> None:
+    buffer = bytearray(_STREAM_RECEIVE_BYTES)
+    while sock.recv_into(buffer):
+        pass
+
+
+def _serve_echo(sock: socket.socket, request_bytes: int, response_bytes: int) -> None:
+    buffer = bytearray(request_bytes)
+    response = bytes(response_bytes)
+    while True:
+        if sock.recv_into(buffer, request_bytes, socket.MSG_WAITALL) < request_bytes:
+            return
+        sock.sendall(response)
+
+
+def _serve_http(sock: socket.socket) -> None:
+    buffer = bytearray(_STREAM_RECEIVE_BYTES)
+    pending = b""
+    while True:
+        while b"\r\n\r\n" not in pending:
+            size = sock.recv_into(buffer)
+            if size == 0:
+                return
+            pending += buffer[:size]
+        head, _, body = pending.partition(b"\r\n\r\n")
+        length = 0
+        for line in head.split(b"\r\n")[1:]:
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                length = int(value)
+            if name.lower() == b"expect":
+                sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        missing = length - len(body)
+        pending = body[length:]
+        while missing > 0:
+            size = sock.recv_into(buffer, min(missing, len(buffer)))
+            if size == 0:
+                return
+            missing -= size
+        sock.sendall(b'HTTP/1.1 200 OK\r\nETag: "0123456789abcdef0123456789abcdef"\r\nContent-Length: 0\r\n\r\n')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.baselines")
+    parser.add_argument("role", choices=["drain", "echo", "http"])
+    parser.add_argument("--request-bytes", type=int, default=0)
+    parser.add_argument("--response-bytes", type=int, default=0)
+    args = parser.parse_args()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        print(listener.getsockname()[1], flush=True)
+        while True:
+            sock, _ = listener.accept()
+            with sock:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if args.role == "drain":
+                    _serve_drain(sock)
+                elif args.role == "echo":
+                    _serve_echo(sock, args.request_bytes, args.response_bytes)
+                else:
+                    _serve_http(sock)
+
+
+if __name__ == "__main__":
+    main()
