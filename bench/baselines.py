@@ -8,7 +8,9 @@ Always true:
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -18,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.load import round_trips
+from bench.load import BLOB_BYTES, RECEIVE_BYTES, round_trips
 
 __all__ = [
     "BaselineUnavailable",
@@ -31,7 +33,6 @@ __all__ = [
 
 _FIO_FILE_BYTES = 1 << 30
 _STREAM_CHUNK_BYTES = 1 << 20
-_STREAM_RECEIVE_BYTES = 256 << 10
 _GB = 1e9
 
 
@@ -94,20 +95,22 @@ def _far_end(role: str, *options: str) -> Iterator[int]:
 
 
 def loopback_bytes_per_s(*, seconds: float) -> float:
-    """One TCP stream over loopback, into a reused buffer."""
-    data = memoryview(bytes(_STREAM_CHUNK_BYTES))
+    """One TCP stream over loopback, from as much memory as the load generator's, into a buffer as small as its own."""
+    blob = memoryview(os.urandom(BLOB_BYTES))
+    chunks = itertools.cycle([blob[at : at + _STREAM_CHUNK_BYTES] for at in range(0, BLOB_BYTES, _STREAM_CHUNK_BYTES)])
     with _far_end("drain") as port, socket.create_connection(("127.0.0.1", port)) as sock:
         total = 0
         began = time.perf_counter()
         warm_until, warm_bytes = began + min(seconds / 4, 0.5), 0
-        while True:
-            sock.sendall(data)
-            total += len(data)
+        for chunk in chunks:
+            sock.sendall(chunk)
+            total += len(chunk)
             now = time.perf_counter()
             if now < warm_until:
                 began, warm_bytes = now, total
             elif now - began >= seconds:
                 return (total - warm_bytes) / (now - began)
+    raise AssertionError("an endless cycle ended")
 
 
 def loopback_round_trip_us(*, request_bytes: int, response_bytes: int, seconds: float) -> float:
@@ -147,7 +150,7 @@ def http_put_cpu_s_per_gb(*, object_bytes: int, seconds: float) -> float:
 
 
 def _serve_drain(sock: socket.socket) -> None:
-    buffer = bytearray(_STREAM_RECEIVE_BYTES)
+    buffer = bytearray(RECEIVE_BYTES)
     while sock.recv_into(buffer):
         pass
 
@@ -162,7 +165,7 @@ def _serve_echo(sock: socket.socket, request_bytes: int, response_bytes: int) ->
 
 
 def _serve_http(sock: socket.socket) -> None:
-    buffer = bytearray(_STREAM_RECEIVE_BYTES)
+    buffer = bytearray(RECEIVE_BYTES)
     pending = b""
     while True:
         while b"\r\n\r\n" not in pending:
