@@ -29,6 +29,7 @@ from s3stream.paths import Paths
 from s3stream.payload import PayloadFormat
 from s3stream.stream import Stream
 from s3stream.upload import Uploader
+from wal import crashpoint
 from wal.arena import ALIGNMENT_BYTES, Arena
 from wal.log import RecoveredFrame, WriteAheadLog
 
@@ -314,6 +315,7 @@ class Storage:
 
     def _durable(self, wal_offset: int) -> None:
         """The WAL is durable up to here: confirm in order, acknowledge, wake readers once."""
+        crashpoint.reach("wal.durable")
         pending = self._pending
         touched: set[Stream] = set()
         while pending and pending[0][0] <= wal_offset:

@@ -23,6 +23,7 @@ from s3stream.metadata import CommitObjects, CommitResult, ObjectId, SkipReason,
 from s3stream.object_writer import BuiltObject, StreamData, build_objects
 from s3stream.objectstore import ObjectStore, ObjectStoreError
 from s3stream.paths import Paths
+from wal import crashpoint
 
 __all__ = ["Uploader"]
 
@@ -107,9 +108,11 @@ class Uploader:
             await self._wait_durable(block.wal_end_offset)
             async with self._slots:
                 built = await self._put(block)
+            crashpoint.reach("upload.put")
             if previous is not None:
                 await asyncio.shield(previous)
             result = await self._commit(block, built)
+            crashpoint.reach("upload.committed")
             block.state = BlockState.COMMITTED
             self._on_committed(block, result)
             committed.set_result(None)
