@@ -1,0 +1,184 @@
+"""The directory of a file WAL: `lock`, `fence` and `wal`, one process at a time.
+
+Always true:
+- `lock` is held (flock) while a process has the WAL open; it goes when the process does, its last write included.
+- `wal` appears under its name only when it is whole: size set aside, header written, all of it durable. So a
+  file without an intact header is damage and never a fresh start.
+- `fence` is one word in shared memory: logs of that epoch or an older one acknowledge nothing more. It serves a
+  recoverer on the same host; it need not survive the host, because neither does the process it fences.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import struct
+from pathlib import Path
+
+from wal.errors import WalLocked, WalUnavailable
+from wal.header import RING_START_BYTES, WalHeader, choose_header, initial_image
+
+__all__ = ["FenceWord", "WalDirectory", "fence"]
+
+_WAL_NAME = "wal"
+_NEW_NAME = "wal.new"
+_LOCK_NAME = "lock"
+_FENCE_NAME = "fence"
+_FENCE = struct.Struct("<Q")
+"""The highest fenced epoch plus one, so that a file of zeros fences nothing."""
+
+
+class FenceWord:
+    """The fence, mapped: reading it costs no system call."""
+
+    def __init__(self, directory: Path) -> None:
+        """Make the word where it is missing."""
+        fd = os.open(directory / _FENCE_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.ftruncate(fd, _FENCE.size)
+            self._map = mmap.mmap(fd, _FENCE.size)
+        finally:
+            os.close(fd)
+
+    def fenced_epoch(self) -> int:
+        """Logs of this epoch or an older one are fenced; -1 where none is."""
+        epoch: int = _FENCE.unpack_from(self._map)[0]
+        return epoch - 1
+
+    def raise_to(self, wal_epoch: int) -> None:
+        """Fence every log of `wal_epoch` or older."""
+        if wal_epoch > self.fenced_epoch():
+            _FENCE.pack_into(self._map, 0, wal_epoch + 1)
+
+
+class WalDirectory:
+    """An open directory: locked until `close`."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the directory where it is missing, and lock it.
+
+        Raises:
+            WalLocked: another process has it.
+            WalUnavailable: it cannot be made, or not written.
+        """
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock_fd = os.open(path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise _unavailable(path, error) from error
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock_fd)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise WalLocked(
+                    f"the WAL in {path} is open in another process: stop that one, or give this node a directory of its own"
+                ) from error
+            raise _unavailable(path, error) from error
+        try:
+            self.fence = FenceWord(path)
+        except OSError as error:
+            self.close()
+            raise _unavailable(path, error) from error
+
+    @property
+    def has_wal(self) -> bool:
+        """Whether a WAL was ever completed here."""
+        return (self.path / _WAL_NAME).exists()
+
+    def create(self, header: WalHeader) -> None:
+        """Make the file: quick, because its space is only set aside, not written.
+
+        Raises:
+            WalUnavailable: no room for the capacity, or the directory is read-only.
+        """
+        size_bytes = RING_START_BYTES + header.capacity_bytes
+        new = self.path / _NEW_NAME
+        try:
+            fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            try:
+                os.posix_fallocate(fd, 0, size_bytes)
+                image = initial_image(header)
+                assert os.pwrite(fd, image, 0) == len(image), "the file system took a part of two blocks"
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(new, self.path / _WAL_NAME)
+            for directory in (self.path, self.path.parent):
+                _sync_directory(directory)
+        except OSError as error:
+            new.unlink(missing_ok=True)
+            raise _unavailable(self.path, error, size_bytes) from error
+
+    def open_file(self) -> tuple[int, int]:
+        """Open the file for durable writes: its descriptor and its size in bytes.
+
+        O_DIRECT where the file system takes it (tmpfs and some overlays do not).
+        """
+        path = self.path / _WAL_NAME
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_DSYNC
+        try:
+            fd = _open_direct(path, flags)
+            if fd is None:
+                fd = os.open(path, flags)
+            return fd, os.fstat(fd).st_size
+        except OSError as error:
+            raise _unavailable(self.path, error) from error
+
+    def close(self) -> None:
+        """Unlock. Calling it again does nothing."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+
+def fence(path: Path) -> int:
+    """Fence the log in a directory, whoever has it open; returns the epoch fenced.
+
+    What was acknowledged before this call returns can be read from then on; nothing is acknowledged after it.
+    """
+    with open(path / _WAL_NAME, "rb") as file:
+        header = choose_header(file.read(RING_START_BYTES))
+    FenceWord(path).raise_to(header.wal_epoch)
+    return header.wal_epoch
+
+
+def _open_direct(path: Path, flags: int) -> int | None:
+    try:
+        fd = os.open(path, flags | os.O_DIRECT)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return None
+        raise
+    try:  # some file systems take the flag and refuse the I/O
+        with mmap.mmap(-1, RING_START_BYTES) as memory:
+            os.preadv(fd, [memory], 0)
+    except OSError as error:
+        os.close(fd)
+        if error.errno == errno.EINVAL:
+            return None
+        raise
+    return fd
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _unavailable(path: Path, error: OSError, size_bytes: int = 0) -> WalUnavailable:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = f"it needs {size_bytes} bytes: make room, or set a smaller capacity"
+    elif error.errno == errno.EROFS:
+        advice = "the file system is read-only: mount it writable, or choose another directory"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        advice = "this user may not write there: change the owner, or choose another directory"
+    else:
+        advice = "choose another directory, or repair this one"
+    return WalUnavailable(f"the WAL in {path} cannot be opened ({error.strerror}): {advice}")

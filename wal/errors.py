@@ -1,0 +1,51 @@
+"""What can go wrong in the write-ahead log, few and prescriptive: each message says what to do."""
+
+from __future__ import annotations
+
+__all__ = [
+    "PayloadTooLarge",
+    "WalConfigInvalid",
+    "WalCorrupt",
+    "WalError",
+    "WalFenced",
+    "WalLocked",
+    "WalMismatch",
+    "WalUnavailable",
+    "WalUnsupportedFormat",
+]
+
+
+class WalError(Exception):
+    """What every error of the write-ahead log is."""
+
+
+class WalConfigInvalid(WalError):
+    """The WAL's URI cannot be used as it stands."""
+
+
+class WalUnavailable(WalError):
+    """The WAL's place cannot be opened or created: no room, no permission, read-only."""
+
+
+class WalLocked(WalError):
+    """Another living process has this WAL open."""
+
+
+class WalMismatch(WalError):
+    """The WAL found belongs to another node, another cluster or another configuration: not ours to touch."""
+
+
+class WalUnsupportedFormat(WalError):
+    """The WAL was written by a newer version: upgrade this node."""
+
+
+class WalCorrupt(WalError):
+    """What was acknowledged is provably missing or damaged. Never repaired silently."""
+
+
+class WalFenced(WalError):
+    """A write failed or somebody fenced this log: nothing more becomes durable here; restart to recover."""
+
+
+class PayloadTooLarge(WalError):
+    """The payload can never fit this WAL: raise the WAL's capacity or the arena, or send smaller batches."""

@@ -1,0 +1,636 @@
+"""The file WAL: a ring on a disk, written straight from the arena with group commit.
+
+Theory of operation. Frames gather at the arena's head in an *extent*: a run of memory that is contiguous in the
+arena and in the log, and starts at a block boundary of both. When the writer is idle the open extent is closed
+(padded to a block) and written as it stands; what arrives meanwhile gathers in the next one. An extent also ends
+where the arena's ring does, and before it gets larger than `GROUP_WRITE_LIMIT_BYTES`.
+
+Always true:
+- One write is in flight at a time, so a crash can tear only the last one, of which nothing was acknowledged.
+- A block belongs to exactly one write: what is durable is never rewritten before it was trimmed.
+- Memory under a write is not touched; the next frame goes behind the padding.
+- The first frame of a write says that everything before the write is durable (see `wal.frame`).
+- The log's place on the disk is `log offset % capacity` behind the headers. A write that would cross the ring's
+  end is done in two parts, and is durable when both are.
+- Space is reused only after the header that gives it up is durable.
+- One failed write, of a frame, a header or formatting, fences the log. Nothing is ever retried in place: after
+  an error nobody knows what the disk holds (cf. "Can Applications Recover from fsync Failures?", ATC '20).
+- Between a write's completion and its acknowledgement the fence is read.
+- Only this log takes memory from the arena's head once the first frame was reserved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from functools import partial
+
+from wal.arena import Arena
+from wal.disk import Disk
+from wal.errors import PayloadTooLarge, WalCorrupt, WalFenced, WalMismatch
+from wal.frame import (
+    BLOCK_SIZE_BYTES,
+    FRAME_ALIGNMENT_BYTES,
+    FRAME_HEADER_SIZE_BYTES,
+    align_block,
+    crc_seed,
+    pack_frame,
+    restamp_confirmed,
+)
+from wal.header import (
+    HEADER_SLOT_COUNT,
+    RING_START_BYTES,
+    WalHeader,
+    choose_header,
+    pack_header,
+    slot_position,
+)
+from wal.log import RecoveredFrame
+from wal.recovery import FrameScan, Hole, Need, floor_block
+
+__all__ = ["GROUP_WRITE_LIMIT_BYTES", "FileWal"]
+
+GROUP_WRITE_LIMIT_BYTES = 4 << 20
+"""Frames stop joining a write at this size: a larger one gains no throughput and makes everybody in it wait."""
+
+RECOVERY_READ_BYTES = 8 << 20
+"""How much recovery reads at once; the buffer grows for frames that are larger."""
+
+FORMAT_STEP_BYTES = 1 << 20
+FORMAT_PAUSE_S = 0.002
+"""Formatting writes one step, then leaves the disk alone for this long: appends come first."""
+
+_MASK = BLOCK_SIZE_BYTES - 1
+_FRAME_ROUND_UP = FRAME_HEADER_SIZE_BYTES + FRAME_ALIGNMENT_BYTES - 1
+_ZEROS = bytes(BLOCK_SIZE_BYTES)
+
+
+def _ignore_durable(offset: int) -> None:
+    """Until `set_listeners`."""
+
+
+def _ignore_failed(error: BaseException) -> None:
+    """Until `set_listeners`."""
+
+
+def _never_fenced() -> int:
+    return -1
+
+
+class FileWal:
+    """`WriteAheadLog` over a `Disk`. Make one with `FileWal.open`, recover it, then append."""
+
+    def __init__(
+        self,
+        *,
+        arena: Arena,
+        disk: Disk,
+        header: WalHeader,
+        fenced_epoch: Callable[[], int],
+        on_point: Callable[[str], None] | None,
+        format_in_background: bool,
+    ) -> None:
+        """Not for callers: see `open`."""
+        self._loop = asyncio.get_running_loop()
+        self._arena = arena
+        self._view = arena.view
+        self._disk = disk
+        self._header = header
+        self._fenced_epoch = fenced_epoch
+        self._on_point = on_point
+        self._format_in_background = format_in_background
+        self._seed = crc_seed(header.wal_id)
+
+        self.wal_id = header.wal_id
+        self.cluster_id = header.cluster_id
+        self.wal_epoch = header.wal_epoch
+        """Grows by one at each opening."""
+        self.capacity_bytes = header.capacity_bytes
+        self.max_payload_bytes = (
+            min(arena.size_bytes // 4, header.capacity_bytes // 2) - FRAME_HEADER_SIZE_BYTES - BLOCK_SIZE_BYTES
+        )
+        """Largest payload that `reserve` takes: it must fit beside others both in the arena and in the ring."""
+        self.trim_offset = header.trim_offset
+        self.durable_offset = header.trim_offset
+        self.end_offset = header.trim_offset
+        self._ring_limit = floor_block(header.trim_offset) + header.capacity_bytes
+        """Exclusive log offset up to which blocks may be written."""
+
+        self._on_durable: Callable[[int], None] = _ignore_durable
+        self._on_failed: Callable[[BaseException], None] = _ignore_failed
+        self._recovery_begun = False
+        self._ready = False
+        self._failure: WalFenced | None = None
+        self._closing = False
+        self._closed: asyncio.Future[None] | None = None
+
+        # The open reservation: where its frame lies in memory and in the log, and what `cancel` puts back.
+        self._reserved_index = -1
+        self._reserved_offset = 0
+        self._reserved_payload_size = 0
+        self._head_before = 0
+
+        # The open extent (index -1: none), and the closed ones that wait: (memory index, log offset, end offset).
+        self._open_index = -1
+        self._open_offset = 0
+        self._waiting: deque[tuple[int, int, int]] = deque()
+        self._idle = True
+        """Neither a write in flight nor one about to start."""
+        self._writing_end = 0
+        self._parts_in_flight = 0
+        self._drained: list[asyncio.Future[None]] = []
+
+        self._header_memory = mmap.mmap(-1, BLOCK_SIZE_BYTES)
+        self._header_block = memoryview(self._header_memory)
+        self._header_in_flight = False
+        self._header_wanted = False
+        self._trim_wanted = header.trim_offset
+        self._header_waiters: list[tuple[int, asyncio.Future[None]]] = []
+
+        self._formatted_bytes = header.formatted_bytes
+        self._formatting_from = -1
+        """Ring position of the formatting step in flight, or -1."""
+        self._formatted = asyncio.Event()
+        self._write_deferred = False
+        self._format_task: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        *,
+        arena: Arena,
+        disk: Disk,
+        cluster_id: str,
+        node_id: int,
+        capacity_bytes: int | None = None,
+        fenced_epoch: Callable[[], int] = _never_fenced,
+        on_point: Callable[[str], None] | None = None,
+        format_in_background: bool = False,
+    ) -> FileWal:
+        """Read the header of a disk that holds a WAL (see `wal.header.initial_image`) and check whose it is.
+
+        Args:
+            arena: Where payloads are laid out; empty, and nobody else's to take from.
+            disk: Taken over: closed by `close`.
+            cluster_id: What the WAL must be stamped with.
+            node_id: Likewise.
+            capacity_bytes: What the configuration says; None takes what is there.
+            fenced_epoch: The fence word: a log of this epoch or an older one acknowledges nothing more.
+            on_point: Told the name of each point passed, for tests that kill the process there.
+            format_in_background: Write zeros through space that was never written, so that later appends recycle it.
+
+        Raises:
+            WalMismatch: another node's, another cluster's, or of another size.
+            WalUnsupportedFormat: a newer version wrote it.
+            WalCorrupt: neither copy of the header is intact.
+        """
+        memory = mmap.mmap(-1, RING_START_BYTES)
+        await _complete(partial(disk.read, 0, memoryview(memory)))
+        header = choose_header(memory[:])
+        _check_identity(header, cluster_id=cluster_id, node_id=node_id, capacity_bytes=capacity_bytes)
+        if disk.size_bytes < RING_START_BYTES + header.capacity_bytes:
+            raise WalCorrupt(
+                f"the WAL file has {disk.size_bytes} bytes, its header speaks of a ring of {header.capacity_bytes}: it was "
+                "cut short; restore the volume, or abandon this WAL"
+            )
+        return cls(
+            arena=arena,
+            disk=disk,
+            header=header,
+            fenced_epoch=fenced_epoch,
+            on_point=on_point,
+            format_in_background=format_in_background,
+        )
+
+    def set_listeners(self, on_durable: Callable[[int], None], on_failed: Callable[[BaseException], None]) -> None:
+        """See `WriteAheadLog`."""
+        self._on_durable = on_durable
+        self._on_failed = on_failed
+
+    # -- recovery
+
+    async def recover(self) -> AsyncIterator[RecoveredFrame]:
+        """See `WriteAheadLog`. The log takes appends once the last frame was asked for."""
+        assert not self._recovery_begun, "a WAL is recovered once"
+        self._recovery_begun = True
+        scan = FrameScan(self._header, self._seed)
+        reader = _RingReader(self._disk, self.capacity_bytes, floor_block(scan.next_offset), scan.limit_offset)
+        while True:
+            found = scan.step(reader.view, reader.start_offset)
+            if isinstance(found, RecoveredFrame):
+                yield found
+            elif isinstance(found, Need):
+                await reader.extend(floor_block(scan.next_offset), found.end_offset)
+            else:
+                break
+        scan.check_hole(found)
+        if not self._header.closed:
+            await self._look_beyond(scan, found, reader)
+        await self._begin(found.offset)
+
+    async def _look_beyond(self, scan: FrameScan, hole: Hole, reader: _RingReader) -> None:
+        offset = align_block(hole.offset)
+        while offset < scan.limit_offset:
+            await reader.extend(offset, offset + BLOCK_SIZE_BYTES)
+            end = reader.start_offset + len(reader.view)
+            scan.check_beyond(hole, reader.view, reader.start_offset)
+            offset = end
+
+    async def _begin(self, end_offset: int) -> None:
+        # What the scan saw may lie in a cache only: a write of the last incarnation that never completed. From
+        # here on it counts as durable, so it has to be; and the header that says so comes after.
+        await _complete(self._disk.sync)
+        self.end_offset = self.durable_offset = end_offset
+        self.wal_epoch += 1
+        self._header = replace(self._header, wal_epoch=self.wal_epoch, epoch_start_offset=end_offset, closed=False)
+        if end_offset >= self.capacity_bytes:
+            self._formatted_bytes = self.capacity_bytes
+        for _ in range(HEADER_SLOT_COUNT):  # both: an epoch must not be lost with one damaged block
+            await self._write_header_and_wait()
+        self._ready = True
+        if self._format_in_background and self._formatted_bytes < self.capacity_bytes:
+            self._format_task = self._loop.create_task(self._format())
+
+    # -- appending
+
+    @property
+    def reserved_position(self) -> int:
+        """See `WriteAheadLog`."""
+        assert self._reserved_index >= 0, "nothing is reserved"
+        return self._reserved_index + FRAME_HEADER_SIZE_BYTES
+
+    def reserve(self, payload_size: int) -> memoryview | None:
+        """See `WriteAheadLog`.
+
+        Raises:
+            PayloadTooLarge: it is larger than `max_payload_bytes`.
+            WalFenced: the log is fenced.
+        """
+        assert self._reserved_index < 0, "the last reservation is still open: append or cancel it"
+        if payload_size > self.max_payload_bytes:
+            raise PayloadTooLarge(
+                f"a payload of {payload_size} bytes; this WAL takes at most {self.max_payload_bytes}: raise its capacity and "
+                "the arena, or send smaller batches"
+            )
+        frame_size = (payload_size + _FRAME_ROUND_UP) & -FRAME_ALIGNMENT_BYTES
+        arena = self._arena
+        head = arena.head
+        arena_size = arena.size_bytes
+        arena_limit = arena.tail + arena_size
+        index = head % arena_size
+        offset = self.end_offset
+        if (
+            self._open_index < 0
+            or index + frame_size > arena_size
+            or offset + frame_size - self._open_offset > GROUP_WRITE_LIMIT_BYTES
+            or index == 0
+        ):
+            if not self._ready or self._failure is not None or self._closing:
+                self._refuse()
+            aligned = (head + _MASK) & -BLOCK_SIZE_BYTES
+            offset = (offset + _MASK) & -BLOCK_SIZE_BYTES
+            index = aligned % arena_size
+            start = aligned + arena_size - index if index + frame_size > arena_size else aligned
+            if (start + frame_size + _MASK) & -BLOCK_SIZE_BYTES > arena_limit:
+                return None
+            if (offset + frame_size + _MASK) & -BLOCK_SIZE_BYTES > self._ring_limit:
+                return None
+            if self._open_index >= 0:
+                self._close_extent()
+            index = start % arena_size
+            self._head_before = arena.head
+            arena.head = start + frame_size
+        else:
+            if (head + frame_size + _MASK) & -BLOCK_SIZE_BYTES > arena_limit:
+                return None
+            if (offset + frame_size + _MASK) & -BLOCK_SIZE_BYTES > self._ring_limit:
+                return None
+            self._head_before = head
+            arena.head = head + frame_size
+        self._reserved_index = index
+        self._reserved_offset = offset
+        self._reserved_payload_size = payload_size
+        payload_at = index + FRAME_HEADER_SIZE_BYTES
+        return self._view[payload_at : payload_at + payload_size]
+
+    def append(self, *, stream_id: int, leader_epoch: int, base_offset: int, record_count: int) -> int:
+        """See `WriteAheadLog`."""
+        index = self._reserved_index
+        assert index >= 0, "nothing is reserved"
+        if self._failure is not None:
+            self.cancel()
+            raise self._failure
+        offset = self._reserved_offset
+        payload_size = self._reserved_payload_size
+        end = self.end_offset
+        pack_frame(
+            self._view,
+            index,
+            payload_size,
+            self._seed,
+            offset,
+            self.durable_offset,
+            self.wal_epoch,
+            offset - end,
+            stream_id,
+            leader_epoch,
+            base_offset,
+            record_count,
+        )
+        self._reserved_index = -1
+        if self._open_index < 0:
+            self._open_index = index
+            self._open_offset = offset
+        self.end_offset = end = offset + ((payload_size + _FRAME_ROUND_UP) & -FRAME_ALIGNMENT_BYTES)
+        if self._idle:
+            self._idle = False
+            self._loop.call_soon(self._write_next)
+        return end
+
+    def cancel(self) -> None:
+        """See `WriteAheadLog`."""
+        assert self._reserved_index >= 0, "nothing is reserved"
+        self._reserved_index = -1
+        self._arena.head = self._head_before
+
+    def _refuse(self) -> None:
+        assert self._ready, "recover the WAL before the first append"
+        assert not self._closing, "the WAL is closed"
+        assert self._failure is not None
+        raise self._failure
+
+    def _close_extent(self) -> None:
+        """Pad the open extent to a block and queue it."""
+        index = self._open_index
+        size = self.end_offset - self._open_offset
+        padding = -size % BLOCK_SIZE_BYTES
+        if padding:
+            end = index + size
+            self._view[end : end + padding] = _ZEROS[:padding]
+            self._arena.head += padding
+        self._waiting.append((index, self._open_offset, self.end_offset))
+        self._open_index = -1
+
+    # -- writing
+
+    def _write_next(self) -> None:
+        """Start the next write, or become idle."""
+        if self._failure is not None:
+            return
+        if not self._waiting:
+            if self._open_index < 0:
+                self._idle = True
+                self._tell_drained()
+                return
+            assert self._reserved_index < 0, "a reservation stayed open across a turn of the event loop"
+            self._close_extent()
+        index, offset, end = self._waiting[0]
+        size = align_block(end) - offset
+        if 0 <= self._formatting_from < offset + size:
+            self._write_deferred = True
+            return
+        self._waiting.popleft()
+        view = self._view
+        restamp_confirmed(view, index, self._seed, self.durable_offset)
+        self._writing_end = end
+        position = offset % self.capacity_bytes
+        first = self.capacity_bytes - position
+        if size <= first:
+            self._parts_in_flight = 1
+            self._disk.write(RING_START_BYTES + position, view[index : index + size], self._on_written)
+        else:
+            self._parts_in_flight = 2
+            self._disk.write(RING_START_BYTES + position, view[index : index + first], self._on_written)
+            self._disk.write(RING_START_BYTES, view[index + first : index + size], self._on_written)
+
+    def _on_written(self, error: BaseException | None) -> None:
+        if error is not None:
+            self._fail(error)
+            return
+        self._parts_in_flight -= 1
+        if self._parts_in_flight or self._failure is not None:
+            return
+        if self._on_point is not None:
+            self._on_point("wal.durable")
+        if self._fenced_epoch() >= self.wal_epoch:
+            self._fail(None)
+            return
+        self.durable_offset = durable = self._writing_end
+        self._write_next()  # first: the disk works while the acknowledgements go out
+        self._on_durable(durable)
+
+    def _fail(self, error: BaseException | None) -> None:
+        if self._failure is not None:
+            return
+        if error is None:
+            failure = WalFenced(
+                f"WAL {self.wal_id} of epoch {self.wal_epoch} was fenced: somebody else recovers it; nothing more is "
+                "acknowledged, restart this node"
+            )
+        else:
+            failure = WalFenced(
+                f"a write to WAL {self.wal_id} failed ({error}): what was not acknowledged is in doubt; "
+                "repair the disk, then restart this node to recover"
+            )
+            failure.__cause__ = error
+        self._failure = failure
+        waiters, self._header_waiters = self._header_waiters, []
+        for _, waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(failure)
+        self._tell_drained()
+        self._on_failed(failure)
+
+    def _tell_drained(self) -> None:
+        waiters, self._drained = self._drained, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # -- trimming
+
+    async def trim(self, offset: int) -> None:
+        """See `WriteAheadLog`. `offset` is the end of a frame (or the present trim offset).
+
+        Raises:
+            WalFenced: the log is fenced, so the trim may or may not have become durable.
+        """
+        assert self._ready, "recover the WAL before the first trim"
+        if offset > self.durable_offset:
+            raise ValueError(f"cannot trim to {offset}: only {self.durable_offset} is durable")
+        if offset <= self.trim_offset:
+            return
+        self._trim_wanted = max(self._trim_wanted, offset)
+        await self._write_header_and_wait()
+
+    async def _write_header_and_wait(self) -> None:
+        """Return once a header that was composed after this call is durable."""
+        if self._failure is not None:
+            raise self._failure
+        waiter = self._loop.create_future()
+        generation = self._header.generation + (2 if self._header_in_flight else 1)
+        self._header_waiters.append((generation, waiter))
+        self._header_wanted = True
+        self._write_header()
+        await waiter
+
+    def _write_header(self) -> None:
+        if self._header_in_flight or not self._header_wanted or self._failure is not None:
+            return
+        self._header_in_flight = True
+        self._header_wanted = False
+        header = replace(
+            self._header,
+            generation=self._header.generation + 1,
+            trim_offset=self._trim_wanted,
+            confirmed_offset=self.durable_offset,
+            formatted_bytes=self._formatted_bytes,
+        )
+        self._header_block[:] = pack_header(header)
+        self._disk.write(slot_position(header.generation), self._header_block, partial(self._on_header_written, header))
+
+    def _on_header_written(self, header: WalHeader, error: BaseException | None) -> None:
+        self._header_in_flight = False
+        if error is not None:
+            self._fail(error)
+            return
+        self._header = replace(self._header, generation=header.generation)
+        self.trim_offset = header.trim_offset
+        self._ring_limit = floor_block(header.trim_offset) + self.capacity_bytes
+        waiters, self._header_waiters = self._header_waiters, []
+        for waiter in waiters:
+            generation, future = waiter
+            if generation > header.generation:
+                self._header_waiters.append(waiter)
+            elif not future.done():
+                future.set_result(None)
+        self._write_header()
+
+    # -- formatting
+
+    async def _format(self) -> None:
+        """Write zeros ahead of the log through its first lap, a step at a time."""
+        memory = mmap.mmap(-1, FORMAT_STEP_BYTES)
+        zeros = memoryview(memory)
+        while self._failure is None:
+            start = max(self._formatted_bytes, align_block(self.end_offset))
+            if start >= self.capacity_bytes:
+                self._formatted_bytes = self.capacity_bytes
+                return
+            size = min(FORMAT_STEP_BYTES, self.capacity_bytes - start)
+            self._formatting_from = start
+            self._formatted = asyncio.Event()
+            self._disk.write(RING_START_BYTES + start, zeros[:size], self._on_formatted)
+            await self._formatted.wait()
+            self._formatted_bytes = start + size
+            await asyncio.sleep(FORMAT_PAUSE_S)
+
+    def _on_formatted(self, error: BaseException | None) -> None:
+        self._formatting_from = -1
+        self._formatted.set()
+        if error is not None:
+            self._fail(error)
+        elif self._write_deferred:
+            self._write_deferred = False
+            self._write_next()
+
+    # -- closing
+
+    async def close(self) -> None:
+        """See `WriteAheadLog`. A fenced log is released as it is."""
+        if self._closed is not None:
+            await asyncio.shield(self._closed)
+            return
+        self._closed = self._loop.create_future()
+        self._closing = True
+        if self._format_task is not None:
+            self._format_task.cancel()
+            await asyncio.gather(self._format_task, return_exceptions=True)
+        try:
+            if self._ready and self._failure is None:
+                await self._drain()
+            if self._ready and self._failure is None:
+                self._header = replace(self._header, closed=True)
+                await self._write_header_and_wait()
+        finally:
+            await self._disk.close()
+            self._closed.set_result(None)
+
+    async def _drain(self) -> None:
+        while not self._idle and self._failure is None:
+            waiter = self._loop.create_future()
+            self._drained.append(waiter)
+            await waiter
+
+
+class _RingReader:
+    """A window over the log that is read from the ring, in large aligned pieces, into one buffer."""
+
+    def __init__(self, disk: Disk, capacity_bytes: int, start_offset: int, limit_offset: int) -> None:
+        self._disk = disk
+        self._capacity_bytes = capacity_bytes
+        self._limit_offset = limit_offset
+        self._buffer = memoryview(mmap.mmap(-1, RECOVERY_READ_BYTES))
+        self._size = 0
+        self.start_offset = start_offset
+
+    @property
+    def view(self) -> memoryview:
+        """The log from `start_offset` on, as far as it was read."""
+        return self._buffer[: self._size]
+
+    async def extend(self, start_offset: int, end_offset: int) -> None:
+        """Move the window to `start_offset` and read on, at least to `end_offset`."""
+        kept = max(self.start_offset + self._size - start_offset, 0)
+        needed = align_block(end_offset) - start_offset
+        buffer = self._buffer
+        if needed > len(buffer):
+            buffer = memoryview(mmap.mmap(-1, needed + RECOVERY_READ_BYTES))
+        buffer[:kept] = self._buffer[self._size - kept : self._size]
+        self._buffer = buffer
+        self.start_offset = start_offset
+        self._size = kept
+        wanted = min(len(buffer), self._limit_offset - start_offset)
+        while self._size < wanted:
+            position = (start_offset + self._size) % self._capacity_bytes
+            size = min(wanted - self._size, self._capacity_bytes - position)
+            into = buffer[self._size : self._size + size]
+            await _complete(partial(self._disk.read, RING_START_BYTES + position, into))
+            self._size += size
+
+
+async def _complete(operation: Callable[[Callable[[BaseException | None], None]], None]) -> None:
+    """Await one operation of a disk."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def on_done(error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+    operation(on_done)
+    await future
+
+
+def _check_identity(header: WalHeader, *, cluster_id: str, node_id: int, capacity_bytes: int | None) -> None:
+    if header.cluster_id != cluster_id:
+        raise WalMismatch(
+            f"the WAL belongs to cluster {header.cluster_id!r}, this node to {cluster_id!r}: give each cluster a directory of "
+            "its own, or point the object store's URI at the bucket that this WAL was used with"
+        )
+    if header.node_id != node_id:
+        raise WalMismatch(
+            f"the WAL belongs to node {header.node_id}, this is node {node_id}: give each node a directory of its own, or set "
+            f"node_id={header.node_id}"
+        )
+    if capacity_bytes is not None and header.capacity_bytes != capacity_bytes:
+        raise WalMismatch(
+            f"the WAL has a capacity of {header.capacity_bytes} bytes, the configuration says {capacity_bytes}: set "
+            f"capacity={header.capacity_bytes}, or stop the node in order (which uploads everything) and remove the directory"
+        )

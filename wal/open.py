@@ -1,0 +1,111 @@
+"""From a URI to an open write-ahead log."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+from wal.arena import Arena
+from wal.config import FileWalConfig, NullWalConfig, WalConfig, parse_wal_uri
+from wal.directory import WalDirectory
+from wal.disk import ThreadDisk
+from wal.file_wal import FileWal
+from wal.header import WalHeader
+from wal.log import WriteAheadLog
+from wal.null_wal import NullWal
+
+__all__ = ["open_wal"]
+
+_WAL_ID_BITS = 128
+
+
+async def open_wal(
+    uri: str | WalConfig,
+    *,
+    arena: Arena,
+    cluster_id: str,
+    node_id: int,
+    rng: random.Random,
+    on_point: Callable[[str], None] | None = None,
+) -> WriteAheadLog:
+    """Open the WAL that a URI names; a file WAL is made where there is none.
+
+    The caller recovers it before the first append, and closes it.
+
+    Args:
+        uri: See `wal.config`.
+        arena: Where payloads are laid out; empty.
+        cluster_id: The WAL is stamped with it, or must have been.
+        node_id: Likewise.
+        rng: Gives a new WAL its `wal_id`.
+        on_point: Told the name of each point passed ("wal.durable": durable, not yet acknowledged), for crash tests.
+
+    Raises:
+        WalError: see `wal.errors`; every message says what to do.
+    """
+    config = parse_wal_uri(uri) if isinstance(uri, str) else uri
+    if isinstance(config, NullWalConfig):
+        return NullWal(arena=arena, wal_id=_new_wal_id(rng), cluster_id=cluster_id)
+    return await _open_file(config, arena=arena, cluster_id=cluster_id, node_id=node_id, rng=rng, on_point=on_point)
+
+
+async def _open_file(
+    config: FileWalConfig,
+    *,
+    arena: Arena,
+    cluster_id: str,
+    node_id: int,
+    rng: random.Random,
+    on_point: Callable[[str], None] | None,
+) -> FileWal:
+    directory = WalDirectory(config.path)
+    try:
+        if not directory.has_wal:
+            directory.create(
+                WalHeader(
+                    wal_id=_new_wal_id(rng),
+                    cluster_id=cluster_id,
+                    node_id=node_id,
+                    capacity_bytes=config.capacity_bytes,
+                )
+            )
+        fd, size_bytes = directory.open_file()
+    except BaseException:
+        directory.close()
+        raise
+    disk = _LockedDisk(ThreadDisk(fd, size_bytes=size_bytes, loop=asyncio.get_running_loop()), directory)
+    try:
+        return await FileWal.open(
+            arena=arena,
+            disk=disk,
+            cluster_id=cluster_id,
+            node_id=node_id,
+            capacity_bytes=config.capacity_bytes,
+            fenced_epoch=directory.fence.fenced_epoch,
+            on_point=on_point,
+            format_in_background=True,
+        )
+    except BaseException:
+        await disk.close()
+        raise
+
+
+class _LockedDisk:
+    """A disk that gives its directory up when it is closed, not before its last write."""
+
+    def __init__(self, disk: ThreadDisk, directory: WalDirectory) -> None:
+        self._disk = disk
+        self._directory = directory
+        self.size_bytes = disk.size_bytes
+        self.write = disk.write
+        self.read = disk.read
+        self.sync = disk.sync
+
+    async def close(self) -> None:
+        await self._disk.close()
+        self._directory.close()
+
+
+def _new_wal_id(rng: random.Random) -> str:
+    return f"{rng.getrandbits(_WAL_ID_BITS):032x}"
