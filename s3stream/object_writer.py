@@ -1,0 +1,194 @@
+"""Decides which streams share an object, and lays objects out. Pure: payload views in, parts for a PUT out.
+
+Always true:
+- Large payloads are not copied: parts are views of them. Small ones are joined, a block at a time, because a
+  PUT of many tiny parts costs more than the copy.
+- A stream is in one object of an upload only, so that the order of commits is the order of its offsets.
+- What a stream's range says (offsets, counts, bytes) is computed from the very payloads that are laid out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from s3stream.metadata import NewObject, ObjectId, StreamId, StreamRange
+from s3stream.object_format import ObjectBuilder
+from s3stream.objectstore import Buffer
+from s3stream.payload import PayloadBounds
+
+__all__ = ["BuiltObject", "Payload", "StreamData", "assemble_object", "build_object", "build_objects", "plan_objects"]
+
+_JOIN_BELOW_BYTES = 16 << 10
+"""Blocks whose payloads are smaller than this on average are joined into one part."""
+
+
+class Payload(NamedTuple):
+    """One payload (for Kafka: a record batch) and what the index must know of it."""
+
+    data: Buffer
+    base_offset: int
+    end_offset: int
+    """Exclusive."""
+    record_count: int
+    max_timestamp_ms: int
+
+    @classmethod
+    def of(cls, bounds: PayloadBounds, data: Buffer) -> Payload:
+        """A payload whose bounds were read from its bytes."""
+        return cls(data, bounds.base_offset, bounds.end_offset, bounds.record_count, bounds.max_timestamp_ms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamData:
+    """What an upload holds of one stream."""
+
+    stream_id: StreamId
+    leader_epoch: int
+    payloads: Sequence[Payload]
+    """In offset order, at least one."""
+    state: bytes | None
+    """As of the last payload's end_offset; None = unchanged since the last upload."""
+    size_bytes: int = field(init=False)
+    """Of all payloads."""
+
+    def __post_init__(self) -> None:
+        if not self.payloads:
+            raise ValueError(f"stream {self.stream_id}: nothing to write")
+        object.__setattr__(self, "size_bytes", sum([len(payload.data) for payload in self.payloads]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltObject:
+    """An object ready to be put, then committed."""
+
+    new_object: NewObject
+    parts: list[Buffer]
+    crc32c: int
+    """Of the whole object."""
+
+
+def plan_objects(streams: Iterable[StreamData], *, stream_object_min_bytes: int) -> list[list[StreamData]]:
+    """Group streams into objects: each with at least `stream_object_min_bytes` gets one of its own, the rest share one.
+
+    Streams within a group are sorted as the format wants them.
+    """
+    own: list[list[StreamData]] = []
+    shared: list[StreamData] = []
+    for stream in sorted(streams, key=lambda stream: stream.stream_id):
+        if stream.size_bytes >= stream_object_min_bytes:
+            own.append([stream])
+        else:
+            shared.append(stream)
+    return [*own, shared] if shared else own
+
+
+def build_objects(
+    streams: Iterable[StreamData],
+    object_ids: Sequence[ObjectId],
+    *,
+    block_size_bytes: int,
+    stream_object_min_bytes: int,
+) -> list[BuiltObject]:
+    """Plan and lay out everything at once. Takes as many of the ids as there are groups; the rest stay unused."""
+    groups = plan_objects(streams, stream_object_min_bytes=stream_object_min_bytes)
+    if len(groups) > len(object_ids):
+        raise ValueError(f"{len(object_ids)} object ids for {len(groups)} objects")
+    return [
+        build_object(object_id, group, block_size_bytes=block_size_bytes)
+        for object_id, group in zip(object_ids, groups, strict=False)
+    ]
+
+
+def build_object(object_id: ObjectId, streams: Sequence[StreamData], *, block_size_bytes: int) -> BuiltObject:
+    """Lay out one object in one go; see `assemble_object`."""
+    steps = assemble_object(object_id, streams, block_size_bytes=block_size_bytes)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            built: BuiltObject = stop.value
+            return built
+
+
+def assemble_object(
+    object_id: ObjectId, streams: Sequence[StreamData], *, block_size_bytes: int
+) -> Generator[None, None, BuiltObject]:
+    """Lay out one object, yielding after each block so that the caller can let others run.
+
+    Args:
+        streams: sorted by stream id, each at most once.
+        block_size_bytes: most bytes in a block; only a payload that is larger by itself makes a larger one.
+    """
+    builder = ObjectBuilder(object_id)
+    parts: list[Buffer] = []
+    ranges: list[StreamRange] = []
+    for stream in streams:
+        base_offset = end_offset = -1
+        record_count = size = 0
+        max_timestamp_ms = -1
+        for block in _blocks(stream.payloads, block_size_bytes):
+            block_parts: list[Buffer] = [payload.data for payload in block]
+            block_size = sum(map(len, block_parts))
+            if len(block_parts) > 1 and block_size < _JOIN_BELOW_BYTES * len(block_parts):
+                block_parts = [b"".join(block_parts)]
+            block_count = sum(payload.record_count for payload in block)
+            block_timestamp_ms = max(payload.max_timestamp_ms for payload in block)
+            builder.add_data(
+                stream_id=stream.stream_id,
+                leader_epoch=stream.leader_epoch,
+                base_offset=block[0].base_offset,
+                end_offset=block[-1].end_offset,
+                record_count=block_count,
+                max_timestamp_ms=block_timestamp_ms,
+                parts=block_parts,
+            )
+            if base_offset < 0:
+                base_offset = block[0].base_offset
+            end_offset = block[-1].end_offset
+            record_count += block_count
+            size += block_size
+            max_timestamp_ms = max(max_timestamp_ms, block_timestamp_ms)
+            parts += block_parts
+            yield
+        if stream.state is not None:
+            builder.add_state(
+                stream_id=stream.stream_id,
+                leader_epoch=stream.leader_epoch,
+                end_offset=end_offset,
+                state=stream.state,
+            )
+            parts.append(stream.state)
+        ranges.append(
+            StreamRange(
+                stream_id=stream.stream_id,
+                leader_epoch=stream.leader_epoch,
+                base_offset=base_offset,
+                end_offset=end_offset,
+                record_count=record_count,
+                size_bytes=size,
+                max_timestamp_ms=max_timestamp_ms,
+                has_state=stream.state is not None,
+            )
+        )
+    tail = builder.finish()
+    parts.append(tail.data)
+    return BuiltObject(
+        new_object=NewObject(object_id=object_id, size_bytes=tail.object_size_bytes, ranges=tuple(ranges)),
+        parts=parts,
+        crc32c=tail.object_crc32c,
+    )
+
+
+def _blocks(payloads: Sequence[Payload], block_size_bytes: int) -> Iterator[list[Payload]]:
+    block: list[Payload] = []
+    size = 0
+    for payload in payloads:
+        if block and size + len(payload.data) > block_size_bytes:
+            yield block
+            block, size = [], 0
+        block.append(payload)
+        size += len(payload.data)
+    if block:
+        yield block
