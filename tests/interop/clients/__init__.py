@@ -1,0 +1,1 @@
+"""One adapter per client, all of one shape: see `base.Client`."""

@@ -1,0 +1,124 @@
+"""confluent-kafka: librdkafka as Python sees it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tests.interop.clients.base import DEADLINE_S, ClientUnavailable, Record
+
+try:
+    import confluent_kafka as ck
+    from confluent_kafka.admin import AdminClient, NewTopic
+except ImportError:
+    ck = None
+
+
+class Confluent:
+    name = "confluent-kafka"
+    keeps_timestamps = True
+    administers = True
+
+    def __init__(self, bootstrap: str) -> None:
+        self.bootstrap = bootstrap
+
+    def check(self) -> None:
+        if ck is None:
+            raise ClientUnavailable("confluent-kafka is not installed: pip install confluent-kafka")
+
+    def produce(
+        self,
+        topic: str,
+        records: Sequence[Record],
+        *,
+        compression: str = "none",
+        partition: int = 0,
+        acks: int = -1,
+        **settings: Any,
+    ) -> None:
+        problems: list[object] = []
+        producer = ck.Producer(
+            {"bootstrap.servers": self.bootstrap, "compression.type": compression, "acks": acks, **settings}
+        )
+        for record in records:
+            producer.produce(
+                topic,
+                value=record.value,
+                key=record.key,
+                headers=list(record.headers),
+                partition=partition,
+                timestamp=record.timestamp_ms or 0,
+                on_delivery=lambda error, _: problems.append(error) if error else None,
+            )
+        left = producer.flush(DEADLINE_S)
+        if problems:
+            raise ck.KafkaException(problems[0])
+        if left:
+            raise TimeoutError(f"{left} records were not acknowledged within {DEADLINE_S} s")
+
+    def consume(self, topic: str, *, offset: int = 0, count: int, partition: int = 0) -> list[Record]:
+        consumer = self._consumer()
+        try:
+            consumer.assign([ck.TopicPartition(topic, partition, offset)])
+            records: list[Record] = []
+            deadline = time.monotonic() + DEADLINE_S
+            while len(records) < count and time.monotonic() < deadline:
+                for message in consumer.consume(count - len(records), timeout=0.5):
+                    if message.error():
+                        raise ck.KafkaException(message.error())
+                    records.append(
+                        Record(
+                            value=message.value(),
+                            key=message.key(),
+                            headers=tuple(message.headers() or ()),
+                            timestamp_ms=message.timestamp()[1],
+                            offset=message.offset(),
+                        )
+                    )
+            return records
+        finally:
+            consumer.close()
+
+    def offset_for_timestamp(self, topic: str, timestamp_ms: int, partition: int = 0) -> int | None:
+        consumer = self._consumer()
+        try:
+            [found] = consumer.offsets_for_times(
+                [ck.TopicPartition(topic, partition, timestamp_ms)], timeout=DEADLINE_S
+            )
+            return found.offset if found.offset >= 0 else None
+        finally:
+            consumer.close()
+
+    def watermarks(self, topic: str, partition: int = 0) -> tuple[int, int]:
+        consumer = self._consumer()
+        try:
+            return consumer.get_watermark_offsets(ck.TopicPartition(topic, partition), timeout=DEADLINE_S)
+        finally:
+            consumer.close()
+
+    def create_topic(self, topic: str, partitions: int, configs: dict[str, str] | None = None) -> None:
+        new = NewTopic(topic, num_partitions=partitions, replication_factor=1, config=configs or {})
+        self._admin().create_topics([new])[topic].result(DEADLINE_S)
+
+    def delete_topic(self, topic: str) -> None:
+        self._admin().delete_topics([topic])[topic].result(DEADLINE_S)
+
+    def partitions(self, topic: str) -> set[int] | None:
+        topics = self._admin().list_topics(timeout=DEADLINE_S).topics
+        return set(topics[topic].partitions) if topic in topics else None
+
+    def _admin(self) -> Any:
+        return AdminClient({"bootstrap.servers": self.bootstrap})
+
+    def _consumer(self) -> Any:
+        # librdkafka wants a group id even where partitions are assigned by hand; no group is ever joined.
+        return ck.Consumer(
+            {
+                "bootstrap.servers": self.bootstrap,
+                "group.id": "none",
+                "enable.auto.commit": False,
+                "auto.offset.reset": "error",
+                "check.crcs": True,
+            }
+        )
