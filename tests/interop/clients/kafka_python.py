@@ -12,8 +12,8 @@ from tests.interop.clients.base import DEADLINE_S, ClientUnavailable, Record
 
 try:
     with warnings.catch_warnings():
-        # It loads its schemas by a function that Python has deprecated.
-        warnings.filterwarnings("ignore", "read_text is deprecated", DeprecationWarning)
+        # It loads its schemas by functions that Python has deprecated.
+        warnings.filterwarnings("ignore", "(read|open)_text is deprecated", DeprecationWarning)
         import kafka
         import kafka.admin
 except ImportError:
