@@ -1,0 +1,258 @@
+"""Every line of Python's own standard library through the broker, and back out of its objects.
+
+`make demo` does, with a broker process of its own and a directory that it removes afterwards:
+
+1. Send each line of each source file of this machine's standard library as one record, its file's name as the key,
+   with confluent-kafka (librdkafka), lz4 and an idempotent producer.
+2. Wait until the write-ahead log is trimmed: all of it is in objects.
+3. Restart the broker, so that every cache is empty.
+4. Read everything back, check that each file's lines come in order, and compare a SHA-256 over all content.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+from tqdm import tqdm
+
+from wal.header import RING_START_BYTES, WalHeader, choose_header
+
+TOPIC = "standard-library"
+PARTITIONS = 6
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 30.0
+TRIM_TIMEOUT_S = 60.0
+READ_TIMEOUT_S = 120.0
+
+SETTINGS = """\
+"node.id" = 1
+listeners = "PLAINTEXT://127.0.0.1:{port}"
+"object.store.uri" = "file://{directory}/objects"
+"wal.uri" = "file://{directory}/wal?capacity=256MiB"
+"upload.size.bytes" = "2MiB"
+"upload.interval.ms" = 1000
+"""
+
+
+class DemoFailed(Exception):
+    """What came back is not what went in, or the broker did not do its part."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Library:
+    """The lines of every source file, by the file's name."""
+
+    files: Mapping[str, list[bytes]]
+
+    @property
+    def line_count(self) -> int:
+        return sum(len(lines) for lines in self.files.values())
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(len(line) for lines in self.files.values() for line in lines)
+
+    def sha256(self) -> str:
+        """Of all names and lines, in the order of the names."""
+        digest = hashlib.sha256()
+        for name in sorted(self.files):
+            digest.update(name.encode() + b"\0")
+            digest.update(b"".join(self.files[name]))
+        return digest.hexdigest()
+
+
+def standard_library() -> Library:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = {
+        str(path.relative_to(root)): path.read_bytes().splitlines(keepends=True)
+        for path in sorted(root.rglob("*.py"))
+        if not {"site-packages", "dist-packages"} & set(path.parts)
+    }
+    return Library(files={name: lines for name, lines in files.items() if lines})
+
+
+@contextmanager
+def running_broker(directory: Path, port: int) -> Iterator[float]:
+    """`tidelog serve` in a process of its own, stopped with SIGTERM at the end. Yields the seconds its start took."""
+    settings = directory / "tidelog.toml"
+    settings.write_text(SETTINGS.format(port=port, directory=directory))
+    log_path = directory / "broker.log"
+    with log_path.open("ab") as log:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "broker", "serve", "-c", str(settings)], stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        while not _accepts(port):
+            if process.poll() is not None or time.perf_counter() - began > START_TIMEOUT_S:
+                raise DemoFailed(f"the broker did not start:\n{log_path.read_text()}")
+            time.sleep(0.01)
+        yield time.perf_counter() - began
+        process.send_signal(signal.SIGTERM)
+        if process.wait(STOP_TIMEOUT_S) != 0:
+            raise DemoFailed(f"the broker did not stop in order:\n{log_path.read_text()}")
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _accepts(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def produce(bootstrap: str, library: Library) -> float:
+    """Send all lines; the seconds it took until all were acknowledged."""
+    AdminClient({"bootstrap.servers": bootstrap}).create_topics(
+        [NewTopic(TOPIC, num_partitions=PARTITIONS, replication_factor=1)]
+    )[TOPIC].result(START_TIMEOUT_S)
+    producer = Producer(
+        {
+            "bootstrap.servers": bootstrap,
+            "compression.type": "lz4",
+            "enable.idempotence": True,
+            "linger.ms": 20,
+            "queue.buffering.max.messages": 500_000,
+        }
+    )
+    problems: list[KafkaError] = []
+
+    def delivered(error: KafkaError | None, _: Any) -> None:
+        if error is not None:
+            problems.append(error)
+
+    began = time.perf_counter()
+    with tqdm(total=library.size_bytes, unit="B", unit_scale=True, desc="produce") as bar:
+        for name, lines in library.files.items():
+            for line in lines:
+                while True:
+                    try:
+                        producer.produce(TOPIC, value=line, key=name, on_delivery=delivered)
+                        break
+                    except BufferError:  # librdkafka's queue is full: let it send
+                        producer.poll(0.1)
+            producer.poll(0)
+            bar.update(sum(map(len, lines)))
+        left = producer.flush(READ_TIMEOUT_S)
+    if problems or left:
+        raise DemoFailed(f"{left} records were not acknowledged; errors: {problems[:3]}")
+    return time.perf_counter() - began
+
+
+def consume(bootstrap: str, library: Library) -> tuple[Library, float]:
+    """Read until every line is back, in its file's order; what was read and the seconds it took."""
+    consumer = Consumer(
+        {"bootstrap.servers": bootstrap, "group.id": "none", "enable.auto.commit": False, "check.crcs": True}
+    )
+    found: dict[str, list[bytes]] = {}
+    began = time.perf_counter()
+    try:
+        consumer.assign([TopicPartition(TOPIC, partition, 0) for partition in range(PARTITIONS)])
+        missing = library.line_count
+        with tqdm(total=library.size_bytes, unit="B", unit_scale=True, desc="consume") as bar:
+            while missing:
+                messages = consumer.consume(10_000, timeout=1.0)
+                if not messages and time.perf_counter() - began > READ_TIMEOUT_S:
+                    raise DemoFailed(f"{missing} lines did not come back within {READ_TIMEOUT_S} s")
+                for message in messages:
+                    if message.error():
+                        raise KafkaException(message.error())
+                    name, line = message.key().decode(), message.value()
+                    lines = found.setdefault(name, [])
+                    if len(lines) >= len(library.files[name]) or library.files[name][len(lines)] != line:
+                        raise DemoFailed(f"{name}: line {len(lines) + 1} is not the one that was sent there")
+                    lines.append(line)
+                missing -= len(messages)
+                bar.update(sum(len(message.value()) for message in messages))
+    finally:
+        consumer.close()
+    return Library(files=found), time.perf_counter() - began
+
+
+def wal_header(directory: Path) -> WalHeader:
+    """The header of the write-ahead log: where it begins (trim offset) and where it is known to end."""
+    [path] = directory.glob("wal/*.wal")
+    with path.open("rb") as file:
+        return choose_header(file.read(RING_START_BYTES))
+
+
+def wait_until_trimmed(directory: Path) -> float:
+    """Wait until nothing is left in the WAL that is not in an object; the seconds it took."""
+    began = time.perf_counter()
+    trimmed, settled_since = -1, began
+    while time.perf_counter() - began < TRIM_TIMEOUT_S:
+        offset = wal_header(directory).trim_offset
+        now = time.perf_counter()
+        if offset != trimmed:
+            trimmed, settled_since = offset, now
+        if trimmed > 0 and now - settled_since > 2.5:
+            return settled_since - began
+        time.sleep(0.05)
+    raise DemoFailed(f"the WAL was not trimmed within {TRIM_TIMEOUT_S} s: trim offset {trimmed}")
+
+
+def run(directory: Path) -> None:
+    library = standard_library()
+    megabytes = library.size_bytes / 1e6
+    print(f"{len(library.files):,} source files, {library.line_count:,} lines, {megabytes:.1f} MB")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    bootstrap = f"127.0.0.1:{port}"
+    with running_broker(directory, port) as start_s:
+        print(f"broker at {bootstrap}, up after {start_s:.2f} s")
+        produce_s = produce(bootstrap, library)
+        print(f"produced {library.line_count / produce_s:,.0f} records/s, {megabytes / produce_s:.1f} MB/s")
+        trim_s = wait_until_trimmed(directory)
+        print(f"WAL trimmed to offset {wal_header(directory).trim_offset:,} after {trim_s:.1f} s: all is in objects")
+    header = wal_header(directory)
+    print(f"stopped; the WAL holds {header.confirmed_offset - header.trim_offset} bytes that are not in objects")
+    with running_broker(directory, port) as start_s:
+        print(f"broker restarted with empty caches, up after {start_s:.2f} s")
+        found, consume_s = consume(bootstrap, library)
+    print(f"consumed {library.line_count / consume_s:,.0f} records/s, {megabytes / consume_s:.1f} MB/s")
+    sent_sha256, found_sha256 = library.sha256(), found.sha256()
+    print(f"sha256 sent  {sent_sha256}\nsha256 found {found_sha256}")
+    if sent_sha256 != found_sha256:
+        raise DemoFailed("the content that came back differs from what was sent")
+    print("Every line of every file came back, in order, from objects.")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--directory", type=Path, help="keep the broker's data here instead of removing it")
+    directory = parser.parse_args().directory
+    target = directory or Path(tempfile.mkdtemp(prefix="tidelog-demo-"))
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        run(target.resolve())
+    except DemoFailed as error:
+        print(f"The demo failed: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if directory is None:
+            shutil.rmtree(target)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
