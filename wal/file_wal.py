@@ -90,7 +90,6 @@ class FileWal:
         disk: Disk,
         header: WalHeader,
         fenced_epoch: Callable[[], int],
-        on_point: Callable[[str], None] | None,
         format_in_background: bool,
     ) -> None:
         """Not for callers: see `open`."""
@@ -100,7 +99,6 @@ class FileWal:
         self._disk = disk
         self._header = header
         self._fenced_epoch = fenced_epoch
-        self._on_point = on_point
         self._format_in_background = format_in_background
         self._seed = crc_seed(header.wal_id)
 
@@ -167,7 +165,6 @@ class FileWal:
         node_id: int,
         capacity_bytes: int | None = None,
         fenced_epoch: Callable[[], int] = _never_fenced,
-        on_point: Callable[[str], None] | None = None,
         format_in_background: bool = False,
     ) -> FileWal:
         """Read the header of a disk that holds a WAL (see `wal.header.initial_image`) and check whose it is.
@@ -179,7 +176,6 @@ class FileWal:
             node_id: Likewise.
             capacity_bytes: What the configuration says; None takes what is there.
             fenced_epoch: The fence word: a log of this epoch or an older one acknowledges nothing more.
-            on_point: Told the name of each point passed, for tests that kill the process there.
             format_in_background: Write zeros through space that was never written, so that later appends recycle it.
 
         Raises:
@@ -201,7 +197,6 @@ class FileWal:
             disk=disk,
             header=header,
             fenced_epoch=fenced_epoch,
-            on_point=on_point,
             format_in_background=format_in_background,
         )
 
@@ -413,8 +408,6 @@ class FileWal:
         self._parts_in_flight -= 1
         if self._parts_in_flight or self._failure is not None:
             return
-        if self._on_point is not None:
-            self._on_point("wal.durable")
         if self._fenced_epoch() >= self.wal_epoch:
             self._fail(None)
             return

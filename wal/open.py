@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 
 from wal.arena import Arena
 from wal.config import FileWalConfig, NullWalConfig, WalConfig, parse_wal_uri
@@ -27,7 +26,6 @@ async def open_wal(
     cluster_id: str,
     node_id: int,
     rng: random.Random,
-    on_point: Callable[[str], None] | None = None,
 ) -> WriteAheadLog:
     """Open the WAL that a URI names; a file WAL is made where there is none.
 
@@ -39,7 +37,6 @@ async def open_wal(
         cluster_id: The WAL is stamped with it, or must have been.
         node_id: Likewise.
         rng: Gives a new WAL its `wal_id`.
-        on_point: Told the name of each point passed ("wal.durable": durable, not yet acknowledged), for crash tests.
 
     Raises:
         WalError: see `wal.errors`; every message says what to do.
@@ -47,7 +44,7 @@ async def open_wal(
     config = parse_wal_uri(uri) if isinstance(uri, str) else uri
     if isinstance(config, NullWalConfig):
         return NullWal(arena=arena, wal_id=_new_wal_id(rng), cluster_id=cluster_id)
-    return await _open_file(config, arena=arena, cluster_id=cluster_id, node_id=node_id, rng=rng, on_point=on_point)
+    return await _open_file(config, arena=arena, cluster_id=cluster_id, node_id=node_id, rng=rng)
 
 
 async def _open_file(
@@ -57,7 +54,6 @@ async def _open_file(
     cluster_id: str,
     node_id: int,
     rng: random.Random,
-    on_point: Callable[[str], None] | None,
 ) -> FileWal:
     directory = WalDirectory(config.path)
     try:
@@ -83,7 +79,6 @@ async def _open_file(
             node_id=node_id,
             capacity_bytes=config.capacity_bytes,
             fenced_epoch=directory.fence.fenced_epoch,
-            on_point=on_point,
             format_in_background=True,
         )
     except BaseException:
