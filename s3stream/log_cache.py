@@ -6,7 +6,7 @@ Always true:
 - A block is OPEN (takes appends), SEALED (takes none, is being uploaded), then COMMITTED (its data is in objects that the metadata
   references). Only a committed block that nobody pins is evicted, and its memory is given back to the arena.
 - The parts of a stream are in offset order without gaps: what the cache holds of a stream is its tail.
-- Twenty bytes of index a payload, in arrays: millions of tiny payloads must not cost more than their bytes.
+- Twenty-eight bytes of index a payload, in arrays: millions of tiny payloads must not cost more than their bytes.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from __future__ import annotations
 import enum
 from array import array
 from bisect import bisect_right
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from s3stream.metadata import StreamId
+from s3stream.object_writer import DataBlock, join_small
+from s3stream.objectstore import Buffer
 from wal.arena import Arena
 
 __all__ = ["BlockPart", "BlockState", "CacheBlock", "PinHolder", "StreamTail", "TailRead"]
@@ -50,6 +53,7 @@ class BlockPart:
         "size_bytes",
         "sizes",
         "state",
+        "timestamps_ms",
     )
 
     def __init__(self, block: CacheBlock, base_offset: int) -> None:
@@ -62,6 +66,8 @@ class BlockPart:
         self.positions = array("q")
         """Where each payload starts in the arena's memory."""
         self.sizes = array("i")
+        self.timestamps_ms = array("q")
+        """Largest record timestamp of each payload."""
         self.size_bytes = 0
         self.max_timestamp_ms = -1
         self.state: bytes | None = None
@@ -72,10 +78,39 @@ class BlockPart:
         self.ends.append(end_offset)
         self.positions.append(position)
         self.sizes.append(size)
+        self.timestamps_ms.append(max_timestamp_ms)
         self.end_offset = end_offset
         self.size_bytes += size
         if max_timestamp_ms > self.max_timestamp_ms:
             self.max_timestamp_ms = max_timestamp_ms
+
+    def blocks(self, arena: Arena, block_size_bytes: int) -> Iterator[DataBlock]:
+        """The payloads as data blocks of an object, each made when it is asked for."""
+        view = arena.view
+        positions, sizes, ends = self.positions, self.sizes, self.ends
+        first = 0
+        base_offset = self.base_offset
+        count = len(ends)
+        while first < count:
+            size = sizes[first]
+            last = first + 1
+            while last < count and size + sizes[last] <= block_size_bytes:
+                size += sizes[last]
+                last += 1
+            parts: list[Buffer] = [
+                view[at : at + n] for at, n in zip(positions[first:last], sizes[first:last], strict=True)
+            ]
+            end_offset = ends[last - 1]
+            # What was appended here is dense: as many records as offsets.
+            yield DataBlock(
+                join_small(parts, size),
+                size,
+                base_offset,
+                end_offset,
+                end_offset - base_offset,
+                max(self.timestamps_ms[first:last]),
+            )
+            first, base_offset = last, end_offset
 
 
 class CacheBlock:

@@ -11,14 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from s3stream.metadata import NewObject, ObjectId, StreamId, StreamRange
 from s3stream.object_format import ObjectBuilder
 from s3stream.objectstore import Buffer
 from s3stream.payload import PayloadBounds
 
-__all__ = ["BuiltObject", "Payload", "StreamData", "assemble_object", "build_object", "build_objects", "plan_objects"]
+__all__ = [
+    "BuiltObject",
+    "DataBlock",
+    "Payload",
+    "StreamData",
+    "StreamSource",
+    "assemble_object",
+    "build_object",
+    "build_objects",
+    "join_small",
+    "plan_objects",
+]
 
 _JOIN_BELOW_BYTES = 16 << 10
 """Blocks whose payloads are smaller than this on average are joined into one part."""
@@ -40,9 +51,44 @@ class Payload(NamedTuple):
         return cls(data, bounds.base_offset, bounds.end_offset, bounds.record_count, bounds.max_timestamp_ms)
 
 
+class DataBlock(NamedTuple):
+    """Consecutive payloads of one stream, to be laid out as one block."""
+
+    parts: list[Buffer]
+    size_bytes: int
+    base_offset: int
+    end_offset: int
+    """Exclusive."""
+    record_count: int
+    max_timestamp_ms: int
+
+
+class StreamSource(Protocol):
+    """What an object is to hold of one stream; payloads are looked at only when their block is laid out."""
+
+    @property
+    def stream_id(self) -> StreamId:
+        """Each stream is in an object at most once."""
+
+    @property
+    def leader_epoch(self) -> int:
+        """Epoch under which the data is committed."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all payloads."""
+
+    @property
+    def state(self) -> bytes | None:
+        """State block as of the end of the data, None = unchanged since the last upload."""
+
+    def blocks(self, block_size_bytes: int) -> Iterator[DataBlock]:
+        """The payloads, in offset order, in blocks of at most this size unless one payload is larger by itself."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamData:
-    """What an upload holds of one stream."""
+    """Payloads of one stream that are at hand as values."""
 
     stream_id: StreamId
     leader_epoch: int
@@ -58,6 +104,20 @@ class StreamData:
             raise ValueError(f"stream {self.stream_id}: nothing to write")
         object.__setattr__(self, "size_bytes", sum([len(payload.data) for payload in self.payloads]))
 
+    def blocks(self, block_size_bytes: int) -> Iterator[DataBlock]:
+        """See `StreamSource`."""
+        for payloads in _blocks(self.payloads, block_size_bytes):
+            parts: list[Buffer] = [payload.data for payload in payloads]
+            size = sum(map(len, parts))
+            yield DataBlock(
+                join_small(parts, size),
+                size,
+                payloads[0].base_offset,
+                payloads[-1].end_offset,
+                sum(payload.record_count for payload in payloads),
+                max(payload.max_timestamp_ms for payload in payloads),
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltObject:
@@ -69,13 +129,20 @@ class BuiltObject:
     """Of the whole object."""
 
 
-def plan_objects(streams: Iterable[StreamData], *, stream_object_min_bytes: int) -> list[list[StreamData]]:
+def join_small(parts: list[Buffer], size_bytes: int) -> list[Buffer]:
+    """Join the payloads of a block where they are small on average; leave large ones as they are."""
+    if len(parts) > 1 and size_bytes < _JOIN_BELOW_BYTES * len(parts):
+        return [b"".join(parts)]
+    return parts
+
+
+def plan_objects(streams: Iterable[StreamSource], *, stream_object_min_bytes: int) -> list[list[StreamSource]]:
     """Group streams into objects: each with at least `stream_object_min_bytes` gets one of its own, the rest share one.
 
     Streams within a group are sorted as the format wants them.
     """
-    own: list[list[StreamData]] = []
-    shared: list[StreamData] = []
+    own: list[list[StreamSource]] = []
+    shared: list[StreamSource] = []
     for stream in sorted(streams, key=lambda stream: stream.stream_id):
         if stream.size_bytes >= stream_object_min_bytes:
             own.append([stream])
@@ -85,7 +152,7 @@ def plan_objects(streams: Iterable[StreamData], *, stream_object_min_bytes: int)
 
 
 def build_objects(
-    streams: Iterable[StreamData],
+    streams: Iterable[StreamSource],
     object_ids: Sequence[ObjectId],
     *,
     block_size_bytes: int,
@@ -101,7 +168,7 @@ def build_objects(
     ]
 
 
-def build_object(object_id: ObjectId, streams: Sequence[StreamData], *, block_size_bytes: int) -> BuiltObject:
+def build_object(object_id: ObjectId, streams: Sequence[StreamSource], *, block_size_bytes: int) -> BuiltObject:
     """Lay out one object in one go; see `assemble_object`."""
     steps = assemble_object(object_id, streams, block_size_bytes=block_size_bytes)
     while True:
@@ -113,7 +180,7 @@ def build_object(object_id: ObjectId, streams: Sequence[StreamData], *, block_si
 
 
 def assemble_object(
-    object_id: ObjectId, streams: Sequence[StreamData], *, block_size_bytes: int
+    object_id: ObjectId, streams: Sequence[StreamSource], *, block_size_bytes: int
 ) -> Generator[None, None, BuiltObject]:
     """Lay out one object, yielding after each block so that the caller can let others run.
 
@@ -128,29 +195,23 @@ def assemble_object(
         base_offset = end_offset = -1
         record_count = size = 0
         max_timestamp_ms = -1
-        for block in _blocks(stream.payloads, block_size_bytes):
-            block_parts: list[Buffer] = [payload.data for payload in block]
-            block_size = sum(map(len, block_parts))
-            if len(block_parts) > 1 and block_size < _JOIN_BELOW_BYTES * len(block_parts):
-                block_parts = [b"".join(block_parts)]
-            block_count = sum(payload.record_count for payload in block)
-            block_timestamp_ms = max(payload.max_timestamp_ms for payload in block)
+        for block in stream.blocks(block_size_bytes):
             builder.add_data(
                 stream_id=stream.stream_id,
                 leader_epoch=stream.leader_epoch,
-                base_offset=block[0].base_offset,
-                end_offset=block[-1].end_offset,
-                record_count=block_count,
-                max_timestamp_ms=block_timestamp_ms,
-                parts=block_parts,
+                base_offset=block.base_offset,
+                end_offset=block.end_offset,
+                record_count=block.record_count,
+                max_timestamp_ms=block.max_timestamp_ms,
+                parts=block.parts,
             )
             if base_offset < 0:
-                base_offset = block[0].base_offset
-            end_offset = block[-1].end_offset
-            record_count += block_count
-            size += block_size
-            max_timestamp_ms = max(max_timestamp_ms, block_timestamp_ms)
-            parts += block_parts
+                base_offset = block.base_offset
+            end_offset = block.end_offset
+            record_count += block.record_count
+            size += block.size_bytes
+            max_timestamp_ms = max(max_timestamp_ms, block.max_timestamp_ms)
+            parts += block.parts
             yield
         if stream.state is not None:
             builder.add_state(

@@ -16,14 +16,14 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from s3stream.config import StorageSettings
 from s3stream.errors import StorageError, StorageFenced, StreamClosed, StreamFenced
 from s3stream.log_cache import BlockPart, BlockState, CacheBlock, PinHolder
 from s3stream.metadata import CommitResult, OpenedStream, SkipReason, StreamId, StreamMetadata
-from s3stream.object_writer import Payload, StreamData
+from s3stream.object_writer import DataBlock, StreamSource
 from s3stream.objectstore import Buffer, ObjectStore
 from s3stream.paths import Paths
 from s3stream.payload import PayloadFormat
@@ -381,23 +381,13 @@ class Storage:
             await self._uploader.drain()
         await self._uploader.drain()
 
-    def _describe(self, block: CacheBlock) -> list[StreamData]:
-        """What the uploader puts of a block: deleted and closed streams left out, sorted by stream."""
-        view = self.arena.view
-        bounds = self.payload_format.bounds
-        described: list[StreamData] = []
+    def _describe(self, block: CacheBlock) -> list[StreamSource]:
+        """What the uploader puts of a block: streams that were deleted or taken over meanwhile are left out."""
+        described: list[StreamSource] = []
         for stream_id in sorted(block.parts):
-            part = block.parts[stream_id][1]
             stream = self.streams.get(stream_id)
-            if stream is None or isinstance(stream.closed, StreamFenced):
-                continue
-            payloads = [
-                Payload.of(bounds(view, position), view[position : position + size])
-                for position, size in zip(part.positions, part.sizes, strict=True)
-            ]
-            described.append(
-                StreamData(stream_id=stream_id, leader_epoch=stream.leader_epoch, payloads=payloads, state=part.state)
-            )
+            if stream is not None and not isinstance(stream.closed, StreamFenced):
+                described.append(_PartSource(self.arena, stream_id, stream.leader_epoch, block.parts[stream_id][1]))
         return described
 
     def _committed(self, block: CacheBlock, result: CommitResult) -> None:
@@ -501,3 +491,21 @@ class Storage:
         while (short := -self.arena.head % ALIGNMENT_BYTES) and self.arena.reserve(short) is None:
             if not self._evict_oldest():
                 raise StorageError("the arena has no room for its own alignment")
+
+
+class _PartSource:
+    """The part of a stream in a sealed block, as the object writer takes it."""
+
+    __slots__ = ("_arena", "_part", "leader_epoch", "size_bytes", "state", "stream_id")
+
+    def __init__(self, arena: Arena, stream_id: StreamId, leader_epoch: int, part: BlockPart) -> None:
+        self._arena = arena
+        self._part = part
+        self.stream_id = stream_id
+        self.leader_epoch = leader_epoch
+        self.size_bytes = part.size_bytes
+        self.state = part.state
+
+    def blocks(self, block_size_bytes: int) -> Iterator[DataBlock]:
+        """See `StreamSource`."""
+        return self._part.blocks(self._arena, block_size_bytes)

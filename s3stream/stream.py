@@ -171,7 +171,8 @@ class Stream:
 
     async def newest_state(self) -> RecoveredState | None:
         """The newest state block in objects, None where there never was one."""
-        return await self._storage.reader.read_state(self.stream_id)
+        found = await self._storage.reader.read_state(self.stream_id)
+        return None if found is None else RecoveredState(*found)
 
     async def replay(self, offset: int) -> AsyncIterator[Buffer]:
         """Every confirmed payload from `offset` on, in order; each is valid until the next is asked for."""

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from s3stream.errors import MetadataUnavailable, ObjectExpired, StorageFenced
 from s3stream.log_cache import BlockState, CacheBlock
 from s3stream.metadata import CommitObjects, CommitResult, ObjectId, SkipReason, StreamMetadata
-from s3stream.object_writer import BuiltObject, StreamData, build_objects
+from s3stream.object_writer import BuiltObject, StreamSource, assemble_object, plan_objects
 from s3stream.objectstore import ObjectStore, ObjectStoreError
 from s3stream.paths import Paths
 from wal import crashpoint
@@ -41,7 +41,7 @@ class Uploader:
         store: ObjectStore,
         metadata: StreamMetadata,
         paths: Paths,
-        describe: Callable[[CacheBlock], list[StreamData]],
+        describe: Callable[[CacheBlock], list[StreamSource]],
         on_committed: Callable[[CacheBlock, CommitResult], None],
         on_failed: Callable[[BaseException], None],
         parallelism: int,
@@ -152,15 +152,21 @@ class Uploader:
             except (ObjectStoreError, MetadataUnavailable):
                 delay_s = await self._back_off(delay_s)
 
-    async def _build(self, data: list[StreamData]) -> list[BuiltObject]:
-        count = 1 + sum(item.size_bytes >= self._stream_object_min_bytes for item in data)
-        object_ids = await self._metadata.new_object_ids(count)
-        return build_objects(
-            data,
-            object_ids,
-            block_size_bytes=self._block_size_bytes,
-            stream_object_min_bytes=self._stream_object_min_bytes,
-        )
+    async def _build(self, sources: list[StreamSource]) -> list[BuiltObject]:
+        """Lay the objects out, letting others run after each data block."""
+        groups = plan_objects(sources, stream_object_min_bytes=self._stream_object_min_bytes)
+        object_ids = await self._metadata.new_object_ids(len(groups))
+        built: list[BuiltObject] = []
+        for object_id, group in zip(object_ids, groups, strict=True):
+            steps = assemble_object(object_id, group, block_size_bytes=self._block_size_bytes)
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as stop:
+                    built.append(stop.value)
+                    break
+                await asyncio.sleep(0)
+        return built
 
     async def _commit(self, block: CacheBlock, built: list[BuiltObject]) -> CommitResult:
         delay_s = RETRY_FIRST_DELAY_S
