@@ -289,7 +289,7 @@ class ObjectIndex:
             (value,) = _STREAM_ID.unpack_from(raw, number * INDEX_ENTRY_SIZE_BYTES + _STREAM_ID_AT)
             return int(value)
 
-        return bisect_left(range(self.entry_count), stream_id, low, key=stream_of)
+        return bisect_left(range(self.entry_count), int(stream_id), low, key=stream_of)
 
 
 def parse_footer(tail: Buffer, object_size_bytes: int, object_id: ObjectId) -> Footer:

@@ -1,0 +1,214 @@
+"""What every object store promises, run on each implementation."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from s3stream.local import LocalObjectStore
+from s3stream.memory import MemoryObjectStore
+from s3stream.objectstore import Buffer, NotFound, ObjectStore, PreconditionFailed, WriteConflict
+
+
+@asynccontextmanager
+async def open_store(kind: str, tmp_path: Path) -> AsyncIterator[ObjectStore]:
+    store: ObjectStore = LocalObjectStore(tmp_path / "objects") if kind == "local" else MemoryObjectStore()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@pytest.fixture(params=["local", "memory"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ObjectStore]:
+    async with open_store(request.param, tmp_path) as opened:
+        yield opened
+
+
+async def list_keys(store: ObjectStore, prefix: str, start_after: str = "") -> list[str]:
+    return [summary.key async for summary in store.list(prefix, start_after=start_after)]
+
+
+async def test_an_object_reads_back_whole_in_ranges_and_from_its_tail(store: ObjectStore) -> None:
+    etag = await store.put("a/b/object", [b"0123", memoryview(bytearray(b"45678")), b"", b"9"])
+
+    stored = await store.get("a/b/object")
+    assert (stored.data, stored.etag) == (b"0123456789", etag)
+    assert await store.get_range("a/b/object", 2, 5) == b"234"
+    assert await store.get_range("a/b/object", 8, 20) == b"89"
+    assert await store.get_range("a/b/object", 30, 40) == b""
+    assert await store.get_range("a/b/object", 4, 4) == b""
+    assert await store.get_tail("a/b/object", 3) == (b"789", 10)
+    assert await store.get_tail("a/b/object", 100) == (b"0123456789", 10)
+
+
+async def test_an_empty_object_is_an_object(store: ObjectStore) -> None:
+    await store.put("empty", [])
+
+    assert (await store.get("empty")).data == b""
+    assert await store.get_range("empty", 0, 10) == b""
+    assert await store.get_tail("empty", 10) == (b"", 0)
+
+
+async def test_put_replaces(store: ObjectStore) -> None:
+    first = await store.put("key", [b"a longer first version"])
+    second = await store.put("key", [b"second"])
+
+    assert first != second
+    assert (await store.get("key")).data == b"second"
+
+
+async def test_what_does_not_exist_is_not_found(store: ObjectStore) -> None:
+    await store.put("folder/other", [b"x"])
+    for key in ("folder/none", "folder", "folder/other/below"):
+        with pytest.raises(NotFound):
+            await store.get(key)
+        with pytest.raises(NotFound):
+            await store.get_range(key, 0, 1)
+        with pytest.raises(NotFound):
+            await store.get_tail(key, 1)
+
+
+async def test_put_if_absent_lets_one_caller_win(store: ObjectStore) -> None:
+    async def attempt(number: int) -> int | None:
+        try:
+            await store.put_if_absent("slot", [b"from %d" % number])
+        except (PreconditionFailed, WriteConflict):
+            return None
+        return number
+
+    winners = [number for number in await asyncio.gather(*map(attempt, range(8))) if number is not None]
+
+    assert len(winners) == 1
+    assert (await store.get("slot")).data == b"from %d" % winners[0]
+    with pytest.raises(PreconditionFailed):
+        await store.put_if_absent("slot", [b"too late"])
+    await store.delete_many(["slot"])
+    await store.put_if_absent("slot", [b"free again"])
+
+
+async def test_put_if_match_compares_and_swaps(store: ObjectStore) -> None:
+    first = await store.put_if_absent("object", [b"one"])
+    second = await store.put_if_match("object", [b"two"], first)
+
+    with pytest.raises(PreconditionFailed):
+        await store.put_if_match("object", [b"three"], first)
+    assert await store.get("object") == await store.get("object")
+    assert ((await store.get("object")).data, (await store.get("object")).etag) == (b"two", second)
+    with pytest.raises(PreconditionFailed):
+        await store.put_if_match("never written", [b"three"], first)
+    with pytest.raises(NotFound):
+        await store.get("never written")
+
+
+async def test_counting_by_compare_and_swap_loses_no_count(store: ObjectStore) -> None:
+    await store.put_if_absent("counter", [b"0"])
+
+    async def count() -> None:
+        for _ in range(5):
+            while True:
+                current = await store.get("counter")
+                try:
+                    await store.put_if_match("counter", [b"%d" % (int(current.data) + 1)], current.etag)
+                except (PreconditionFailed, WriteConflict):
+                    continue
+                break
+
+    await asyncio.gather(*(count() for _ in range(4)))
+
+    assert (await store.get("counter")).data == b"20"
+
+
+async def test_listing_is_in_key_order(store: ObjectStore) -> None:
+    keys = ["a", "b-", "b/1", "b/10", "b/2", "b/c/d", "b/c-", "b0", "c/x/y/z", "d"]
+    for number, key in enumerate(random.Random(1).sample(keys, len(keys))):
+        await store.put(key, [b"x" * number])
+
+    in_order = sorted(keys)
+    assert await list_keys(store, "") == in_order
+    for prefix in ("b", "b/", "b/1", "b/c", "b/c/", "c/x/y/z", "c/x/y/z/", "none", "none/at/all"):
+        assert await list_keys(store, prefix) == [key for key in in_order if key.startswith(prefix)]
+    for start_after in [*keys, "b/", "b/c", "b/c/a", "b/z", "zz"]:
+        for prefix in ("", "b", "b/"):
+            assert await list_keys(store, prefix, start_after) == [
+                key for key in in_order if key.startswith(prefix) and key > start_after
+            ]
+
+
+async def test_listing_goes_on_past_one_page(store: ObjectStore) -> None:
+    keys = [f"many/{number:04d}" for number in range(1003)]
+    await asyncio.gather(*(store.put(key, [b"x"]) for key in keys))
+
+    assert await list_keys(store, "many/") == keys
+
+
+async def test_a_listing_tells_size_and_age_by_the_stores_clock(store: ObjectStore) -> None:
+    before_ms = await store.now_ms()
+    await store.put("object", [b"12345"])
+    after_ms = await store.now_ms()
+
+    (summary,) = [summary async for summary in store.list("object")]
+
+    assert summary.size_bytes == 5
+    assert before_ms - 1000 <= summary.last_modified_ms <= after_ms + 1000  # S3 tells whole seconds
+
+
+async def test_deleting_twice_is_deleting(store: ObjectStore) -> None:
+    for number in range(5):
+        await store.put(f"data/{number}", [b"x"])
+
+    await store.delete_many(["data/1", "data/3", "data/none", "no/folder"])
+    await store.delete_many(["data/1"])
+    await store.delete_many([])
+
+    assert await list_keys(store, "data/") == ["data/0", "data/2", "data/4"]
+
+
+async def some_parts(*parts: Buffer) -> AsyncIterator[Buffer]:
+    for part in parts:
+        yield part
+
+
+async def test_multipart_writes_a_large_object(store: ObjectStore) -> None:
+    parts = [bytes([number]) * (3 << 20) for number in range(6)]
+
+    await store.put_multipart("large", some_parts(*parts))
+
+    assert (await store.get("large")).data == b"".join(parts)
+    assert await store.abort_stale_multiparts("", await store.now_ms() + 10_000) == 0
+
+
+async def test_multipart_of_little_writes_it_too(store: ObjectStore) -> None:
+    await store.put_multipart("little", some_parts(b"a", memoryview(b"bc"), b""))
+    await store.put_multipart("nothing", some_parts())
+
+    assert (await store.get("little")).data == b"abc"
+    assert (await store.get("nothing")).data == b""
+
+
+async def test_a_multipart_that_fails_leaves_nothing(store: ObjectStore) -> None:
+    async def fail_midway() -> AsyncIterator[Buffer]:
+        yield b"x" * (9 << 20)
+        raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError, match="the source broke"):
+        await store.put_multipart("broken", fail_midway())
+
+    assert await list_keys(store, "") == []
+    assert await store.abort_stale_multiparts("", await store.now_ms() + 10_000) == 0
+
+
+async def test_the_stores_clock_does_not_go_back(store: ObjectStore) -> None:
+    first = await store.now_ms()
+    assert await store.now_ms() >= first
+
+
+async def test_closing_twice_is_closing(store: ObjectStore) -> None:
+    await store.put("key", [b"x"])
+    await store.close()
+    await store.close()
