@@ -18,9 +18,9 @@ import contextvars
 import selectors
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
-__all__ = ["Deadlock", "NotSimulated", "Process", "ProcessKilled", "VirtualLoop"]
+__all__ = ["Deadlock", "NotSimulated", "Process", "ProcessKilled", "VirtualLoop", "context_of"]
 
 _EPOCH_S = 1000.0
 """Where monotonic time starts: not at 0, so that a forgotten initial value does not look like "just now"."""
@@ -108,6 +108,13 @@ class _VirtualSelector(selectors.SelectSelector):
         return []
 
 
+class Listens(Protocol):
+    """The network that `create_server` goes to."""
+
+    def listen(self, process: Process, factory: Any, port: int) -> Any:
+        """Listen on a port; 0: any."""
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
     """See the module."""
 
@@ -117,6 +124,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._tasks_to_prune_at = 1000
         self._burying = False
+        self.network: Listens | None = None
         self.problems: list[str] = []
         """What asyncio reported as unhandled. A simulation that ends with any has failed."""
         super().__init__(self._virtual)
@@ -132,11 +140,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Start a coroutine in a process. Its tasks, timers and callbacks inherit the process."""
         if process not in self._processes:
             self._processes.append(process)
-        return self.create_task(coroutine, context=_context_of(process))
+        return self.create_task(coroutine, context=context_of(process))
 
     def spawn_outside(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start a coroutine that belongs to the world: it goes on when whoever started it is dead."""
-        return self.create_task(coroutine, context=_context_of(None))
+        return self.create_task(coroutine, context=context_of(None))
 
     def call_soon(self, callback: Any, *args: Any, context: contextvars.Context | None = None) -> asyncio.Handle:
         process = self._process_of(context)
@@ -191,6 +199,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         if not self._burying and not isinstance(context.get("exception"), ProcessKilled):
             self.problems.append(f"{context['message']}: {context.get('exception')!r}")
 
+    # ---- sockets
+
+    async def create_server(self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
+        """A listener in the simulated network, of the process that asks."""
+        process = _current.get()
+        if self.network is None or process is None:
+            raise NotSimulated("there is no network here")
+        return self.network.listen(process, protocol_factory, port)
+
     # ---- what has no virtual counterpart
 
     def call_soon_threadsafe(
@@ -205,7 +222,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         raise NotSimulated(f"{func} was to run in a thread")
 
 
-def _context_of(process: Process | None) -> contextvars.Context:
+def context_of(process: Process | None) -> contextvars.Context:
+    """A context for what a process runs; None: what the world does, whoever dies."""
     context = contextvars.copy_context()
     context.run(_current.set, process)
     return context
