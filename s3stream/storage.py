@@ -116,6 +116,7 @@ class Storage:
         self._reserved_bytes = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._closing = False
+        self._recovered = False
         self.appended_bytes = 0
         """Payload bytes appended since start."""
         self.recovered_bytes = 0
@@ -141,6 +142,7 @@ class Storage:
         self._uploader.durable(self._wal.durable_offset)
         if not self._block.parts and not self._blocks:
             self._want_trim(recovered_end)
+        self._recovered = True
         return streams
 
     def run(self) -> None:
@@ -161,7 +163,8 @@ class Storage:
         self._closing = True
         complete = False
         try:
-            if self.failed is None:
+            # A recovery that was refused must leave the log and the bucket as they are.
+            if self.failed is None and self._recovered:
                 async with asyncio.timeout(timeout_s):
                     await self._flush_all()
                     await self._stop_tasks()
