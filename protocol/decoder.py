@@ -7,10 +7,11 @@ before it is read when its elements could not fit into what is left of the frame
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 from protocol.emitter import Emitter
-from protocol.runtime import MAX_STRING_BYTES
+from protocol.runtime import MAX_STRING_BYTES, UNPACK_INTS
 from protocol.schema import FIXED, Field, Kind, Layout
 
 __all__ = ["Decoder"]
@@ -22,7 +23,6 @@ class Decoder(Emitter):
     def __init__(self) -> None:
         super().__init__("buf", "pos", "end", "error")
         self.scope["unpack_from"] = struct.unpack_from
-        self.scope["iter_unpack"] = struct.iter_unpack
         self._run: list[tuple[str, str]] = []
         self._flexible = False
 
@@ -118,7 +118,10 @@ class Decoder(Emitter):
             self.line(f"too_many({label!r}, {count})")
         if element.name.startswith("int"):
             code, size = FIXED[element.name]
-            self.line(f"{name} = list(unpack_from('!%d{code}' % {count}, buf, pos))")
+            table = self.scope[f"UNPACK_{code}"] = UNPACK_INTS[code]
+            short = f"UNPACK_{code}[{count}](buf, pos)"
+            long = f"unpack_from('!%d{code}' % {count}, buf, pos)"
+            self.line(f"{name} = list({short} if {count} < {len(table)} else {long})")
             self.line(f"pos += {count} * {size}" if size > 1 else f"pos += {count}")
         elif element.layout is not None and element.layout.fixed_size() is not None:
             self._flat_structs(element, name, wish, label, count)
@@ -137,9 +140,14 @@ class Decoder(Emitter):
         values |= {f.name: self.constant(f.default, f.name) for f in layout.tagged}
         stop = self.name(f"{wish}_end")
         self.line(f"{stop} = pos + {count} * {size}")
-        targets = ", ".join(values[f.name] for f in layout.fields) + ("," if len(layout.fields) == 1 else "")
         source = f"{self.packer('iter_unpack', codes)}(buf[pos:{stop}])"
-        read = f"{name} = [{self._construct(layout, values)} for {targets} in {source}]"
+        leading = [name for name, _, _ in layout.arguments[: len(layout.fields)]]
+        if leading == [f.name for f in layout.fields]:
+            self.scope["starmap"] = itertools.starmap
+            read = f"{name} = list(starmap({self.constant(layout.cls, layout.cls.__name__)}, {source}))"
+        else:
+            targets = ", ".join(values[f.name] for f in layout.fields) + ("," if len(layout.fields) == 1 else "")
+            read = f"{name} = [{self._construct(layout, values)} for {targets} in {source}]"
         if not layout.flexible:
             self.line(read)
             self.line(f"pos = {stop}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 
 from protocol.emitter import Emitter
-from protocol.runtime import encode_uvarint
+from protocol.runtime import PACK_INTS, encode_uvarint
 from protocol.schema import FIXED, Field, Kind, Layout
 
 __all__ = ["Encoder"]
@@ -135,7 +135,10 @@ class Encoder(Emitter):
         with self.block(f"if {name}:"):
             if element.name.startswith("int"):
                 code = FIXED[element.name][0]
-                self.line(f"{self._put}(pack('!%d{code}' % len({name}), *{name}))")
+                table = self.scope[f"PACK_{code}"] = PACK_INTS[code]
+                size = f"len({name})"
+                short, long = f"PACK_{code}[{size}](*{name})", f"pack('!%d{code}' % {size}, *{name})"
+                self.line(f"{self._put}({short} if {size} < {len(table)} else {long})")
                 return
             item = self.name(wish.removesuffix("s") + "_item")
             layout = element.layout

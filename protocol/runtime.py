@@ -6,6 +6,7 @@ trusts one, so that an overrun ends in `IndexError`, `struct.error` or `Malforme
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -15,6 +16,8 @@ from protocol.types import Buffer
 __all__ = [
     "JOIN_BELOW_BYTES",
     "MAX_STRING_BYTES",
+    "PACK_INTS",
+    "UNPACK_INTS",
     "VARINT",
     "bad_tag",
     "encode_uvarint",
@@ -35,6 +38,15 @@ JOIN_BELOW_BYTES = 4096
 
 VARINT = tuple(bytes([n]) for n in range(128))
 """The one-byte varints."""
+
+
+INT_ARRAY_TABLE_SIZE = 16
+"""Integer arrays shorter than this have a `struct.Struct` at hand: most are replica lists."""
+
+PACK_INTS = {code: tuple(struct.Struct(f"!{n}{code}").pack for n in range(INT_ARRAY_TABLE_SIZE)) for code in "bhiq"}
+UNPACK_INTS = {
+    code: tuple(struct.Struct(f"!{n}{code}").unpack_from for n in range(INT_ARRAY_TABLE_SIZE)) for code in "bhiq"
+}
 
 
 def encode_uvarint(n: int) -> bytes:
