@@ -1,0 +1,47 @@
+"""Settings of the controller; validated as a whole when they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["ControllerSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerSettings:
+    """How the metadata log is kept."""
+
+    cluster_id: str = ""
+    """Required id of the cluster in the bucket, given to it if it is new; empty: whatever it is, random if it is new."""
+    leader_address: str = ""
+    """Written into the leader object for whoever looks for the controller."""
+    command_timeout_ms: int = 30_000
+    """How long a command waits for the bucket before it fails with `MetadataUnavailable`."""
+    retry_backoff_ms: int = 100
+    """First wait before a failed request is tried again; doubles up to `max_retry_backoff_ms`, with jitter."""
+    max_retry_backoff_ms: int = 2_000
+    """A bucket that comes back is noticed within about this time."""
+    max_pending_commands: int = 20_000
+    """Commands that may wait for an entry; more fail at once, so that an outage cannot fill the memory."""
+    max_entry_bytes: int = 4 * 1024 * 1024
+    """Commands are gathered into one entry up to about this size; one large command may exceed it."""
+    snapshot_interval_entries: int = 1_000
+    """A snapshot follows this many entries at the latest: bounds the requests of a start."""
+    snapshot_interval_bytes: int = 16 * 1024 * 1024
+    """A snapshot follows this many bytes of entries at the latest, but not before the log outgrows the last snapshot."""
+    retained_entries: int = 100
+    """Entries kept behind a snapshot, so that a node that is a little late need not load all of it."""
+    max_partitions: int = 100_000
+    """Partitions of the cluster: all metadata is in every node's memory, some 2 KB for each."""
+    object_id_block_size: int = 1_000
+    """Object ids a node takes at a time, so that an upload does not cost an entry of its own."""
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1 and name != "retained_entries":
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.retained_entries < 0:
+            raise ValueError(f"retained_entries is {self.retained_entries}; it must not be negative")
+        if self.retry_backoff_ms > self.max_retry_backoff_ms:
+            raise ValueError("retry_backoff_ms must not exceed max_retry_backoff_ms")

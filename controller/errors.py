@@ -1,0 +1,65 @@
+"""What can go wrong with metadata, few and prescriptive. `broker/errors.py` maps them to Kafka error codes.
+
+Errors that the storage engine handles itself (`NodeFenced`, `MetadataUnavailable`, `ObjectExpired`, `SourcesChanged`)
+are in `s3stream/errors.py`.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ControllerError",
+    "InvariantViolated",
+    "MetadataCorrupt",
+    "NoNodes",
+    "NodeRefused",
+    "StreamNotDrained",
+    "TooManyPartitions",
+    "TopicExists",
+    "UnknownTopic",
+    "UnsupportedMetadata",
+    "WrongCluster",
+]
+
+
+class ControllerError(Exception):
+    """What every error of the controller is."""
+
+
+class TopicExists(ControllerError):
+    """A topic of this name exists; delete it first or take another name."""
+
+
+class UnknownTopic(ControllerError):
+    """No topic of this name or id (any more)."""
+
+
+class TooManyPartitions(ControllerError):
+    """The cluster would hold more partitions than `max_partitions`; raise it or delete topics."""
+
+
+class NoNodes(ControllerError):
+    """No node is registered that could lead a partition; start one."""
+
+
+class NodeRefused(ControllerError):
+    """The node's WAL is not the one that its streams are open on; the message says what to do."""
+
+
+class StreamNotDrained(ControllerError):
+    """A stream was to be closed past what objects hold of it; upload its tail first."""
+
+
+class WrongCluster(ControllerError):
+    """The bucket belongs to another cluster than the one configured."""
+
+
+class UnsupportedMetadata(ControllerError):
+    """The metadata was written by a newer version; upgrade this node."""
+
+
+class MetadataCorrupt(ControllerError):
+    """An object of the metadata log does not match its CRC, index or layout. The message names its key."""
+
+
+class InvariantViolated(ControllerError):
+    """A change would have broken a named invariant, and was not written: a defect of ours, please report it."""

@@ -1,0 +1,372 @@
+"""Objects: which are referenced, by whom, and when they may be deleted.
+
+Always true:
+- An upload extends its streams exactly at their committed ends; a compaction puts objects in the place of others without
+  changing which offsets can be read (I5).
+- An object is referenced while one stream needs one of its ranges: ranges at or past the log start, and the one that
+  carries the stream's newest state block. Then it is unreferenced, later expired, deleted, forgotten, in this order,
+  and an expired id is refused for ever (I8).
+- Commits are idempotent by object id: the answer to a repeated commit is the first one's.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from controller.commands import Command, Decision, NodeCommand, check_node
+from controller.records import (
+    ObjectCommitted,
+    ObjectIdsAllocated,
+    ObjectsCompacted,
+    ObjectsExpired,
+    ObjectsForgotten,
+    ProducerIdsAllocated,
+    Range,
+    Record,
+    Skip,
+)
+from controller.tables import StreamState, StreamStatus, Tables, Touched, Unreferenced
+from s3stream.errors import ObjectExpired, SourcesChanged
+from s3stream.metadata import CommitObjects, CommitResult, NewObject, ObjectId, SkipReason, StreamId, StreamRange
+
+__all__ = [
+    "AllocateObjectIds",
+    "AllocateProducerIds",
+    "Commit",
+    "ExpireObjects",
+    "ForgetObjects",
+]
+
+_SKIP_OF = {
+    SkipReason.DELETED: Skip.DELETED,
+    SkipReason.FENCED: Skip.FENCED,
+    SkipReason.NOT_CONTIGUOUS: Skip.NOT_CONTIGUOUS,
+}
+_REASON_OF = {skip: reason for reason, skip in _SKIP_OF.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit(NodeCommand[CommitResult]):
+    """Reference uploaded objects, or compacted ones in the place of their sources.
+
+    Raises ObjectExpired for an id that was expired, SourcesChanged where a compaction no longer fits.
+    """
+
+    commit: CommitObjects
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpireObjects(Command[Sequence[ObjectId]]):
+    """Make ids unusable for ever, so that their objects can be deleted.
+
+    Referenced objects, and ids that were never given out, are left out of the reply and must not be deleted.
+    """
+
+    object_ids: tuple[ObjectId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgetObjects(Command[None]):
+    """Expired objects that were deleted from the store; others are left alone."""
+
+    object_ids: tuple[ObjectId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocateObjectIds(NodeCommand[range]):
+    """A block of object ids."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocateProducerIds(NodeCommand[range]):
+    """A block of producer ids (KIP-730)."""
+
+    count: int
+
+
+def commit_objects(tables: Tables, command: Commit) -> Decision[CommitResult]:
+    check_node(tables, command.node_id, command.node_epoch)
+    commit = command.commit
+    skipped: dict[StreamId, SkipReason] = {}
+    fresh: list[NewObject] = []
+    for new in commit.objects:
+        _assert_well_formed(new)
+        known = _skipped_before(tables, new.object_id)
+        if known is not None:
+            skipped.update((stream_id, _REASON_OF[skip]) for stream_id, skip in known)
+        elif new.object_id in tables.gone:
+            raise ObjectExpired(f"object {new.object_id} was expired before it was committed: upload it under a new id")
+        else:
+            assert new.object_id < tables.next_object_id, f"object id {new.object_id} was never given out"
+            fresh.append(new)
+    if not fresh:
+        return Decision((), CommitResult(skipped=skipped))
+    if commit.sources:
+        return _compact(tables, command, fresh, skipped)
+    return _upload(tables, command, fresh, skipped)
+
+
+def _assert_well_formed(new: NewObject) -> None:
+    previous = -1
+    for value in new.ranges:
+        assert value.stream_id > previous, "ranges of an object are sorted by stream, one each"
+        assert 0 <= value.base_offset < value.end_offset, "a range holds offsets"
+        previous = value.stream_id
+
+
+def _skipped_before(tables: Tables, object_id: ObjectId) -> tuple[tuple[StreamId, Skip], ...] | None:
+    entry = tables.objects.get(object_id) or tables.unreferenced.get(object_id)
+    return None if entry is None else entry.skipped
+
+
+def _upload(
+    tables: Tables, command: Commit, fresh: Sequence[NewObject], skipped: dict[StreamId, SkipReason]
+) -> Decision[CommitResult]:
+    ends: dict[StreamId, int] = {}
+    records: list[Record] = []
+    for new in fresh:
+        accepted: list[Range] = []
+        left_out: list[tuple[StreamId, Skip]] = []
+        for value in new.ranges:
+            reason = _why_stale(tables, command.node_id, value, ends)
+            if reason is None:
+                accepted.append(Range.of(value))
+                ends[value.stream_id] = value.end_offset
+            else:
+                left_out.append((value.stream_id, _SKIP_OF[reason]))
+                skipped.setdefault(value.stream_id, reason)
+        records.append(_committed(new, accepted, left_out, command.at_ms))
+    return Decision(records, CommitResult(skipped=skipped))
+
+
+def _why_stale(tables: Tables, node_id: int, value: StreamRange, ends: dict[StreamId, int]) -> SkipReason | None:
+    stream = tables.streams.get(value.stream_id)
+    if stream is None:
+        return SkipReason.DELETED
+    if stream.status is StreamStatus.CLOSED or stream.node_id != node_id or stream.leader_epoch != value.leader_epoch:
+        return SkipReason.FENCED
+    if value.base_offset != ends.get(value.stream_id, stream.committed_end_offset):
+        return SkipReason.NOT_CONTIGUOUS
+    return None
+
+
+def _committed(
+    new: NewObject, ranges: Iterable[Range], skipped: Iterable[tuple[StreamId, Skip]], at_ms: int
+) -> ObjectCommitted:
+    return ObjectCommitted(
+        object_id=new.object_id,
+        size_bytes=new.size_bytes,
+        ranges=tuple(ranges),
+        skipped=tuple(skipped),
+        committed_at_ms=at_ms,
+    )
+
+
+def _compact(
+    tables: Tables, command: Commit, fresh: Sequence[NewObject], skipped: dict[StreamId, SkipReason]
+) -> Decision[CommitResult]:
+    """Every live range of the sources is covered, by whole ranges that hold nothing else that is live."""
+    sources = dict.fromkeys(command.commit.sources)
+    to_cover: dict[tuple[ObjectId, StreamId], Range] = {}
+    for source in sources:
+        entry = tables.objects.get(source)
+        if entry is None:
+            raise SourcesChanged(f"object {source} is not referenced any more: discard this compaction")
+        for live in tables.live_ranges(entry):
+            to_cover[source, live.stream_id] = live
+    needed_states = {stream_id for _, stream_id in to_cover}
+    records: list[ObjectCommitted] = []
+    for new in fresh:
+        accepted: list[Range] = []
+        left_out: list[tuple[StreamId, Skip]] = []
+        for value in new.ranges:
+            stream = tables.streams.get(value.stream_id)
+            if stream is None:
+                left_out.append((value.stream_id, Skip.DELETED))
+                skipped.setdefault(value.stream_id, SkipReason.DELETED)
+                continue
+            replaced = _replaced(stream, value)
+            for object_id, live in replaced:
+                if to_cover.pop((object_id, live.stream_id), None) is None:
+                    raise SourcesChanged(
+                        f"object {new.object_id} would replace offsets {live.base_offset} to {live.end_offset} of stream "
+                        f"{live.stream_id}, which are in object {object_id}, not (only) in a source: discard it"
+                    )
+            if replaced:
+                accepted.append(Range.of(value))
+                newest = stream.newest_state
+                if newest is None or (value.has_state and value.end_offset >= newest[1].end_offset):
+                    needed_states.discard(value.stream_id)
+        records.append(_committed(new, accepted, left_out, command.at_ms))
+    if to_cover:
+        (source, stream_id), live = next(iter(to_cover.items()))
+        raise SourcesChanged(
+            f"offsets {live.base_offset} to {live.end_offset} of stream {stream_id} in source {source} are in no new object"
+        )
+    for stream_id in needed_states:
+        newest = tables.streams[stream_id].newest_state
+        if newest is not None and newest[0] in sources:
+            raise SourcesChanged(f"no new object carries the newest state of stream {stream_id}, which is in a source")
+    return Decision((ObjectsCompacted(objects=tuple(records), sources=tuple(sources)),), CommitResult(skipped=skipped))
+
+
+def _replaced(stream: StreamState, value: StreamRange | Range) -> list[tuple[ObjectId, Range]]:
+    """Live ranges of a stream that a compacted one stands for. Raises SourcesChanged where it covers one in part only.
+
+    It may begin below the first live range: what retention dropped meanwhile does no harm inside.
+    """
+    replaced: list[tuple[ObjectId, Range]] = []
+    newest = stream.newest_state
+    if (
+        newest is not None
+        and value.base_offset <= newest[1].base_offset
+        and newest[1].end_offset <= value.end_offset
+        and stream.newest_state_is_detached
+    ):
+        replaced.append(newest)
+    first, last = _covered(stream, value)
+    if first < last:
+        ranges = stream.ranges
+        begins = ranges[first].base_offset == value.base_offset or (
+            first == 0 and value.base_offset < ranges[0].base_offset
+        )
+        if not begins or ranges[last - 1].end_offset != value.end_offset:
+            raise SourcesChanged(
+                f"the range {value.base_offset} to {value.end_offset} of stream {value.stream_id} does not begin and end "
+                "where committed ranges do: discard this compaction"
+            )
+        replaced.extend(zip(stream.object_ids[first:last], ranges[first:last], strict=True))
+    return replaced
+
+
+def _covered(stream: StreamState, value: StreamRange | Range) -> tuple[int, int]:
+    """Indexes [first, last) of the ranges that overlap a value."""
+    return stream.index_of(value.base_offset), bisect_left(stream.ranges, value.end_offset, key=_base_offset)
+
+
+def _base_offset(value: Range) -> int:
+    return value.base_offset
+
+
+def expire_objects(tables: Tables, command: ExpireObjects) -> Decision[Sequence[ObjectId]]:
+    usable = [
+        object_id
+        for object_id in dict.fromkeys(command.object_ids)
+        if object_id not in tables.objects and 0 < object_id < tables.next_object_id
+    ]
+    fresh = tuple(object_id for object_id in usable if object_id not in tables.gone)
+    return Decision((ObjectsExpired(object_ids=fresh),) if fresh else (), tuple(usable))
+
+
+def forget_objects(tables: Tables, command: ForgetObjects) -> Decision[None]:
+    known = tuple(object_id for object_id in dict.fromkeys(command.object_ids) if object_id in tables.expired)
+    return Decision((ObjectsForgotten(object_ids=known),) if known else (), None)
+
+
+def allocate_object_ids(tables: Tables, command: AllocateObjectIds) -> Decision[range]:
+    check_node(tables, command.node_id, command.node_epoch)
+    assert command.count > 0, "a block holds ids"
+    block = range(tables.next_object_id, tables.next_object_id + command.count)
+    return Decision((ObjectIdsAllocated(node_id=command.node_id, end_object_id=ObjectId(block.stop)),), block)
+
+
+def allocate_producer_ids(tables: Tables, command: AllocateProducerIds) -> Decision[range]:
+    check_node(tables, command.node_id, command.node_epoch)
+    assert command.count > 0, "a block holds ids"
+    block = range(tables.next_producer_id, tables.next_producer_id + command.count)
+    return Decision((ProducerIdsAllocated(node_id=command.node_id, end_producer_id=block.stop),), block)
+
+
+def apply_object_committed(tables: Tables, record: ObjectCommitted, touched: Touched) -> None:
+    object_id = record.object_id
+    tables.objects[object_id] = record
+    tables.live_counts[object_id] = len(record.ranges)
+    touched.objects.add(object_id)
+    for value in record.ranges:
+        stream = tables.streams[value.stream_id]
+        stream.ranges.append(value)
+        stream.object_ids.append(object_id)
+        stream.committed_end_offset = value.end_offset
+        touched.stream(value.stream_id, value.base_offset, value.end_offset)
+        if value.has_state:
+            _set_newest_state(tables, stream, object_id, value, record.committed_at_ms, touched)
+    if not record.ranges:
+        _retire(tables, object_id, record.committed_at_ms)
+
+
+def apply_objects_compacted(tables: Tables, record: ObjectsCompacted, touched: Touched) -> None:
+    for new in record.objects:
+        tables.objects[new.object_id] = new
+        tables.live_counts[new.object_id] = len(new.ranges)
+        touched.objects.add(new.object_id)
+        for value in new.ranges:
+            stream = tables.streams[value.stream_id]
+            replaced = _replaced(stream, value)
+            first, last = _covered(stream, value)
+            if first < last:
+                stream.ranges[first:last] = [value]
+                stream.object_ids[first:last] = [new.object_id]
+            if any(stream.newest_state == each for each in replaced):
+                stream.newest_state = None
+            if value.has_state:
+                _set_newest_state(tables, stream, new.object_id, value, new.committed_at_ms, touched)
+            for object_id, _ in replaced:
+                release(tables, object_id, new.committed_at_ms, touched)
+            touched.stream(value.stream_id, value.base_offset, value.end_offset)
+        if not new.ranges:
+            _retire(tables, new.object_id, new.committed_at_ms)
+
+
+def _set_newest_state(
+    tables: Tables, stream: StreamState, object_id: ObjectId, value: Range, at_ms: int, touched: Touched
+) -> None:
+    former = stream.newest_state
+    if former is not None:
+        if former[1].end_offset > value.end_offset:
+            return
+        if stream.newest_state_is_detached:
+            release(tables, former[0], at_ms, touched)
+    stream.newest_state = (object_id, value)
+
+
+def release(tables: Tables, object_id: ObjectId, at_ms: int, touched: Touched) -> None:
+    """A stream needs one range of an object no more."""
+    touched.objects.add(object_id)
+    tables.live_counts[object_id] -= 1
+    if tables.live_counts[object_id] == 0:
+        _retire(tables, object_id, at_ms)
+
+
+def _retire(tables: Tables, object_id: ObjectId, at_ms: int) -> None:
+    del tables.live_counts[object_id]
+    entry = tables.objects.pop(object_id)
+    tables.unreferenced[object_id] = Unreferenced(
+        size_bytes=entry.size_bytes, unreferenced_at_ms=at_ms, skipped=entry.skipped
+    )
+
+
+def apply_objects_expired(tables: Tables, record: ObjectsExpired, touched: Touched) -> None:
+    for object_id in record.object_ids:
+        tables.unreferenced.pop(object_id, None)
+        tables.expired[object_id] = None
+        tables.gone.add(object_id)
+        touched.objects.add(object_id)
+
+
+def apply_objects_forgotten(tables: Tables, record: ObjectsForgotten, touched: Touched) -> None:
+    for object_id in record.object_ids:
+        tables.expired.pop(object_id, None)
+        touched.objects.add(object_id)
+
+
+def apply_object_ids_allocated(tables: Tables, record: ObjectIdsAllocated, touched: Touched) -> None:
+    tables.next_object_id = record.end_object_id
+
+
+def apply_producer_ids_allocated(tables: Tables, record: ProducerIdsAllocated, touched: Touched) -> None:
+    tables.next_producer_id = record.end_producer_id

@@ -1,0 +1,218 @@
+"""Streams: who may append, and where they begin.
+
+Always true:
+- At most one node holds a stream OPEN or RECOVERING, under a leader epoch that nobody held before (I4).
+- The same node may open a stream again on the same WAL (a restart): the tail that its WAL holds past the committed end
+  stays good and is uploaded under the new leader epoch. Any other way out of OPEN is a close with everything uploaded,
+  the recovery of exactly that WAL, or an operator's abandon.
+- Log start and committed end never go back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from controller.commands import Command, Decision, NodeCommand, check_node
+from controller.errors import NodeRefused, StreamNotDrained
+from controller.objects import release
+from controller.records import StreamsAbandoned, StreamsClosed, StreamsOpened, StreamsRecovering, StreamsTrimmed
+from controller.tables import StreamState, StreamStatus, Tables, Touched
+from s3stream.metadata import OpenedStream, StreamId
+
+__all__ = ["AbandonWal", "CloseStreams", "OpenStreams", "RecoverWal", "TrimStreams"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenStreams(NodeCommand[Sequence[OpenedStream]]):
+    """Open streams on a node's registered WAL.
+
+    Deleted streams, and those that another node (or another WAL) holds, are left out of the reply.
+    """
+
+    stream_ids: tuple[StreamId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseStreams(NodeCommand[None]):
+    """Close streams that this node holds and whose data is committed up to the given ends; others are left alone.
+
+    Raises StreamNotDrained (and closes none) where objects end before, or past, a given end.
+    """
+
+    end_offsets: Mapping[StreamId, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrimStreams(NodeCommand[None]):
+    """Raise log start offsets, at most up to the committed end; streams that this node does not hold are left alone."""
+
+    log_start_offsets: Mapping[StreamId, int]
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoverWal(NodeCommand[Sequence[OpenedStream]]):
+    """Take over the tail of every stream that is open on a WAL which this node has fenced before it asks."""
+
+    wal_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbandonWal(Command[Mapping[StreamId, tuple[int, int]]]):
+    """Give up a WAL that is lost for good; the reply has the gap [start, end) of each stream that was open on it.
+
+    Raises NodeRefused where no stream is open on such a WAL.
+    """
+
+    wal_id: str
+    slack_offsets: int
+    """Offsets to leave out past the committed end: more than can have been acknowledged and not uploaded (I2)."""
+    at_ms: int
+
+
+def open_streams(tables: Tables, command: OpenStreams) -> Decision[Sequence[OpenedStream]]:
+    wal_id = check_node(tables, command.node_id, command.node_epoch)
+    opened: list[OpenedStream] = []
+    for stream_id in dict.fromkeys(command.stream_ids):
+        stream = tables.streams.get(stream_id)
+        if stream is None:
+            continue
+        if stream.status is StreamStatus.CLOSED or (stream.node_id == command.node_id and stream.wal_id == wal_id):
+            opened.append(_opened(stream))
+    return _granted(StreamsOpened, command.node_id, wal_id, opened)
+
+
+def close_streams(tables: Tables, command: CloseStreams) -> Decision[None]:
+    check_node(tables, command.node_id, command.node_epoch)
+    closed: list[StreamId] = []
+    for stream_id, end_offset in command.end_offsets.items():
+        stream = tables.streams.get(stream_id)
+        if stream is None or not _holds(stream, command.node_id):
+            continue
+        if stream.committed_end_offset != end_offset:
+            raise StreamNotDrained(
+                f"stream {stream_id} is committed up to {stream.committed_end_offset}, not {end_offset}: "
+                "upload its tail before closing it"
+            )
+        closed.append(stream_id)
+    return Decision((StreamsClosed(stream_ids=tuple(closed)),) if closed else (), None)
+
+
+def trim_streams(tables: Tables, command: TrimStreams) -> Decision[None]:
+    check_node(tables, command.node_id, command.node_epoch)
+    trimmed: list[tuple[StreamId, int]] = []
+    for stream_id, wanted in command.log_start_offsets.items():
+        stream = tables.streams.get(stream_id)
+        if stream is None or not _holds(stream, command.node_id):
+            continue
+        log_start_offset = min(wanted, stream.committed_end_offset)
+        if log_start_offset > stream.log_start_offset:
+            trimmed.append((stream_id, log_start_offset))
+    if not trimmed:
+        return Decision((), None)
+    return Decision((StreamsTrimmed(log_start_offsets=tuple(trimmed), trimmed_at_ms=command.at_ms),), None)
+
+
+def recover_wal(tables: Tables, command: RecoverWal) -> Decision[Sequence[OpenedStream]]:
+    own_wal_id = check_node(tables, command.node_id, command.node_epoch)
+    if command.wal_id == own_wal_id:
+        raise NodeRefused(f"WAL {command.wal_id} is this node's own: open its streams instead of recovering them")
+    found = [_opened(stream) for stream in tables.streams.values() if stream.wal_id == command.wal_id]
+    return _granted(StreamsRecovering, command.node_id, command.wal_id, found)
+
+
+def abandon_wal(tables: Tables, command: AbandonWal) -> Decision[Mapping[StreamId, tuple[int, int]]]:
+    assert command.slack_offsets >= 0, "slack is a number of offsets"
+    gaps = {
+        stream.stream_id: (stream.committed_end_offset, stream.committed_end_offset + command.slack_offsets)
+        for stream in tables.streams.values()
+        if stream.wal_id == command.wal_id
+    }
+    if not gaps:
+        raise NodeRefused(f"no partition is open on a WAL {command.wal_id}: there is nothing to abandon")
+    record = StreamsAbandoned(
+        wal_id=command.wal_id,
+        resume_offsets=tuple((stream_id, end) for stream_id, (_, end) in gaps.items()),
+        abandoned_at_ms=command.at_ms,
+    )
+    return Decision((record,), gaps)
+
+
+def _holds(stream: StreamState, node_id: int) -> bool:
+    return stream.status is not StreamStatus.CLOSED and stream.node_id == node_id
+
+
+def _opened(stream: StreamState) -> OpenedStream:
+    return OpenedStream(
+        stream_id=stream.stream_id,
+        leader_epoch=stream.leader_epoch + 1,
+        log_start_offset=stream.log_start_offset,
+        committed_end_offset=stream.committed_end_offset,
+    )
+
+
+def _granted(
+    kind: type[StreamsOpened] | type[StreamsRecovering], node_id: int, wal_id: str, opened: Sequence[OpenedStream]
+) -> Decision[Sequence[OpenedStream]]:
+    if not opened:
+        return Decision((), ())
+    streams = tuple((stream.stream_id, stream.leader_epoch) for stream in opened)
+    return Decision((kind(node_id=node_id, wal_id=wal_id, streams=streams),), tuple(opened))
+
+
+def apply_streams_opened(tables: Tables, record: StreamsOpened, touched: Touched) -> None:
+    _hold(tables, record, StreamStatus.OPEN, touched)
+
+
+def apply_streams_recovering(tables: Tables, record: StreamsRecovering, touched: Touched) -> None:
+    _hold(tables, record, StreamStatus.RECOVERING, touched)
+
+
+def _hold(tables: Tables, record: StreamsOpened | StreamsRecovering, status: StreamStatus, touched: Touched) -> None:
+    for stream_id, leader_epoch in record.streams:
+        stream = tables.streams[stream_id]
+        stream.status = status
+        stream.node_id = record.node_id
+        stream.wal_id = record.wal_id
+        stream.leader_epoch = leader_epoch
+        touched.stream(stream_id)
+        touched.topics.add(stream.topic_id)
+
+
+def apply_streams_closed(tables: Tables, record: StreamsClosed, touched: Touched) -> None:
+    for stream_id in record.stream_ids:
+        _close(tables.streams[stream_id], touched)
+
+
+def _close(stream: StreamState, touched: Touched) -> None:
+    stream.status = StreamStatus.CLOSED
+    stream.wal_id = ""
+    touched.stream(stream.stream_id)
+    touched.topics.add(stream.topic_id)
+
+
+def apply_streams_trimmed(tables: Tables, record: StreamsTrimmed, touched: Touched) -> None:
+    for stream_id, log_start_offset in record.log_start_offsets:
+        stream = tables.streams[stream_id]
+        stream.log_start_offset = log_start_offset
+        dropped = stream.index_of(log_start_offset)
+        released = stream.object_ids[:dropped]
+        touched.stream(stream_id, log_start_offset, log_start_offset + 1)
+        if not dropped:
+            continue
+        kept_for_state = stream.newest_state[0] if stream.newest_state is not None else None
+        del stream.ranges[:dropped]
+        del stream.object_ids[:dropped]
+        for object_id in released:
+            if object_id != kept_for_state:
+                release(tables, object_id, record.trimmed_at_ms, touched)
+
+
+def apply_streams_abandoned(tables: Tables, record: StreamsAbandoned, touched: Touched) -> None:
+    for stream_id, resume_offset in record.resume_offsets:
+        stream = tables.streams[stream_id]
+        if resume_offset > stream.committed_end_offset:
+            stream.gaps = (*stream.gaps, (stream.committed_end_offset, resume_offset))
+            stream.committed_end_offset = resume_offset
+        _close(stream, touched)

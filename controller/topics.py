@@ -1,0 +1,168 @@
+"""Topics: creation, deletion and their configs.
+
+Always true: a topic has a random id from its creation on; a topic of the same name that is created later has another id
+and other streams, so nothing of the old one shows through. Names and configs were validated by the broker.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from controller.commands import Command, Decision
+from controller.errors import ControllerError, NoNodes, TooManyPartitions, TopicExists, UnknownTopic
+from controller.objects import release
+from controller.records import Record, TopicConfigsChanged, TopicCreated, TopicDeleted
+from controller.tables import StreamState, Tables, TopicState, Touched
+from s3stream.metadata import StreamId
+
+__all__ = ["ConfigureTopic", "CreateTopics", "DeleteTopics", "NewTopic"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTopic:
+    """A topic to be created."""
+
+    name: str
+    topic_id: bytes
+    """16 random bytes."""
+    partition_count: int
+    configs: Mapping[str, str] = field(default_factory=dict)
+    leaders: tuple[int, ...] = ()
+    """Nodes that may lead its partitions; empty: every registered one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateTopics(Command[Mapping[str, bytes | ControllerError]]):
+    """Create topics, each or none of it; the reply has a topic id or an error by name."""
+
+    topics: tuple[NewTopic, ...]
+    max_partitions: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteTopics(Command[Mapping[bytes, ControllerError | None]]):
+    """Delete topics by id; the reply has None or UnknownTopic by id."""
+
+    topic_ids: tuple[bytes, ...]
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigureTopic(Command[None]):
+    """Set and remove configs of a topic. Raises UnknownTopic."""
+
+    topic_id: bytes
+    changes: Mapping[str, str | None]
+    """None goes back to the default."""
+
+
+def create_topics(tables: Tables, command: CreateTopics) -> Decision[Mapping[str, bytes | ControllerError]]:
+    records: list[Record] = []
+    reply: dict[str, bytes | ControllerError] = {}
+    next_stream_id = tables.next_stream_id
+    partition_count = len(tables.streams)
+    led: Counter[int] = Counter()
+    if len(tables.nodes) > 1:
+        led.update(stream.node_id for stream in tables.streams.values())
+    for topic in command.topics:
+        assert len(topic.topic_id) == 16, "topic ids have 16 bytes"
+        assert topic.partition_count > 0, "a topic has partitions"
+        candidates = sorted(set(topic.leaders) & tables.nodes.keys() if topic.leaders else tables.nodes.keys())
+        if topic.name in tables.topic_ids or isinstance(reply.get(topic.name), bytes):
+            reply[topic.name] = TopicExists(f"topic {topic.name} exists")
+        elif not candidates:
+            reply[topic.name] = NoNodes(f"no node is registered that could lead partitions of {topic.name}")
+        elif partition_count + topic.partition_count > command.max_partitions:
+            reply[topic.name] = TooManyPartitions(
+                f"{topic.partition_count} partitions of {topic.name} would make {partition_count + topic.partition_count} "
+                f"in the cluster; max_partitions is {command.max_partitions}"
+            )
+        else:
+            leaders = []
+            for _ in range(topic.partition_count):
+                leader = min(candidates, key=lambda node_id: (led[node_id], node_id))
+                led[leader] += 1
+                leaders.append(leader)
+            records.append(
+                TopicCreated(
+                    topic_id=topic.topic_id,
+                    name=topic.name,
+                    first_stream_id=next_stream_id,
+                    leaders=tuple(leaders),
+                    configs=dict(topic.configs),
+                    created_at_ms=command.at_ms,
+                )
+            )
+            next_stream_id = StreamId(next_stream_id + topic.partition_count)
+            partition_count += topic.partition_count
+            reply[topic.name] = topic.topic_id
+    return Decision(records, reply)
+
+
+def delete_topics(tables: Tables, command: DeleteTopics) -> Decision[Mapping[bytes, ControllerError | None]]:
+    records: list[Record] = []
+    reply: dict[bytes, ControllerError | None] = {}
+    for topic_id in command.topic_ids:
+        if topic_id in reply:
+            continue
+        if topic_id in tables.topics:
+            records.append(TopicDeleted(topic_id=topic_id, deleted_at_ms=command.at_ms))
+            reply[topic_id] = None
+        else:
+            reply[topic_id] = UnknownTopic(f"no topic has the id {topic_id.hex()}")
+    return Decision(records, reply)
+
+
+def configure_topic(tables: Tables, command: ConfigureTopic) -> Decision[None]:
+    topic = tables.topics.get(command.topic_id)
+    if topic is None:
+        raise UnknownTopic(f"no topic has the id {command.topic_id.hex()}")
+    configs = dict(topic.configs)
+    for name, value in command.changes.items():
+        if value is None:
+            configs.pop(name, None)
+        else:
+            configs[name] = value
+    if configs == topic.configs:
+        return Decision((), None)
+    return Decision((TopicConfigsChanged(topic_id=command.topic_id, configs=configs),), None)
+
+
+def apply_topic_created(tables: Tables, record: TopicCreated, touched: Touched) -> None:
+    stream_ids = tuple(StreamId(record.first_stream_id + index) for index in range(len(record.leaders)))
+    tables.topics[record.topic_id] = TopicState(
+        topic_id=record.topic_id,
+        name=record.name,
+        stream_ids=stream_ids,
+        configs=record.configs,
+        created_at_ms=record.created_at_ms,
+    )
+    tables.topic_ids[record.name] = record.topic_id
+    for partition, (stream_id, leader) in enumerate(zip(stream_ids, record.leaders, strict=True)):
+        tables.streams[stream_id] = StreamState(
+            stream_id=stream_id, topic_id=record.topic_id, partition=partition, node_id=leader
+        )
+        touched.stream(stream_id)
+    tables.next_stream_id = StreamId(record.first_stream_id + len(stream_ids))
+    touched.topics.add(record.topic_id)
+
+
+def apply_topic_deleted(tables: Tables, record: TopicDeleted, touched: Touched) -> None:
+    topic = tables.topics.pop(record.topic_id)
+    del tables.topic_ids[topic.name]
+    touched.topics.add(record.topic_id)
+    for stream_id in topic.stream_ids:
+        stream = tables.streams.pop(stream_id)
+        touched.stream(stream_id)
+        if stream.newest_state is not None and stream.newest_state_is_detached:
+            release(tables, stream.newest_state[0], record.deleted_at_ms, touched)
+        for object_id in stream.object_ids:
+            release(tables, object_id, record.deleted_at_ms, touched)
+
+
+def apply_topic_configs_changed(tables: Tables, record: TopicConfigsChanged, touched: Touched) -> None:
+    tables.topics[record.topic_id].configs = record.configs
+    touched.topics.add(record.topic_id)
