@@ -1,0 +1,490 @@
+"""Reads what only objects hold: catch-up fetches, state blocks at open, look-ups by time.
+
+Always true:
+- Every block is checked against its CRC when it arrives, before anyone sees a byte of it (I7); one that does not match
+  is read once more, since the network may be at fault, and then is `ObjectCorrupt`.
+- A block is fetched by one request at a time, whoever wants it; a reader that goes away does not disturb the others.
+- Memory for blocks is bounded by the block cache; no reader waits for memory while it holds blocks.
+- An object that is gone was compacted or trimmed away: the metadata is asked again. Only if it still refers to the
+  object is that a loss of data.
+
+Read-ahead: the second read in sequence starts it, each further one doubles the window, an eviction before use halves
+it. It takes memory that is free or evictable, and never waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from s3stream.block_cache import Block, BlockCache, BlockKey
+from s3stream.config import ReadSettings
+from s3stream.errors import ObjectCorrupt
+from s3stream.metadata import ObjectId, ObjectRange, StreamId, StreamMetadata
+from s3stream.object_format import (
+    FOOTER_SIZE_BYTES,
+    IndexEntry,
+    ObjectIndex,
+    check_block,
+    parse_footer,
+)
+from s3stream.objectstore import Buffer, NotFound, ObjectStore, Unavailable
+from s3stream.paths import Paths
+from s3stream.payload import PayloadFormat
+
+__all__ = ["ObjectReader"]
+
+_T = TypeVar("_T")
+
+_RESOLVE_ATTEMPTS = 5
+"""How often one read may find that compaction was faster, before the caller is asked to try again."""
+_LARGEST_READ_SHARE = 8
+"""One read gets at most this fraction of the memory for blocks, whatever it asks for."""
+_CLOSED = "the reader is closed"
+_COOL_DOWN_READS = 8
+"""Reads after an eviction before use, until the read-ahead window may grow again."""
+
+
+class _ObjectGone(Exception):
+    """The store has no such object."""
+
+    def __init__(self, object_id: ObjectId) -> None:
+        super().__init__(f"object {object_id}")
+        self.object_id = object_id
+
+
+class _Wanted(NamedTuple):
+    object_id: ObjectId
+    entry: IndexEntry
+
+    @property
+    def key(self) -> BlockKey:
+        return self.object_id, self.entry.position
+
+
+@dataclass(slots=True, eq=False)
+class _Sequence:
+    """One reader that goes through a stream."""
+
+    window_bytes: int = 0
+    ahead_offset: int = 0
+    """Exclusive end of what was asked for ahead of it."""
+    ahead_bytes: int = 0
+    """Roughly what of that it has not read yet."""
+    cool_down: int = 0
+    busy: bool = False
+
+    def shrink(self) -> None:
+        """A block was evicted before the reader came to it."""
+        self.window_bytes //= 2
+        self.ahead_offset = self.ahead_bytes = 0
+        self.cool_down = _COOL_DOWN_READS
+
+
+class ObjectReader:
+    """Reads streams from objects. Every method raises `ObjectCorrupt` or `Unavailable` where the data cannot be had."""
+
+    def __init__(
+        self,
+        *,
+        store: ObjectStore,
+        paths: Paths,
+        metadata: StreamMetadata,
+        payload_format: PayloadFormat,
+        settings: ReadSettings,
+        catch_up: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Open a reader.
+
+        Args:
+            catch_up: brings `metadata` up to the end of the metadata log; needed where it follows another node's.
+        """
+        self._store = store
+        self._paths = paths
+        self._metadata = metadata
+        self._payload_format = payload_format
+        self._settings = settings
+        self._catch_up = catch_up
+        self.cache = BlockCache(settings.memory_bytes)
+        self._indexes: OrderedDict[ObjectId, ObjectIndex] = OrderedDict()
+        self._index_bytes = 0
+        self._indexes_under_way: dict[ObjectId, asyncio.Task[ObjectIndex]] = {}
+        self._blocks_under_way: dict[BlockKey, asyncio.Future[Block]] = {}
+        self._sequences: OrderedDict[tuple[StreamId, int], _Sequence] = OrderedDict()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    async def read(self, stream_id: StreamId, offset: int, end_offset: int, max_bytes: int) -> list[Buffer]:
+        """Whole payloads from the first that ends past `offset`, below `end_offset`; at least one where there is any.
+
+        Each buffer holds one or more payloads of one block. Together they have at most `max_bytes`, unless the first
+        payload is larger. Empty where no object holds the offset (any more).
+        """
+        return await self._resolved(stream_id, lambda: self._read(stream_id, offset, end_offset, max_bytes))
+
+    async def read_state(self, stream_id: StreamId) -> tuple[int, bytes] | None:
+        """The newest state block and the (exclusive) end offset that it accounts for."""
+        return await self._resolved(stream_id, lambda: self._read_state(stream_id))
+
+    async def payload_for_timestamp(
+        self, stream_id: StreamId, timestamp_ms: int, start_offset: int, end_offset: int
+    ) -> Buffer | None:
+        """The first payload in [start_offset, end_offset) whose largest timestamp is at or past `timestamp_ms`."""
+        return await self._resolved(
+            stream_id, lambda: self._payload_for_timestamp(stream_id, timestamp_ms, start_offset, end_offset)
+        )
+
+    async def close(self) -> None:
+        """Give up what is under way."""
+        self._closed = True
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.cache.clear()
+        self._indexes.clear()
+        self._sequences.clear()
+
+    async def _resolved(self, stream_id: StreamId, attempt: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """Read; where an object is gone, look again where its data is now."""
+        for _ in range(_RESOLVE_ATTEMPTS):
+            if self._closed:
+                raise Unavailable(_CLOSED)
+            try:
+                return await attempt()
+            except _ObjectGone as gone:
+                self._forget_object(gone.object_id)
+                if self._catch_up is not None:
+                    await self._catch_up()
+                self._check_unreferenced(stream_id, gone.object_id)
+        raise Unavailable(f"stream {stream_id}: objects are replaced faster than they can be read; try again")
+
+    def _check_unreferenced(self, stream_id: StreamId, object_id: ObjectId) -> None:
+        newest_state = self._metadata.newest_state(stream_id)
+        for found in (*self._metadata.ranges(stream_id), *([newest_state] if newest_state else [])):
+            if found.object_id == object_id:
+                key = self._paths.data_object(object_id)
+                raise ObjectCorrupt(
+                    f"object {object_id} is missing from the store ({key}), and holds stream {stream_id},"
+                    f" offsets {found.range.base_offset} to {found.range.end_offset} (exclusive): restore it"
+                )
+
+    async def _read(self, stream_id: StreamId, offset: int, end_offset: int, max_bytes: int) -> list[Buffer]:
+        max_bytes = min(max_bytes, self.cache.capacity_bytes // _LARGEST_READ_SHARE)
+        wanted = await self._plan(stream_id, offset, end_offset, max_bytes)
+        if not wanted:
+            return []
+        result: list[Buffer] = []
+        size = 0
+        next_offset = offset
+        for block in await self._fetch(wanted, offset):
+            part = block.slice(self._payload_format, next_offset, end_offset, max_bytes - size, at_least_one=not result)
+            if part is None:
+                break
+            data, next_offset = part
+            result.append(data)
+            size += len(data)
+            if next_offset < block.entry.end_offset:
+                break
+        if next_offset > offset:
+            self._note_sequence(stream_id, offset, next_offset, end_offset, size)
+        return result
+
+    async def _plan(self, stream_id: StreamId, offset: int, end_offset: int, size: int) -> list[_Wanted]:
+        """Blocks that hold `size` bytes from `offset` on. Holds no memory, so it may wait for indexes."""
+        wanted: list[_Wanted] = []
+        total = 0
+        at = offset
+        while at < end_offset:
+            located = self._metadata.locate(stream_id, at)
+            if not located or located[0].range.base_offset > at:
+                break  # the end; or trimmed meanwhile
+            for found in located:
+                index = await self._index(found)
+                entries = index.data_entries(stream_id, at)
+                first = next(entries, None)
+                if first is None and found.range.record_count and at == found.range.base_offset:
+                    raise ObjectCorrupt(
+                        f"object {found.object_id} should hold stream {stream_id}, offsets {found.range.base_offset}"
+                        f" to {found.range.end_offset} (exclusive), and does not"
+                    )
+                for entry in _and_then(first, entries):
+                    if entry.base_offset >= end_offset or (wanted and total >= size):
+                        return wanted
+                    # How much of the first block lies before the offset is known only when it is here: it counts as nothing.
+                    total += entry.size_bytes if wanted else 0
+                    wanted.append(_Wanted(found.object_id, entry))
+                at = found.range.end_offset
+        return wanted
+
+    async def _fetch(self, wanted: Sequence[_Wanted], offset: int) -> list[Block]:
+        """Get blocks from the cache, from requests under way, or by new requests."""
+        reserved = 0
+        missing = self._missing(wanted)
+        if missing and not self.cache.try_reserve(_cost(missing)):
+            reserved = _cost(missing)
+            await self.cache.reserve(reserved)
+            if self._closed:
+                self.cache.release(reserved)
+                raise Unavailable(_CLOSED)
+            missing = self._missing(wanted)
+            if _cost(missing) > reserved:
+                # Some were evicted meanwhile. One block is progress enough, and had been reserved for at least.
+                wanted = wanted[:1]
+                missing = self._missing(wanted)
+                if _cost(missing) > reserved:
+                    self.cache.release(reserved)
+                    return await self._fetch(wanted, offset)
+            self.cache.release(reserved - _cost(missing))
+        # From here to the wait nothing else runs.
+        self._start(missing, None)
+        blocks: list[Block | asyncio.Future[Block]] = []
+        for item in wanted:
+            under_way = self._blocks_under_way.get(item.key)
+            block = under_way or self.cache.get(item.key, offset)
+            assert block is not None
+            blocks.append(block)
+        waiting = [block for block in blocks if isinstance(block, asyncio.Future)]
+        if waiting:
+            await asyncio.wait(waiting)  # unlike await, leaves them alone when this reader is cancelled
+        result: list[Block] = []
+        for block in blocks:
+            if isinstance(block, asyncio.Future):
+                if result and block.exception() is not None:
+                    break  # what comes before it can be read; the next read is told
+                block = block.result()
+                self.cache.mark_read(block, offset)
+            result.append(block)
+        return result
+
+    def _missing(self, wanted: Sequence[_Wanted]) -> list[_Wanted]:
+        return [item for item in wanted if item.key not in self.cache and item.key not in self._blocks_under_way]
+
+    def _start(self, missing: Sequence[_Wanted], sequence: _Sequence | None) -> None:
+        """Request blocks for which memory is reserved, neighbours together."""
+        loop = asyncio.get_running_loop()
+        on_unused = None if sequence is None else sequence.shrink
+        for run in _runs(missing, self._settings.max_get_size_bytes):
+            futures = [loop.create_future() for _ in run]
+            for item, future in zip(run, futures, strict=True):
+                self._blocks_under_way[item.key] = future
+            self._own(self._read_run(run, futures, on_unused))
+
+    async def _read_run(
+        self, run: list[_Wanted], futures: list[asyncio.Future[Block]], on_unused: Callable[[], None] | None
+    ) -> None:
+        reserved = _cost(run)
+        try:
+            start = run[0].entry.position
+            view = memoryview(await self._get_range(run[0].object_id, start, start + _size(run)))
+            for item, future in zip(run, futures, strict=True):
+                position = item.entry.position - start
+                try:
+                    part = await self._checked(item, view[position : position + item.entry.size_bytes])
+                except ObjectCorrupt as error:
+                    self._fail(item, future, error)  # its neighbours may be sound
+                    continue
+                block = self.cache.add(item.object_id, item.entry, part, on_unused)
+                reserved -= item.entry.size_bytes  # counted with the block from now on
+                del self._blocks_under_way[item.key]
+                future.set_result(block)
+        except BaseException as error:
+            for item, future in zip(run, futures, strict=True):
+                if not future.done():
+                    self._fail(item, future, error if isinstance(error, Exception) else Unavailable(_CLOSED))
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self.cache.release(reserved)
+
+    def _fail(self, item: _Wanted, future: asyncio.Future[Block], error: Exception) -> None:
+        del self._blocks_under_way[item.key]
+        future.set_exception(error)
+        future.exception()  # all who waited for it may have gone away
+
+    async def _checked(self, item: _Wanted, data: memoryview) -> memoryview:
+        try:
+            check_block(item.object_id, item.entry, data)
+        except ObjectCorrupt:
+            end = item.entry.position + item.entry.size_bytes
+            data = memoryview(await self._get_range(item.object_id, item.entry.position, end))
+            check_block(item.object_id, item.entry, data)
+        return data
+
+    async def _get_range(self, object_id: ObjectId, start: int, end: int) -> bytes:
+        try:
+            return await self._store.get_range(self._paths.data_object(object_id), start, end)
+        except NotFound:
+            raise _ObjectGone(object_id) from None
+
+    async def _index(self, found: ObjectRange) -> ObjectIndex:
+        object_id = found.object_id
+        index = self._indexes.get(object_id)
+        if index is None:
+            task = self._indexes_under_way.get(object_id)
+            if task is None:
+                task = self._own(self._read_index(object_id))
+                self._indexes_under_way[object_id] = task
+                task.add_done_callback(self._index_read)
+            await asyncio.wait([task])  # unlike await, leaves it alone when this reader is cancelled
+            if task.cancelled():
+                raise Unavailable(_CLOSED)
+            index = task.result()
+        else:
+            self._indexes.move_to_end(object_id)
+        if index.footer.object_size_bytes != found.size_bytes:
+            raise ObjectCorrupt(
+                f"object {object_id} has {index.footer.object_size_bytes} bytes, {found.size_bytes} were committed"
+            )
+        return index
+
+    def _index_read(self, task: asyncio.Task[ObjectIndex]) -> None:
+        for object_id in [key for key, value in self._indexes_under_way.items() if value is task]:
+            del self._indexes_under_way[object_id]
+        if not task.cancelled():
+            task.exception()  # all who waited for it may have gone away
+
+    async def _read_index(self, object_id: ObjectId) -> ObjectIndex:
+        try:
+            index = await self._read_index_once(object_id)
+        except ObjectCorrupt:
+            index = await self._read_index_once(object_id)
+        self._indexes[object_id] = index
+        self._index_bytes += index.size_bytes
+        while self._index_bytes > self._settings.index_cache_bytes and len(self._indexes) > 1:
+            _, oldest = self._indexes.popitem(last=False)
+            self._index_bytes -= oldest.size_bytes
+        return index
+
+    async def _read_index_once(self, object_id: ObjectId) -> ObjectIndex:
+        try:
+            tail, object_size = await self._store.get_tail(
+                self._paths.data_object(object_id), self._settings.tail_size_bytes
+            )
+        except NotFound:
+            raise _ObjectGone(object_id) from None
+        footer = parse_footer(tail, object_size, object_id)
+        at = len(tail) - FOOTER_SIZE_BYTES - footer.index_size_bytes
+        if at >= 0:
+            raw = tail[at : at + footer.index_size_bytes]
+        else:
+            raw = await self._get_range(
+                object_id, footer.index_position, footer.index_position + footer.index_size_bytes
+            )
+        return ObjectIndex(footer, raw)
+
+    async def _read_state(self, stream_id: StreamId) -> tuple[int, bytes] | None:
+        found = self._metadata.newest_state(stream_id)
+        if found is None:
+            return None
+        entry = (await self._index(found)).state_entry(stream_id)
+        if entry is None:
+            raise ObjectCorrupt(f"object {found.object_id} should hold a state of stream {stream_id}, and does not")
+        item = _Wanted(found.object_id, entry)
+        data = await self._get_range(item.object_id, entry.position, entry.position + entry.size_bytes)
+        return entry.end_offset, bytes(await self._checked(item, memoryview(data)))
+
+    async def _payload_for_timestamp(
+        self, stream_id: StreamId, timestamp_ms: int, start_offset: int, end_offset: int
+    ) -> Buffer | None:
+        for found in self._metadata.ranges(stream_id):
+            if found.range.max_timestamp_ms < timestamp_ms or found.range.end_offset <= start_offset:
+                continue
+            for entry in (await self._index(found)).data_entries(stream_id, start_offset):
+                if entry.base_offset >= end_offset:
+                    return None
+                if entry.max_timestamp_ms < timestamp_ms:
+                    continue
+                (block,) = await self._fetch([_Wanted(found.object_id, entry)], entry.base_offset)
+                payload = block.first_payload(
+                    self._payload_format,
+                    lambda bounds: (
+                        bounds.max_timestamp_ms >= timestamp_ms and start_offset < bounds.end_offset <= end_offset
+                    ),
+                )
+                if payload is not None:
+                    return payload
+        return None
+
+    def _note_sequence(self, stream_id: StreamId, offset: int, next_offset: int, end_offset: int, size: int) -> None:
+        """Remember where a reader comes next; read ahead for one that came where it was expected."""
+        sequence = self._sequences.pop((stream_id, offset), None)
+        if sequence is None:
+            sequence = _Sequence()
+        else:
+            settings = self._settings
+            sequence.ahead_bytes = max(0, sequence.ahead_bytes - size)
+            if sequence.cool_down:
+                sequence.cool_down -= 1
+            else:
+                grown = max(2 * sequence.window_bytes, settings.read_ahead_initial_bytes)
+                sequence.window_bytes = min(grown, settings.read_ahead_max_bytes)
+            if not sequence.busy and sequence.ahead_bytes <= sequence.window_bytes // 2 > 0:
+                sequence.busy = True
+                self._own(self._read_ahead(sequence, stream_id, next_offset, end_offset))
+        self._sequences[stream_id, next_offset] = sequence
+        if len(self._sequences) > self._settings.max_readers:
+            self._sequences.popitem(last=False)
+
+    async def _read_ahead(self, sequence: _Sequence, stream_id: StreamId, offset: int, end_offset: int) -> None:
+        try:
+            at = max(offset, sequence.ahead_offset)
+            wanted = await self._plan(stream_id, at, end_offset, sequence.window_bytes - sequence.ahead_bytes)
+            missing = self._missing(wanted)
+            if missing and not self.cache.try_reserve(_cost(missing)):
+                sequence.shrink()
+                return
+            self._start(missing, sequence)
+            if wanted:
+                sequence.ahead_offset = wanted[-1].entry.end_offset
+                sequence.ahead_bytes += _size(wanted)
+        except (_ObjectGone, ObjectCorrupt, Unavailable):
+            sequence.shrink()  # the reader itself will come there and be told
+        finally:
+            sequence.busy = False
+
+    def _forget_object(self, object_id: ObjectId) -> None:
+        index = self._indexes.pop(object_id, None)
+        if index is not None:
+            self._index_bytes -= index.size_bytes
+        self.cache.drop_object(object_id)
+
+    def _own(self, coroutine: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _runs(wanted: Sequence[_Wanted], max_size_bytes: int) -> Iterator[list[_Wanted]]:
+    """Group neighbours in the same object into requests of at most that size."""
+    run: list[_Wanted] = []
+    end = size = 0
+    for item in wanted:
+        adjacent = run and item.object_id == run[-1].object_id and item.entry.position == end
+        if run and (not adjacent or size + item.entry.size_bytes > max_size_bytes):
+            yield run
+            run, size = [], 0
+        run.append(item)
+        end = item.entry.position + item.entry.size_bytes
+        size += item.entry.size_bytes
+    if run:
+        yield run
+
+
+def _size(wanted: Sequence[_Wanted]) -> int:
+    return sum(item.entry.size_bytes for item in wanted)
+
+
+def _cost(wanted: Sequence[_Wanted]) -> int:
+    """Memory while blocks are read: the response, and the blocks' own copies."""
+    return 2 * _size(wanted)
+
+
+def _and_then(first: IndexEntry | None, rest: Iterator[IndexEntry]) -> Iterator[IndexEntry]:
+    if first is not None:
+        yield first
+        yield from rest
