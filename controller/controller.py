@@ -47,6 +47,7 @@ from s3stream.errors import MetadataUnavailable
 from s3stream.metadata import StreamId
 from s3stream.objectstore import ObjectStore
 from s3stream.paths import Paths
+from wal import crashpoint
 
 __all__ = ["Controller", "TopicSpec"]
 
@@ -556,6 +557,7 @@ class Controller:
             taken = capture(self._image.state, self.applied_index)
             self._entries_since_snapshot = self._bytes_since_snapshot = 0
             self._snapshot_size_bytes = await self._log.put_snapshot(taken)
+            crashpoint.reach("metadata.snapshot")
             floor = Floor(index=max(taken.index + 1 - self._settings.retained_entries, 0), snapshot_index=taken.index)
             await self._log.raise_floor(floor)
             await self._log.delete_below(floor)
