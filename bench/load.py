@@ -54,6 +54,9 @@ class Meter:
 
     def start(self) -> None:
         self._started = time.perf_counter()
+        if self.warmup_s == 0:
+            self._warm = True
+            self._base = self._snapshot(self._started)
 
     def add(self, requests: int, payload_bytes: int) -> None:
         self.requests += requests
