@@ -64,7 +64,7 @@ def _measure(work_dir: Path, names: list[str], rounds: int, seconds: float) -> l
 
 
 def _table(rounds: list[dict[str, Figures]]) -> list[str]:
-    rows = [("", "median", "least", "most", "unit", "goal", "reached")]
+    rows: list[tuple[str, ...]] = [("", "median", "least", "most", "unit", "goal", "reached")]
     for line in LINES:
         values = [line.value(found) for found in rounds if all(name in found for name in line.needs)]
         if values:

@@ -73,8 +73,8 @@ class Broker:
 
 
 @contextmanager
-def running_broker(directory: Path, settings: Mapping[str, object]) -> Iterator[Broker]:
-    """Start a broker on `directory` and stop it in order at the end. Relative settings are the broker's defaults."""
+def running_broker(directory: Path, settings: Mapping[str, object], *, module: str = "broker") -> Iterator[Broker]:
+    """Start a broker on `directory` and stop it in order at the end. What `settings` does not say is the broker's default."""
     directory.mkdir(parents=True, exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -96,7 +96,7 @@ def running_broker(directory: Path, settings: Mapping[str, object]) -> Iterator[
     with log_path.open("ab") as log:
         began = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-m", "broker", "serve", "-c", str(path)], stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, "-m", module, "serve", "-c", str(path)], stdout=log, stderr=subprocess.STDOUT
         )
     try:
         _wait_until_accepting(process, port, log_path)

@@ -28,7 +28,7 @@ from bench.cpu import cpu_seconds
 _BLOB_REQUESTS_MAX = 4096
 """Requests that are laid out per connection; they are sent round and round."""
 BLOB_BYTES = 8 << 20
-"""Memory they take at most: more than a core's cache, since no real producer sends the same bytes all the time."""
+"""Memory that those of all connections take, or little more: more than a core's cache, since no real producer sends the same bytes all the time."""
 RECEIVE_BYTES = 256 << 10
 """Reused receive buffer: small enough to stay in a core's cache."""
 _IDLE_TIMEOUT_S = 120.0
@@ -172,7 +172,8 @@ def run_produce(args: argparse.Namespace) -> dict[str, float]:
             for turn in range(partitions_each)
         ]
         one_round = b"".join(per_round)
-        rounds = max(1, min(_BLOB_REQUESTS_MAX, BLOB_BYTES // len(per_round[0])) // len(per_round))
+        requests = min(_BLOB_REQUESTS_MAX, BLOB_BYTES // args.connections // len(per_round[0]))
+        rounds = max(1, requests // len(per_round))
         sock = connect(args.bootstrap)
         sock.setblocking(False)
         connections[sock.fileno()] = ProduceConnection(
@@ -287,9 +288,12 @@ class FetchConnection:
 
     def _begin(self, view: memoryview) -> int:
         head_size = self.layout.records_position + 4  # the shortest response: no records, and three bytes of tags
-        size = self.sock.recv_into(view, head_size, socket.MSG_WAITALL)
-        if size < head_size:
-            return 0
+        size = 0
+        while size < head_size:
+            got = self.sock.recv_into(view[size:head_size])
+            if got == 0:
+                return 0
+            size += got
         [frame_size] = struct.unpack_from(">i", view)
         [error] = struct.unpack_from(">h", view, self.layout.error_position)
         if error:
