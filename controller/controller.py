@@ -27,23 +27,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-import msgspec
-
-from controller.commands import Command
+from controller.batch import Batch, Waiting
+from controller.commands import Command, NodeCommand, check_node
 from controller.config import ControllerSettings
 from controller.entry import Entry, EntryHeader
-from controller.errors import ControllerError, InvariantViolated, MetadataCorrupt
+from controller.errors import ControllerError, MetadataCorrupt
 from controller.image import Applied, Image, Topic
-from controller.invariants import check_all
-from controller.log import Behind, Claim, Floor, MetadataLog
+from controller.log import Claim, Floor, MetadataLog
 from controller.node_metadata import NodeMetadata
 from controller.nodes import NodeRegistration, RegisterNode, UnregisterNode
 from controller.records import LeaderChanged, Record, encode_records
+from controller.replica import Replica
 from controller.snapshot import capture
 from controller.state import FormatCluster, State
 from controller.streams import AbandonWal
 from controller.topics import ConfigureTopic, CreateTopics, DeleteTopics, NewTopic
-from s3stream.errors import MetadataUnavailable
+from s3stream.errors import MetadataUnavailable, NodeFenced
 from s3stream.metadata import StreamId
 from s3stream.objectstore import ObjectStore
 from s3stream.paths import Paths
@@ -65,41 +64,6 @@ class TopicSpec:
     configs: Mapping[str, str] = field(default_factory=dict)
 
 
-class _Waiting:
-    """A command and whoever waits for its outcome."""
-
-    __slots__ = ("command", "future")
-
-    def __init__(self, command: Command[Any], future: asyncio.Future[Any]) -> None:
-        self.command = command
-        self.future = future
-
-
-@dataclass(slots=True)
-class _Batch:
-    """Decided commands that become one entry."""
-
-    members: list[_Waiting] = field(default_factory=list)
-    outcomes: list[Any] = field(default_factory=list)
-    """By member: a reply, or the exception to raise."""
-    records: list[Record] = field(default_factory=list)
-    encoded: list[msgspec.Raw] = field(default_factory=list)
-    size_bytes: int = 0
-
-    def resolve(self) -> None:
-        for member, outcome in zip(self.members, self.outcomes, strict=True):
-            _resolve(member, outcome)
-
-
-def _resolve(member: _Waiting, outcome: Any) -> None:
-    if member.future.done():
-        return
-    if isinstance(outcome, Exception):
-        member.future.set_exception(outcome)
-    else:
-        member.future.set_result(outcome)
-
-
 class Controller:
     """Made with `start`, ended with `close`."""
 
@@ -119,24 +83,17 @@ class Controller:
         self._on_failure = on_failure
         self._log = MetadataLog(store=store, paths=paths, settings=settings, rng=rng)
         self._cluster_id = ""
-        self._image = Image(State())
-        self._next_index = 0
-        """Index of the first entry that the image does not hold."""
+        self._replica = Replica(self._log)
         self._ahead: State | None = None
         """Present while this controller holds the office, as far as it knows."""
         self._claim: Claim | None = None
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[Waiting] = deque()
         self._work = asyncio.Event()
         self._closing = False
         self._failure: BaseException | None = None
         self._driver: asyncio.Task[None] | None = None
         self._snapshot_task: asyncio.Task[None] | None = None
         self._refreshing: list[asyncio.Future[None]] = []
-        self._in_flight: EntryHeader | None = None
-        self._entries_since_snapshot = 0
-        self._bytes_since_snapshot = 0
-        self._snapshot_size_bytes = 0
-        self._subscribers: list[Callable[[Applied], None]] = []
 
     @classmethod
     async def start(
@@ -153,6 +110,7 @@ class Controller:
 
         Raises:
             MetadataUnavailable: the bucket did not answer within `command_timeout_ms`.
+            AccessDenied: the bucket refuses these credentials.
             WrongCluster, UnsupportedMetadata, MetadataCorrupt: not a bucket for this node; the message says what to do.
         """
         self = cls(store=store, paths=paths, settings=settings, now_ms=now_ms, rng=rng, on_failure=on_failure)
@@ -160,17 +118,15 @@ class Controller:
         try:
             async with asyncio.timeout(settings.command_timeout_ms / 1_000):
                 self._cluster_id = await self._log.ensure_cluster(settings.cluster_id, fallback_id, now_ms())
-                floor = await self._log.read_floor()
-                if floor.snapshot_index >= 0:
-                    await self._load_snapshot(floor.snapshot_index)
-                await self._catch_up()
+                await self._replica.start()
         except TimeoutError as error:
             raise self._unavailable("start") from error
-        if self._image.cluster_id not in ("", self._cluster_id):
+        if self.image.cluster_id not in ("", self._cluster_id):
             raise MetadataCorrupt(
-                f"{paths.cluster} says cluster {self._cluster_id}, the metadata log {self._image.cluster_id}: "
+                f"{paths.cluster} says cluster {self._cluster_id}, the metadata log {self.image.cluster_id}: "
                 "were objects of two clusters copied into one bucket?"
             )
+        self._log.bears_refusal = True
         self._driver = asyncio.create_task(self._drive(), name="controller")
         return self
 
@@ -199,7 +155,7 @@ class Controller:
     @property
     def image(self) -> Image:
         """What is committed, as far as this node has read."""
-        return self._image
+        return self._replica.image
 
     @property
     def is_leader(self) -> bool:
@@ -214,7 +170,7 @@ class Controller:
     @property
     def applied_index(self) -> int:
         """Index of the last entry in the image; -1 before the first."""
-        return self._next_index - 1
+        return self._replica.next_index - 1
 
     def now_ms(self) -> int:
         return self._now_ms()
@@ -224,8 +180,7 @@ class Controller:
 
         The callback must be quick and must not raise (that stops the controller). Returns how to unsubscribe.
         """
-        self._subscribers.append(callback)
-        return lambda: self._subscribers.remove(callback)
+        return self._replica.subscribe(callback)
 
     async def refresh(self) -> None:
         """Read the log to its tail. Needed only where other nodes write too. Raises MetadataUnavailable."""
@@ -286,7 +241,7 @@ class Controller:
         }
 
     def _created(self, topic_id: bytes) -> Topic:
-        topic = self._image.topic_by_id(topic_id)
+        topic = self.image.topic_by_id(topic_id)
         assert topic is not None, "replies go out right after their entry was applied"
         return topic
 
@@ -311,9 +266,11 @@ class Controller:
         """
         self._check_running()
         if len(self._queue) >= self._settings.max_pending_commands:
+            self._queue = deque(member for member in self._queue if not member.future.done())
+        if len(self._queue) >= self._settings.max_pending_commands:
             raise MetadataUnavailable(f"{len(self._queue)} commands wait already: {self._why()}")
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(command, future))
+        self._queue.append(Waiting(command, future))
         return await self._answer(future, type(command).__name__)
 
     def _check_running(self) -> None:
@@ -356,9 +313,9 @@ class Controller:
 
     async def _refresh(self) -> None:
         waiting, self._refreshing = self._refreshing, []
-        index = self._next_index
-        await self._catch_up()
-        if self._next_index != index:
+        index = self._replica.next_index
+        await self._replica.catch_up()
+        if self._replica.next_index != index:
             self._step_down()  # somebody else wrote
         for future in waiting:
             if not future.done():
@@ -367,34 +324,50 @@ class Controller:
     async def _work_off(self) -> None:
         """Decide what waits, and commit it."""
         if self._claim is None:
+            await self._replica.catch_up()
+            self._refuse_fenced()
+            if not self._queue:
+                return
             await self._take_office()
-        batch = self._decide()
+        assert self._claim is not None, "in office"
+        batch = Batch()
         try:
-            if not batch.records:
+            self._decide(batch)
+            if batch.records:
+                await self._commit(self._claim, batch)
+            elif await self._log.still_leads(self._claim):
                 batch.resolve()
-            elif not await self._commit(batch):
-                self._step_down()
-                await self._settle(batch)
+            else:
+                self._decide_again(batch)
         except BaseException:
-            for member in batch.members:
-                _resolve(member, MetadataUnavailable("the controller stopped; whether this took effect is open"))
+            batch.refuse(MetadataUnavailable("the controller stopped; whether this took effect is open"))
             raise
+
+    def _refuse_fenced(self) -> None:
+        """Spare the leader in office the commands of processes that were replaced: node epochs only grow."""
+        for member in self._queue:
+            if isinstance(member.command, NodeCommand):
+                try:
+                    check_node(self.image.state.tables, member.command.node_id, member.command.node_epoch)
+                except NodeFenced as error:
+                    member.resolve(error)
+        self._queue = deque(member for member in self._queue if not member.future.done())
 
     async def _take_office(self) -> None:
         """Claim the leader object, read to the tail, and say so in the log."""
         while True:
-            claim = await self._log.take_office(self._settings.leader_address, self._image.controller_epoch)
+            claim = await self._log.take_office(self._settings.leader_address, self.image.controller_epoch)
             while True:
-                await self._catch_up()
-                if self._image.controller_epoch >= claim.controller_epoch:
+                await self._replica.catch_up()
+                if self.image.controller_epoch >= claim.controller_epoch:
                     break
                 records: list[Record] = [
                     LeaderChanged(controller_epoch=claim.controller_epoch, leader=self._settings.leader_address)
                 ]
-                records.extend(self._image.state.handle(FormatCluster(cluster_id=self._cluster_id)).records)
-                if await self._append(claim, records, encode_records(records)):
+                records.extend(self.image.state.handle(FormatCluster(cluster_id=self._cluster_id)).records)
+                if await self._append(claim, self._next_header(claim), records, encode_records(records)):
                     self._claim = claim
-                    self._ahead = self._image.state.copy()
+                    self._ahead = self.image.state.copy()
                     return
                 if not await self._log.still_leads(claim):
                     break
@@ -408,155 +381,85 @@ class Controller:
         """Leave another controller time to get something done before the office is taken from it."""
         await asyncio.sleep(self._rng.uniform(0.5, 4.0) * self._settings.retry_backoff_ms / 1_000)
 
-    def _decide(self) -> _Batch:
+    def _decide(self, batch: Batch) -> None:
         """Decide waiting commands on the ahead state, up to the size of an entry."""
-        batch = _Batch()
         while self._queue and batch.size_bytes < self._settings.max_entry_bytes:
             member = self._queue.popleft()
-            if member.future.done():
-                continue
-            batch.members.append(member)
-            batch.outcomes.append(self._decided(member.command, batch))
-        return batch
+            if not member.future.done():
+                batch.members.append(member)
+                batch.outcomes.append(self._decided(member.command, batch))
 
-    def _decided(self, command: Command[Any], batch: _Batch) -> Any:
+    def _decided(self, command: Command[Any], batch: Batch) -> Any:
+        """The reply to a command, or its error."""
         assert self._ahead is not None, "commands are decided in office"
         try:
             decision = self._ahead.handle(command)
-        except Exception as error:  # the command's own: its sender is told, the state is as it was
+        except Exception as error:  # its sender is told; the state is as it was
             return error
         try:
             for record in decision.records:
                 self._ahead.check_and_apply(record)
-        except InvariantViolated as error:
+        except Exception as error:  # a defect of ours: its sender is told, and the state is made anew
             _log.error("refused %s: %s", type(command).__name__, error)
-            self._ahead = self._image.state.copy()
+            self._ahead = self.image.state.copy()
             for record in batch.records:
                 self._ahead.apply(record)
             return error
         for record in decision.records:
-            encoded = msgspec.msgpack.encode(record)
-            batch.records.append(record)
-            batch.encoded.append(msgspec.Raw(encoded))
-            batch.size_bytes += len(encoded)
+            batch.add(record)
         return decision.reply
 
-    async def _commit(self, batch: _Batch) -> bool:
-        """Append a batch and answer its members; False where the office may be lost."""
-        assert self._claim is not None, "entries are written in office"
-        if not await self._append(self._claim, batch.records, msgspec.msgpack.encode(batch.encoded)):
-            return False
-        batch.resolve()
-        self._consider_snapshot()
-        return True
-
-    async def _append(self, claim: Claim, records: Sequence[Record], body: bytes) -> bool:
-        """Append an entry and apply it, if it counts."""
-        header = EntryHeader(
-            index=self._next_index, controller_epoch=claim.controller_epoch, nonce=self._rng.randbytes(16)
-        )
-        self._in_flight = header
-        if not await self._log.append(header, body) or not await self._log.still_leads(claim):
-            return False
-        self._apply(Entry(header=header, records=records, size_bytes=len(body)))
-        return True
-
-    async def _settle(self, batch: _Batch) -> None:
-        """Find out what became of a batch whose entry did not count for certain, and answer or decide it anew."""
-        assert self._in_flight is not None, "an entry was being written"
-        applied = await self._catch_up(self._in_flight)
+    async def _commit(self, claim: Claim, batch: Batch) -> None:
+        """Append a batch and answer its members; or find out what became of it, and decide it again if nothing did."""
+        header = self._next_header(claim)
+        if await self._append(claim, header, batch.records, batch.body()):
+            batch.resolve()
+            self._consider_snapshot()
+            return
+        self._step_down()
+        applied = await self._replica.catch_up(header)
         if applied:
             batch.resolve()
         elif applied is False:
-            self._queue.extendleft(reversed(batch.members))
+            self._decide_again(batch)
         else:
-            for member in batch.members:
-                _resolve(member, MetadataUnavailable("the office was lost meanwhile; whether this took effect is open"))
+            batch.refuse(MetadataUnavailable("another controller took over; whether this took effect is open"))
         await self._pause()
 
-    # ---- applying
+    def _decide_again(self, batch: Batch) -> None:
+        """Nothing came of a batch, because another controller took over: its members are first in the queue again."""
+        self._step_down()
+        self._queue.extendleft(reversed(batch.members))
 
-    async def _catch_up(self, watched: EntryHeader | None = None) -> bool | None:
-        """Read and apply the log to its tail.
+    def _next_header(self, claim: Claim) -> EntryHeader:
+        return EntryHeader(
+            index=self._replica.next_index, controller_epoch=claim.controller_epoch, nonce=self._rng.randbytes(16)
+        )
 
-        Tells whether the watched entry was applied (True), another stands in its slot (False), or a snapshot was loaded
-        in which it may or may not be (None).
-        """
-        outcome: bool | None = None
-        read_ahead = 1
-        missing_snapshot = -1
-        while True:
-            read = await self._log.read(self._next_index, read_ahead)
-            if isinstance(read, Behind):
-                if read.snapshot_index == missing_snapshot:
-                    raise MetadataCorrupt(
-                        f"the metadata snapshot as of entry {missing_snapshot}, which the floor names, is missing: "
-                        "does something else delete from the bucket?"
-                    )
-                missing_snapshot = -1 if await self._load_snapshot(read.snapshot_index) else read.snapshot_index
-                continue
-            for entry in read.entries:
-                if watched is not None and entry.header.index == watched.index:
-                    outcome = entry.header.nonce == watched.nonce
-                self._apply(entry)
-            if read.at_tail:
-                return outcome
-            read_ahead *= 2
-
-    async def _load_snapshot(self, index: int) -> bool:
-        """Show the state as of a snapshot; False where it is gone."""
-        loaded = await self._log.load_snapshot(index)
-        if loaded is None:
+    async def _append(self, claim: Claim, header: EntryHeader, records: Sequence[Record], body: bytes) -> bool:
+        """Append an entry, and apply it if it counts. False: its slot is another's, or the office was lost meanwhile."""
+        if not await self._log.append(header, body) or not await self._log.still_leads(claim):
             return False
-        state, self._snapshot_size_bytes = loaded
-        check_all(state.tables)
-        self._image.replace(state)
-        self._next_index = index + 1
-        self._entries_since_snapshot = self._bytes_since_snapshot = 0
-        self._tell(Applied(index=index, records=(), topic_ids=frozenset(state.tables.topics), is_reset=True))
+        self._replica.apply(Entry(header=header, records=records, size_bytes=len(body)))
         return True
-
-    def _apply(self, entry: Entry) -> None:
-        """Apply the entry that is next, unless its writer had been deposed before."""
-        header, records = entry.header, entry.records
-        assert header.index == self._next_index, "entries are applied in sequence"
-        if header.controller_epoch > self._image.controller_epoch and not (
-            records and isinstance(records[0], LeaderChanged) and records[0].controller_epoch == header.controller_epoch
-        ):
-            raise MetadataCorrupt(
-                f"entry {header.index} is of controller epoch {header.controller_epoch}, which never took office: "
-                "was the metadata log tampered with?"
-            )
-        if header.controller_epoch < self._image.controller_epoch:
-            records = ()
-        topic_ids: set[bytes] = set()
-        for record in records:
-            topic_ids |= self._image.state.apply(record).topics
-        self._image.forget(topic_ids)
-        self._next_index += 1
-        self._entries_since_snapshot += 1
-        self._bytes_since_snapshot += entry.size_bytes
-        self._tell(Applied(index=header.index, records=records, topic_ids=frozenset(topic_ids), is_reset=False))
-
-    def _tell(self, applied: Applied) -> None:
-        for callback in tuple(self._subscribers):
-            callback(applied)
 
     # ---- snapshots
 
     def _consider_snapshot(self) -> None:
         """Take a snapshot, beside further commits, when enough was written since the last one."""
-        due = self._entries_since_snapshot >= self._settings.snapshot_interval_entries or (
-            self._bytes_since_snapshot >= max(self._settings.snapshot_interval_bytes, self._snapshot_size_bytes)
+        replica = self._replica
+        due = replica.entries_since_snapshot >= self._settings.snapshot_interval_entries or (
+            replica.bytes_since_snapshot >= max(self._settings.snapshot_interval_bytes, replica.snapshot_size_bytes)
         )
         if due and self._snapshot_task is None and not self._closing:
             self._snapshot_task = asyncio.create_task(self._snapshot(), name="metadata-snapshot")
 
     async def _snapshot(self) -> None:
+        replica = self._replica
         try:
-            taken = capture(self._image.state, self.applied_index)
-            self._entries_since_snapshot = self._bytes_since_snapshot = 0
-            self._snapshot_size_bytes = await self._log.put_snapshot(taken)
+            taken = capture(self.image.state, self.applied_index)
+            replica.entries_since_snapshot = replica.bytes_since_snapshot = 0
+            replica.snapshot_size_bytes = await self._log.put_snapshot(taken)
             crashpoint.reach("metadata.snapshot")
             floor = Floor(index=max(taken.index + 1 - self._settings.retained_entries, 0), snapshot_index=taken.index)
             await self._log.raise_floor(floor)
@@ -581,7 +484,7 @@ class Controller:
 
     def _refuse_all(self, why: str) -> None:
         while self._queue:
-            _resolve(self._queue.popleft(), MetadataUnavailable(why))
+            self._queue.popleft().resolve(MetadataUnavailable(why))
         for future in self._refreshing:
             if not future.done():
                 future.set_exception(MetadataUnavailable(why))

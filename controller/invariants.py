@@ -174,9 +174,8 @@ def check_change(
                 if wrong is not None:
                     raise InvariantViolated(f"{predicate.__name__}: stream {stream_id} {wrong}, by {record!r:.200}")
             if low != high:
-                first = max(stream.index_of(low) - 1, 0)
-                last = min(stream.index_of(high) + 1, len(stream.ranges))
-                _check_ranges(tables, stream, first, last)
+                first, last = stream.index_of(low), stream.index_of(high)
+                _check_ranges(tables, stream, max(first - 1, 0), min(last + 1, len(stream.ranges)))
     for object_id in touched.objects:
         wrong = object_is_in_one_place(tables, object_id)
         if wrong is not None:

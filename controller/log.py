@@ -11,7 +11,7 @@ Theory of operation:
   nonce in it tells whether it is ours.
 
 Always true:
-- No call gives up on its own: each tries until it knows. Callers bound their patience with a timeout, and must take a
+- No call gives up on its own (but for refused credentials at the start): each tries until it knows. Callers bound their patience with a timeout, and must take a
   cancelled write for one that may have happened, or may yet.
 - An idle log causes no requests.
 """
@@ -113,6 +113,8 @@ class MetadataLog:
         self._rng = rng
         self.last_error: Exception | None = None
         """Why the bucket did not answer as it should, while it does not."""
+        self.bears_refusal = False
+        """Whether AccessDenied is waited out (credentials are being renewed) or raised (they are wrong)."""
 
     # ---- cluster marker
 
@@ -184,7 +186,7 @@ class MetadataLog:
                     found is not None and decode_entry(found.data, header.index, where=key).header.nonce == header.nonce
                 )
             except (Unavailable, WriteConflict, AccessDenied) as error:
-                self.last_error = error
+                self._bear(error)
                 await backoff()
             else:
                 self.last_error = None
@@ -198,13 +200,22 @@ class MetadataLog:
         floor = await self.read_floor()
         if floor.index > index:
             return Behind(snapshot_index=floor.snapshot_index)
+        results = [task.result() for task in tasks]
         entries: list[Entry] = []
-        for each, task in zip(wanted, tasks, strict=True):
-            found = task.result()
+        for each, found in zip(wanted, results, strict=True):
             if found is None:
-                return Entries(entries=entries, at_tail=True)
+                if any(results[each - index :]):
+                    await self._refuse_hole(each)
+                return Entries(entries=entries, at_tail=not any(results[each - index :]))
             entries.append(decode_entry(found.data, each, where=self._paths.log_entry(each)))
         return Entries(entries=entries, at_tail=False)
+
+    async def _refuse_hole(self, index: int) -> None:
+        """Entry `index` was not there, later ones were: it was just being written, or deleted by some stranger."""
+        if await self._get(self._paths.log_entry(index)) is None and (await self.read_floor()).index <= index:
+            raise MetadataCorrupt(
+                f"{self._paths.log_entry(index)} is missing, later entries exist: does something else delete from the bucket?"
+            )
 
     # ---- snapshots and floor
 
@@ -308,7 +319,7 @@ class MetadataLog:
         except PreconditionFailed:
             return False
         except (Unavailable, WriteConflict, AccessDenied) as error:
-            self.last_error = error
+            self._bear(error)
             return False
         self.last_error = None
         return True
@@ -319,11 +330,16 @@ class MetadataLog:
             try:
                 result = await request()
             except (Unavailable, WriteConflict, AccessDenied) as error:
-                self.last_error = error
+                self._bear(error)
                 await backoff()
             else:
                 self.last_error = None
                 return result
+
+    def _bear(self, error: Exception) -> None:
+        self.last_error = error
+        if isinstance(error, AccessDenied) and not self.bears_refusal:
+            raise error
 
     def _backoff(self) -> Callable[[], Awaitable[None]]:
         wait_ms = float(self._settings.retry_backoff_ms)

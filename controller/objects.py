@@ -289,12 +289,12 @@ def apply_object_committed(tables: Tables, record: ObjectCommitted, touched: Tou
     touched.objects.add(object_id)
     for value in record.ranges:
         stream = tables.streams[value.stream_id]
+        if value.has_state:
+            _set_newest_state(tables, stream, object_id, value, record.committed_at_ms, touched)
         stream.ranges.append(value)
         stream.object_ids.append(object_id)
         stream.committed_end_offset = value.end_offset
         touched.stream(value.stream_id, value.base_offset, value.end_offset)
-        if value.has_state:
-            _set_newest_state(tables, stream, object_id, value, record.committed_at_ms, touched)
     if not record.ranges:
         _retire(tables, object_id, record.committed_at_ms)
 

@@ -69,6 +69,8 @@ class StreamState:
         if self.newest_state is None:
             return False
         object_id, value = self.newest_state
+        if self.ranges and self.ranges[-1] is value:
+            return False
         index = self.index_of(value.base_offset)
         return index == len(self.ranges) or self.object_ids[index] != object_id
 
