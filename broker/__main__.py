@@ -1,0 +1,163 @@
+"""The command line: `tidelog serve -c FILE`, `tidelog dev`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import gc
+import logging
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from broker.config import BrokerSettings, InvalidSettings, kafka_name, settings_from
+from broker.node import Node
+from broker.origin import ForeignPackage, check_packages
+from controller.errors import ControllerError
+from s3stream.errors import StorageError
+from s3stream.objectstore import ObjectStoreError
+from wal.errors import WalError
+
+__all__ = ["main"]
+
+GC_THRESHOLDS = (50_000, 50, 100)
+"""Collections are rare: messages are not tracked, connections break their cycles, and a full collection stops the loop."""
+
+_DESCRIPTION = """\
+Tidelog: a Kafka-compatible broker whose log lives in object storage.
+
+A produce is acknowledged when it is durable in the local write-ahead log; every few seconds its content is
+written to the object store as large objects. Any Kafka client works.
+"""
+
+_EPILOG = """\
+settings have Kafka's names where Kafka has one. Later sources win: defaults, the file given with -c (TOML),
+environment variables such as TIDELOG_NUM_PARTITIONS=3, then --set num.partitions=3. `tidelog settings` lists all.
+
+examples:
+  tidelog dev                             serve on localhost:9092, everything under ./data
+  tidelog serve -c broker.toml            serve as the file says
+  tidelog serve --set listeners=PLAINTEXT://0.0.0.0:9092 --set advertised.listeners=PLAINTEXT://kafka1:9092
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    try:
+        check_packages()
+        if options.command == "settings":
+            _print_settings()
+            return 0
+        return _run(_serve(_settings(options)))
+    except (InvalidSettings, ForeignPackage, WalError, ControllerError, StorageError, ObjectStoreError) as error:
+        print(f"tidelog: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tidelog", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    serve = commands.add_parser("serve", help="run a broker as a settings file says")
+    serve.add_argument("-c", "--config", type=Path, metavar="FILE", help="settings, as TOML")
+    dev = commands.add_parser("dev", help="run a broker for development: localhost, data under one directory")
+    dev.add_argument("--data", type=Path, default=Path("data"), help="directory for WAL and objects (default: ./data)")
+    dev.add_argument("--port", type=int, default=9092, help="port on localhost; 0 takes any free one (default: 9092)")
+    commands.add_parser("settings", help="list every setting with its default")
+    for command in (serve, dev):
+        command.add_argument(
+            "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides", help="one setting; repeatable"
+        )
+    parser.add_argument(
+        "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="what goes to standard error"
+    )
+    return parser
+
+
+def _settings(options: argparse.Namespace) -> BrokerSettings:
+    overrides: dict[str, str] = {}
+    file: Path | None = None
+    if options.command == "dev":
+        data = options.data.absolute()
+        overrides = {
+            "listeners": f"PLAINTEXT://localhost:{options.port}",
+            "wal.uri": f"{(data / 'wal').as_uri()}?capacity=1GiB",
+            "object.store.uri": (data / "objects").as_uri(),
+        }
+    else:
+        file = options.config
+    for item in options.overrides:
+        name, separator, value = item.partition("=")
+        if not separator:
+            raise InvalidSettings(f"--set {item}: NAME=VALUE is expected")
+        overrides[name.strip()] = value.strip()
+    return settings_from(file=file, overrides=overrides)
+
+
+def _print_settings() -> None:
+    for item in dataclasses.fields(BrokerSettings):
+        print(f"{kafka_name(item.name)} = {item.default!r}\n    {item.metadata['doc']}")
+
+
+def _run(coroutine: Coroutine[Any, Any, int]) -> int:
+    try:
+        import uvloop
+    except ImportError:  # not built for this platform: slower, nothing else
+        return asyncio.run(coroutine)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(coroutine)
+
+
+async def _serve(settings: BrokerSettings) -> int:
+    """Serve until a signal, or until the broker cannot acknowledge any more."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Node(settings) as node:
+        _announce(node)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
+        stopped = asyncio.create_task(stop.wait())
+        failed = asyncio.create_task(node.wait_failed())
+        await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
+        for task in (stopped, failed):
+            task.cancel()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)  # a second one ends the process at once: the WAL keeps the rest
+        if failed.done() and not failed.cancelled():
+            print(f"tidelog: stopping: {failed.result()}", file=sys.stderr)
+            return 1
+        print("tidelog: uploading and closing", flush=True)
+    with contextlib.suppress(BrokenPipeError):
+        print("tidelog: stopped", flush=True)
+    return 0
+
+
+def _announce(node: Node) -> None:
+    servers = node.bootstrap_servers
+    print(
+        f"""\
+Tidelog serves Kafka on {", ".join(map(str, node.listeners))}
+  write-ahead log  {node.wal_uri}
+  object store     {node.object_store_uri}
+try:
+  echo hello | kcat -b {servers} -t test -P
+  kcat -b {servers} -t test -C -o beginning -e
+  kcat -b {servers} -L""",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Produce requests of one connection that are not answered yet, in order.
+
+Theory of operation. The storage engine calls back once per appended batch, in append order among all streams; so also in
+order among the batches of one connection. Its `done` therefore needs no argument that names the batch: it is always the
+oldest one outstanding. That saves a closure, a future or a task per request on the hottest path.
+
+Always true:
+- `_unanswered` holds every request that gets a response, in request order; responses leave from its front only.
+- `_appending` holds every request with batches that are not done, in append order; those in front may be finished.
+- A duplicate batch waits for its original outside this order (`wait_duplicate`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from broker.errors import code_of
+from protocol.apis import encode_response
+from protocol.messages.produce import PartitionProduceResponse, ProduceResponse, TopicProduceResponse
+
+if TYPE_CHECKING:
+    from broker.server import Connection
+
+__all__ = ["AckQueue", "PendingProduce"]
+
+_PRODUCE_KEY = 0
+
+
+class PendingProduce:
+    """One Produce request."""
+
+    __slots__ = ("appended", "correlation_id", "done", "outstanding", "resume_at", "submitted", "topics", "version")
+
+    def __init__(self, version: int, correlation_id: int) -> None:
+        self.version = version
+        self.correlation_id = correlation_id
+        self.topics: list[TopicProduceResponse] = []
+        self.appended: list[PartitionProduceResponse] = []
+        """Responses of the batches that were appended, in that order."""
+        self.done = 0
+        """How many of them are done."""
+        self.outstanding = 0
+        """Batches, duplicates included, that are not done."""
+        self.submitted = False
+        """Every partition was seen; False while the request waits for room in the log."""
+        self.resume_at = 0
+        """Partitions seen so far: where to go on when there is room again."""
+
+
+class AckQueue:
+    """See the module."""
+
+    __slots__ = ("_appending", "_connection", "_unanswered", "stalled")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._unanswered: deque[PendingProduce] = deque()
+        self._appending: deque[PendingProduce] = deque()
+        self.stalled: PendingProduce | None = None
+        """The request that waits for room in the log, half submitted; its frame is the next in the receive buffer."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether a response is owed."""
+        return bool(self._unanswered)
+
+    def add(self, request: PendingProduce) -> None:
+        """Take a request that is about to be submitted."""
+        self._unanswered.append(request)
+        self._appending.append(request)
+
+    def submitted(self, request: PendingProduce) -> None:
+        """The request is whole; it is answered when its last batch is done."""
+        request.submitted = True
+        if not request.outstanding:
+            self._mark()
+
+    def done(self, error: BaseException | None) -> None:
+        """The oldest outstanding batch is durable, or never will be acknowledged (an `OnDone` of the storage engine)."""
+        appending = self._appending
+        request = appending[0]
+        while request.done == len(request.appended):
+            appending.popleft()
+            request = appending[0]
+        if error is not None:
+            _fail(request.appended[request.done], error)
+        request.done += 1
+        request.outstanding -= 1
+        if not request.outstanding and request.submitted:
+            self._mark()
+
+    def wait_duplicate(
+        self, request: PendingProduce, response: PartitionProduceResponse
+    ) -> Callable[[BaseException | None], None]:
+        """A batch repeats one that is not durable yet: call the result when that one is done."""
+        request.outstanding += 1
+
+        def original_done(error: BaseException | None) -> None:
+            if error is not None:
+                _fail(response, error)
+            request.outstanding -= 1
+            if not request.outstanding and request.submitted:
+                self._mark()
+
+        return original_done
+
+    def take_ready(self, out: list[bytes | memoryview]) -> None:
+        """Encode the responses that are ready, in order."""
+        unanswered = self._unanswered
+        while unanswered and unanswered[0].submitted and not unanswered[0].outstanding:
+            request = unanswered.popleft()
+            out.extend(
+                encode_response(
+                    _PRODUCE_KEY, request.version, request.correlation_id, ProduceResponse(responses=request.topics)
+                )
+            )
+
+    def _mark(self) -> None:
+        connection = self._connection
+        if not connection.flush_scheduled:
+            connection.flush_scheduled = True
+            connection.server.mark(connection)
+
+
+def _fail(response: PartitionProduceResponse, error: BaseException) -> None:
+    response.error_code = code_of(error)
+    response.base_offset = -1
+    response.log_append_time_ms = -1
+    response.error_message = str(error)

@@ -1,0 +1,209 @@
+"""One fetch: reads what is there, and waits for more where too little is (long poll).
+
+Always true:
+- What the log cache holds is read and answered in the callback that brought the request, without a task.
+- A fetch that has too little waits for the high watermark of its partitions to advance, or for its time-out; there is no
+  polling. Wake-ups of one turn of the event loop lead to one new look.
+- Only what objects alone hold is read by a task, a few partitions at a time, within the response's size.
+- The first batch of a response may exceed every limit, else a consumer with small limits would never get on (KIP-74);
+  the batches of all other partitions stay within what is left.
+- An error of any partition answers at once, and so does data enough, or any data at all that had to come from objects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from broker.errors import code_of
+from broker.fetch_session import SessionPartition
+from broker.partition import Partition
+from protocol.errors import ErrorCode
+from s3stream.errors import StorageError
+from s3stream.objectstore import Buffer, ObjectStoreError
+
+if TYPE_CHECKING:
+    from s3stream.log_cache import CacheBlock
+
+__all__ = ["COLD_READS", "DelayedFetch", "FetchedPartition"]
+
+COLD_READS = 8
+"""Partitions that one fetch reads from objects at the same time."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class FetchedPartition:
+    """What is wanted of one partition, and what was found."""
+
+    wanted: SessionPartition
+    partition: Partition | None
+    error: ErrorCode = ErrorCode.NONE
+    """Set before reading where the partition cannot be read at all."""
+    payloads: list[memoryview] | list[Buffer] = field(default_factory=list)
+    size_bytes: int = 0
+    block: CacheBlock | None = None
+    """To be pinned while the payloads are out."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class DelayedFetch:
+    """A fetch under way."""
+
+    entries: list[FetchedPartition]
+    max_bytes: int
+    min_bytes: int
+    max_wait_ms: int
+    complete: Callable[[], None]
+    """Called once, when `entries` hold the answer and `start` said False."""
+    start_task: Callable[[DelayedFetch], asyncio.Task[None]]
+    """Runs `read_cold` as a task that somebody owns."""
+    total_bytes: int = 0
+    """Record bytes in the answer."""
+    _timer: asyncio.TimerHandle | None = None
+    _look_handle: asyncio.Handle | None = None
+    _task: asyncio.Task[None] | None = None
+    _cold: list[FetchedPartition] = field(default_factory=list)
+
+    def start(self) -> bool:
+        """Read; True: answer now. False: `complete` is called later, unless `cancel` comes first."""
+        if self._look():
+            return True
+        if self._cold:
+            self._task = self.start_task(self)
+        else:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self.max_wait_ms / 1000, self._expire)
+            self._watch()
+        return False
+
+    def cancel(self) -> None:
+        """The client is gone."""
+        self._stop_waiting()
+        if self._task is not None:
+            self._task.cancel()
+
+    # ---- looking ------------------------------------------------------------------------------------------------
+
+    def _look(self) -> bool:
+        """Read what the log cache holds; True: answer. `_cold` is left with what only objects hold."""
+        self._cold = []
+        for entry in self.entries:
+            entry.payloads, entry.size_bytes, entry.block = [], 0, None
+        self.total_bytes = 0
+        self._read_cached(self.entries, self._cold)
+        if self._cold:
+            return False
+        return self.total_bytes >= self.min_bytes or self.max_wait_ms <= 0 or self._failed() or not self.entries
+
+    def _read_cached(self, entries: list[FetchedPartition], cold: list[FetchedPartition]) -> None:
+        total = self.total_bytes
+        for entry in entries:
+            left = self.max_bytes - total
+            if (total and left <= 0) or not self._has_data(entry):
+                continue
+            assert entry.partition is not None
+            wanted = entry.wanted
+            limit = min(wanted.max_bytes, left)
+            found = entry.partition.stream.read_cached(wanted.fetch_offset, limit)
+            if found is None:
+                cold.append(entry)
+            elif found.size_bytes <= limit or not total:
+                entry.payloads, entry.size_bytes, entry.block = found
+                total += found.size_bytes
+        self.total_bytes = total
+
+    def _has_data(self, entry: FetchedPartition) -> bool:
+        """Whether there is something to read; sets the error where the offset, or the partition, is no good (any more)."""
+        partition = entry.partition
+        if partition is None or entry.error:
+            return False
+        stream = partition.stream
+        offset = entry.wanted.fetch_offset
+        if stream.closed is not None:
+            entry.error = code_of(stream.closed)
+        elif not stream.log_start_offset <= offset <= stream.confirmed_offset:
+            entry.error = ErrorCode.OFFSET_OUT_OF_RANGE
+        else:
+            return offset != stream.confirmed_offset
+        return False
+
+    def _failed(self) -> bool:
+        return any(entry.error for entry in self.entries)
+
+    async def read_cold(self) -> None:
+        """Read what only objects hold, then what fits beside it from the log cache, and answer, however little it is."""
+        cold = self._cold
+        for entry in self.entries:
+            entry.payloads, entry.size_bytes, entry.block = [], 0, None
+        total = 0
+        for at in range(0, len(cold), COLD_READS):
+            left = self.max_bytes - total
+            if left <= 0:
+                break
+            part = cold[at : at + COLD_READS]
+            await asyncio.gather(*(self._read_one(entry, left) for entry in part))
+            for entry in part:
+                # Each was read as if it were alone: what does not fit beside those before it is asked for again.
+                if total and entry.size_bytes > self.max_bytes - total:
+                    entry.payloads, entry.size_bytes = [], 0
+                total += entry.size_bytes
+        self.total_bytes = total
+        # From here to the response there is no await: views of the log cache stay valid.
+        from_objects = set(cold)
+        self._read_cached([entry for entry in self.entries if entry not in from_objects], [])
+        self.complete()
+
+    async def _read_one(self, entry: FetchedPartition, limit: int) -> None:
+        assert entry.partition is not None
+        wanted = entry.wanted
+        try:
+            found = await entry.partition.stream.read(wanted.fetch_offset, min(wanted.max_bytes, limit))
+        except (StorageError, ObjectStoreError) as error:
+            entry.error = code_of(error)
+            return
+        # Where the log cache had it after all, the memory is the arena's: others are awaited still, so copy.
+        entry.payloads = found.payloads if found.block is None else [bytes(payload) for payload in found.payloads]
+        entry.size_bytes = found.size_bytes
+
+    # ---- waiting ------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """A partition advanced or closed (`PartitionWaiter`): look again, once for all that happens in this turn."""
+        if self._look_handle is None:
+            self._look_handle = asyncio.get_running_loop().call_soon(self._look_again)
+
+    def _look_again(self) -> None:
+        self._look_handle = None
+        if self._look():
+            self._stop_waiting()
+            self.complete()
+        elif self._cold:
+            self._stop_waiting()
+            self._task = self.start_task(self)
+
+    def _expire(self) -> None:
+        self._timer = None
+        self._stop_waiting()
+        self._look()
+        if self._cold:
+            self._task = self.start_task(self)
+        else:
+            self.complete()
+
+    def _watch(self) -> None:
+        for entry in self.entries:
+            if entry.partition is not None:
+                entry.partition.watch(self)
+
+    def _stop_waiting(self) -> None:
+        for entry in self.entries:
+            if entry.partition is not None:
+                entry.partition.unwatch(self)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._look_handle is not None:
+            self._look_handle.cancel()
+            self._look_handle = None

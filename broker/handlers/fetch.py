@@ -1,0 +1,185 @@
+"""Fetch (key 1): read record batches from an offset on.
+
+Versions: 4–18.
+- v7+ fetch sessions (KIP-227); v9+ the client's leader epoch is checked (KIP-320); v10+ may carry zstd (KIP-110).
+- v11+ a rack is taken and no other replica is ever preferred, since the leader has everything (KIP-392).
+- v12+ the answer to a stale leader names the current one (tagged); v13+ topics by id, unknown ones are error 100 (KIP-516).
+- v16+ names the leader's address as well (KIP-951); not sent so far, with one node.
+
+Behaviour: see `delayed_fetch.py`. Whole batches, as they are stored: the first may begin below the asked offset,
+clients skip (KIP-74). `read_committed` equals `read_uncommitted` until there are transactions.
+
+A batch of zstd for a client older than v10 is error 76: batches are never converted.
+
+Deviations: requests of followers (replica id ≥ 0) are served like those of consumers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from broker.broker import Broker, Call
+from broker.delayed_fetch import DelayedFetch, FetchedPartition
+from broker.errors import code_of
+from broker.fetch_session import (
+    FetchContext,
+    FetchSessionIdNotFound,
+    FetchSessionTopicIdError,
+    InvalidFetchSessionEpoch,
+    SessionPartition,
+    TopicKey,
+)
+from protocol.errors import ErrorCode
+from protocol.messages.fetch import (
+    FetchableTopicResponse,
+    FetchRequest,
+    FetchResponse,
+    LeaderIdAndEpoch,
+    PartitionData,
+)
+
+if TYPE_CHECKING:
+    from broker.server import Connection
+    from s3stream.log_cache import CacheBlock
+
+__all__ = ["API_KEY", "MAX_VERSION", "MIN_VERSION", "handle"]
+
+API_KEY = 1
+MIN_VERSION = 4
+MAX_VERSION = 18
+
+_TOPIC_IDS_SINCE = 13
+_ZSTD_SINCE = 10
+_ZSTD = 4
+
+
+def handle(broker: Broker, connection: Connection, call: Call, request: FetchRequest) -> FetchResponse | None:
+    """Answer at once, or when data comes or the time is up."""
+    by_id = call.version >= _TOPIC_IDS_SINCE
+    try:
+        context = broker.fetch_sessions.context(
+            session_id=request.session_id,
+            session_epoch=request.session_epoch,
+            uses_topic_ids=by_id,
+            partitions=[
+                SessionPartition(
+                    topic=topic.topic_id if by_id else topic.topic,
+                    partition=partition.partition,
+                    fetch_offset=partition.fetch_offset,
+                    max_bytes=partition.partition_max_bytes,
+                    current_leader_epoch=partition.current_leader_epoch,
+                )
+                for topic in request.topics
+                for partition in topic.partitions
+            ],
+            forgotten=[
+                (topic.topic_id if by_id else topic.topic, partition)
+                for topic in request.forgotten_topics_data
+                for partition in topic.partitions
+            ],
+        )
+    except (FetchSessionIdNotFound, InvalidFetchSessionEpoch, FetchSessionTopicIdError) as error:
+        return FetchResponse(error_code=code_of(error))
+
+    def start_task(fetch: DelayedFetch) -> asyncio.Task[None]:
+        task = connection.server.start_task(fetch.read_cold())
+        task.add_done_callback(connection.check_task)
+        return task
+
+    def complete() -> None:
+        response, block = _response(broker, call, context, fetch)
+        connection.finish(call.encode(response), block)
+
+    fetch = DelayedFetch(
+        entries=[_resolve(broker, by_id, wanted) for wanted in context.partitions],
+        max_bytes=min(request.max_bytes, broker.settings.fetch_max_bytes),
+        min_bytes=request.min_bytes,
+        max_wait_ms=request.max_wait_ms,
+        complete=complete,
+        start_task=start_task,
+    )
+    broker.metrics.fetch_requests += 1
+    if fetch.start():
+        response, block = _response(broker, call, context, fetch)
+        connection.respond(call.encode(response), block)
+    else:
+        broker.metrics.fetches_delayed += 1
+        connection.begin(fetch.cancel)
+    return None
+
+
+def _resolve(broker: Broker, by_id: bool, wanted: SessionPartition) -> FetchedPartition:
+    """Find the partition, and whatever speaks against reading it."""
+    key: TopicKey = wanted.topic
+    topic = broker.topics.by_id.get(key) if isinstance(key, bytes) else broker.topics.by_name.get(key)
+    if topic is None:
+        error = ErrorCode.UNKNOWN_TOPIC_ID if by_id else ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+        return FetchedPartition(wanted=wanted, partition=None, error=error)
+    if not 0 <= wanted.partition < len(topic.partitions):
+        return FetchedPartition(wanted=wanted, partition=None, error=ErrorCode.UNKNOWN_TOPIC_OR_PARTITION)
+    partition = topic.partitions[wanted.partition]
+    if partition is None:
+        return FetchedPartition(wanted=wanted, partition=None, error=ErrorCode.NOT_LEADER_OR_FOLLOWER)
+    return FetchedPartition(
+        wanted=wanted, partition=partition, error=partition.check_epoch(wanted.current_leader_epoch)
+    )
+
+
+def _response(
+    broker: Broker, call: Call, context: FetchContext, fetch: DelayedFetch
+) -> tuple[FetchResponse, CacheBlock | None]:
+    """The response, and the oldest block of the log cache that it holds views of."""
+    topics: dict[TopicKey, list[PartitionData]] = {}
+    oldest: CacheBlock | None = None
+    for entry in fetch.entries:
+        data = _partition_data(broker, call, entry)
+        if context.must_answer(
+            entry.wanted,
+            has_records=entry.size_bytes > 0,
+            error=data.error_code != 0,
+            high_watermark=data.high_watermark,
+            log_start_offset=data.log_start_offset,
+        ):
+            topics.setdefault(entry.wanted.topic, []).append(data)
+        block = entry.block
+        if block is not None and (oldest is None or block.start_position < oldest.start_position):
+            oldest = block
+    broker.metrics.fetch_bytes += fetch.total_bytes
+    responses = [
+        FetchableTopicResponse(topic_id=topic, partitions=partitions)
+        if isinstance(topic, bytes)
+        else FetchableTopicResponse(topic=topic, partitions=partitions)
+        for topic, partitions in topics.items()
+    ]
+    return FetchResponse(session_id=context.session_id, responses=responses), oldest
+
+
+def _partition_data(broker: Broker, call: Call, entry: FetchedPartition) -> PartitionData:
+    index = entry.wanted.partition
+    partition = entry.partition
+    error = entry.error
+    if partition is None or error:
+        data = PartitionData(partition_index=index, error_code=error, high_watermark=-1, records=[])
+        if error in (ErrorCode.NOT_LEADER_OR_FOLLOWER, ErrorCode.FENCED_LEADER_EPOCH):
+            data.current_leader = _current_leader(broker, entry)
+        return data
+    if call.version < _ZSTD_SINCE and any(payload[22] & 7 == _ZSTD for payload in entry.payloads):
+        entry.block = None
+        return PartitionData(
+            partition_index=index, error_code=ErrorCode.UNSUPPORTED_COMPRESSION_TYPE, high_watermark=-1, records=[]
+        )
+    return PartitionData(
+        partition_index=index,
+        high_watermark=partition.high_watermark,
+        last_stable_offset=partition.last_stable_offset,
+        log_start_offset=partition.log_start_offset,
+        records=cast("list[bytes | memoryview]", entry.payloads),
+    )
+
+
+def _current_leader(broker: Broker, entry: FetchedPartition) -> LeaderIdAndEpoch | None:
+    key = entry.wanted.topic
+    topic = broker.topics.by_id.get(key) if isinstance(key, bytes) else broker.topics.by_name.get(key)
+    leader = None if topic is None else topic.leader(entry.wanted.partition)
+    return None if leader is None else LeaderIdAndEpoch(leader_id=leader.leader, leader_epoch=leader.leader_epoch)

@@ -1,0 +1,145 @@
+"""ListOffsets (key 2): the offset at a timestamp, or at a special position.
+
+Versions: 1–11.
+- v2+ isolation level: "latest" is the last stable offset for read_committed (KIP-98), here always the high watermark.
+- v4+ the client's leader epoch is checked, and the epoch of the found offset told (KIP-320).
+- v7+ −3, the record with the largest timestamp (KIP-734); v8+ −4, earliest local (KIP-405); v9+ −5, latest tiered
+  (KIP-1005); v11+ −6, earliest pending upload (KIP-1023). Asking for one at an older version is error 35.
+
+Behaviour: a timestamp is looked up in the metadata's largest timestamps, then in the index of one object, then in the
+records of one batch, whose decompression is capped. Nothing found is −1/−1, without an error. −4 equals −2, and
+−5 and −6 are −1/−1, as from a Kafka broker without remote storage: where data lies is not the client's business here.
+
+Deviations: a batch whose records cannot be read is answered by its first offset, from which a consumer misses nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from broker.broker import Broker, Call
+from broker.errors import KafkaError, code_of
+from broker.partition import MAX_DECOMPRESSED_BATCH_BYTES, Partition
+from protocol.errors import ErrorCode, Malformed
+from protocol.messages.list_offsets import (
+    ListOffsetsPartition,
+    ListOffsetsPartitionResponse,
+    ListOffsetsRequest,
+    ListOffsetsResponse,
+    ListOffsetsTopicResponse,
+)
+from protocol.record_set import iter_records
+from protocol.records import parse_batch_header
+from s3stream.errors import StorageError
+from s3stream.objectstore import Buffer, ObjectStoreError
+
+if TYPE_CHECKING:
+    from broker.server import Connection
+
+__all__ = ["API_KEY", "MAX_VERSION", "MIN_VERSION", "handle"]
+
+API_KEY = 2
+MIN_VERSION = 1
+MAX_VERSION = 11
+
+LATEST = -1
+EARLIEST = -2
+MAX_TIMESTAMP = -3
+EARLIEST_LOCAL = -4
+LATEST_TIERED = -5
+EARLIEST_PENDING_UPLOAD = -6
+
+_SINCE = {LATEST: 0, EARLIEST: 0, MAX_TIMESTAMP: 7, EARLIEST_LOCAL: 8, LATEST_TIERED: 9, EARLIEST_PENDING_UPLOAD: 11}
+
+
+def handle(
+    broker: Broker, connection: Connection, call: Call, request: ListOffsetsRequest
+) -> ListOffsetsResponse | Coroutine[Any, Any, ListOffsetsResponse]:
+    """Answer at once, unless a timestamp has to be looked up."""
+    seen = Counter(
+        (topic.name, partition.partition_index) for topic in request.topics for partition in topic.partitions
+    )
+    look_ups: list[tuple[Partition, int, ListOffsetsPartitionResponse]] = []
+    topics: list[ListOffsetsTopicResponse] = []
+    for topic in request.topics:
+        partitions: list[ListOffsetsPartitionResponse] = []
+        for wanted in topic.partitions:
+            answer = ListOffsetsPartitionResponse(partition_index=wanted.partition_index)
+            try:
+                if seen[topic.name, wanted.partition_index] > 1:
+                    raise KafkaError(ErrorCode.INVALID_REQUEST, "the partition is asked for twice")
+                partition = _find(broker, topic.name, wanted)
+                if not _answer_special(call.version, partition, wanted.timestamp, answer):
+                    look_ups.append((partition, wanted.timestamp, answer))
+            except (KafkaError, StorageError) as error:
+                answer.error_code = code_of(error)
+            partitions.append(answer)
+        topics.append(ListOffsetsTopicResponse(name=topic.name, partitions=partitions))
+    response = ListOffsetsResponse(topics=topics)
+    return _look_up(response, look_ups) if look_ups else response
+
+
+def _find(broker: Broker, name: str, wanted: ListOffsetsPartition) -> Partition:
+    topic = broker.topics.by_name.get(name)
+    if topic is None or not 0 <= wanted.partition_index < len(topic.partitions):
+        raise KafkaError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"{name}-{wanted.partition_index} does not exist")
+    partition = topic.partitions[wanted.partition_index]
+    if partition is None:
+        raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{name}-{wanted.partition_index} is not open here")
+    if partition.stream.closed is not None:
+        raise partition.stream.closed
+    code = partition.check_epoch(wanted.current_leader_epoch)
+    if code:
+        raise KafkaError(code, "the client's leader epoch is not the current one")
+    return partition
+
+
+def _answer_special(version: int, partition: Partition, timestamp: int, answer: ListOffsetsPartitionResponse) -> bool:
+    """Answer a position that needs no look-up; False: it does."""
+    if timestamp < 0 and version < _SINCE.get(timestamp, MAX_VERSION + 1):
+        raise KafkaError(ErrorCode.UNSUPPORTED_VERSION, f"timestamp {timestamp} has no meaning in v{version}")
+    if timestamp == LATEST:
+        answer.offset = partition.last_stable_offset
+        answer.leader_epoch = partition.leader_epoch
+    elif timestamp in (EARLIEST, EARLIEST_LOCAL):
+        answer.offset = partition.log_start_offset
+        answer.leader_epoch = partition.leader_epochs.epoch_at(partition.log_start_offset)
+    elif timestamp not in (LATEST_TIERED, EARLIEST_PENDING_UPLOAD):
+        return False
+    return True
+
+
+async def _look_up(
+    response: ListOffsetsResponse, look_ups: list[tuple[Partition, int, ListOffsetsPartitionResponse]]
+) -> ListOffsetsResponse:
+    for partition, timestamp, answer in look_ups:
+        try:
+            if timestamp == MAX_TIMESTAMP:
+                timestamp = await partition.stream.max_timestamp()
+                if timestamp < 0:
+                    continue
+            payload = await partition.stream.payload_for_timestamp(timestamp)
+            if payload is not None:
+                _answer_from(payload, timestamp, partition.log_start_offset, answer)
+        except (StorageError, ObjectStoreError) as error:
+            answer.error_code = code_of(error)
+    return response
+
+
+def _answer_from(payload: Buffer, timestamp: int, log_start_offset: int, answer: ListOffsetsPartitionResponse) -> None:
+    """The first record of a batch that is at or past `timestamp`."""
+    batch = memoryview(payload)
+    header = parse_batch_header(batch)
+    answer.leader_epoch = header.partition_leader_epoch
+    try:
+        for record in iter_records(batch, max_output_bytes=MAX_DECOMPRESSED_BATCH_BYTES):
+            if record.timestamp_ms >= timestamp and record.offset >= log_start_offset:
+                answer.offset = record.offset
+                answer.timestamp = record.timestamp_ms
+                return
+    except Malformed:
+        pass  # written by a client that did not compress well; see Deviations
+    answer.offset = max(header.base_offset, log_start_offset)
+    answer.timestamp = header.max_timestamp

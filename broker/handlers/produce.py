@@ -1,0 +1,137 @@
+"""Produce (key 0): append one record batch to each partition.
+
+Versions: 3–11 are served, 0 is advertised as the minimum.
+- Advertising 3 would make librdkafka before 2.8.1 send uncompressed (KAFKA-18659); 0–2 close the connection.
+- v7+ may carry zstd (KIP-110); v8+ answers say more of an error (KIP-467); v10+ name the leader (KIP-951).
+- v12 adds partitions to transactions (KIP-890) and v13 names topics by id (KIP-516): with transactions, not yet.
+
+Behaviour: requests are submitted in this callback, without a task or a future, and acknowledged in order when the WAL
+says that they are durable. acks=1 and acks=all both mean that; acks=0 gets no response, and on any error its
+connection is closed, as in Kafka. A request that finds no room in the log is submitted as far as it goes, and continues
+where it stopped. Partitions are independent of each other: one may fail and the next be appended.
+
+Deviations: `timeout_ms` is not used, since there are no followers to wait for; back-pressure holds the request
+in the socket instead. Not done: transactions (error 48 for a transactional batch).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from broker.ack_queue import PendingProduce
+from broker.broker import Broker, Call
+from broker.errors import KafkaError, code_of
+from broker.partition import NO_ROOM, AlreadyAppended, Partition
+from broker.producer_state import InvalidProducerEpoch, OutOfOrderSequence
+from broker.server import CloseConnection
+from broker.topics import Topic
+from protocol.errors import ErrorCode, ProtocolError
+from protocol.messages.produce import (
+    LeaderIdAndEpoch,
+    PartitionProduceResponse,
+    ProduceRequest,
+    TopicProduceResponse,
+)
+from s3stream.errors import StorageError
+from wal.errors import WalError
+
+if TYPE_CHECKING:
+    from broker.server import Connection
+
+__all__ = ["ADVERTISED_MIN_VERSION", "API_KEY", "MAX_VERSION", "MIN_VERSION", "submit"]
+
+API_KEY = 0
+MIN_VERSION = 3
+MAX_VERSION = 11
+ADVERTISED_MIN_VERSION = 0
+
+_REFUSALS = (ProtocolError, KafkaError, StorageError, WalError, InvalidProducerEpoch, OutOfOrderSequence)
+"""What a batch can be refused with; anything else is a bug and ends the connection."""
+
+
+def submit(broker: Broker, connection: Connection, call: Call, request: ProduceRequest) -> bool:
+    """Append what the request carries; False: no room, call again with the same request (its views may have moved)."""
+    acks = connection.acks
+    quiet = request.acks == 0
+    pending = acks.stalled
+    if pending is None:
+        pending = PendingProduce(call.version, call.correlation_id)
+        if not quiet:
+            acks.add(pending)
+    else:
+        acks.stalled = None
+    now_ms = broker.now_ms()
+    on_done = None if quiet else acks.done
+    topics = broker.topics.by_name
+    seen = 0
+    for topic_data in request.topic_data:
+        name = topic_data.name
+        topic = topics.get(name)
+        responses = _responses_of(pending, name)
+        for data in topic_data.partition_data:
+            seen += 1
+            if seen <= pending.resume_at:
+                continue
+            response = PartitionProduceResponse(index=data.index)
+            try:
+                partition = _partition_for(request, topic, name, data.index)
+                base_offset, append_time = partition.append(data.records or b"", call.version, now_ms, on_done)
+                if base_offset == NO_ROOM:
+                    pending.resume_at = seen - 1
+                    acks.stalled = pending
+                    return False
+                response.base_offset = base_offset
+                response.log_append_time_ms = append_time
+                response.log_start_offset = partition.stream.log_start_offset
+                pending.appended.append(response)
+                pending.outstanding += 1
+            except AlreadyAppended as duplicate:
+                response.base_offset = duplicate.batch.base_offset
+                response.log_append_time_ms = duplicate.batch.log_append_time_ms
+                response.log_start_offset = partition.stream.log_start_offset
+                if not quiet and not partition.is_durable(duplicate.batch):
+                    partition.when_durable(duplicate.batch, acks.wait_duplicate(pending, response))
+            except _REFUSALS as error:
+                if quiet:
+                    raise CloseConnection(f"Produce with acks=0 failed: {error}") from error
+                _refuse(broker, response, topic, error)
+            responses.append(response)
+    if not quiet:
+        acks.submitted(pending)
+    return True
+
+
+def _partition_for(request: ProduceRequest, topic: Topic | None, name: str, index: int) -> Partition:
+    if request.acks not in (-1, 0, 1):
+        raise KafkaError(ErrorCode.INVALID_REQUIRED_ACKS, f"acks={request.acks} is none of -1, 0 and 1")
+    if request.transactional_id is not None:
+        raise KafkaError(ErrorCode.INVALID_TXN_STATE, "this broker version does not support transactions")
+    if topic is None or not 0 <= index < len(topic.partitions):
+        raise KafkaError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"{name}-{index} does not exist")
+    partition = topic.partitions[index]
+    if partition is None:
+        raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{name}-{index} is not open on this broker")
+    return partition
+
+
+def _responses_of(pending: PendingProduce, name: str) -> list[PartitionProduceResponse]:
+    """The list that answers for a topic, which a request that waited for room has already."""
+    for topic in pending.topics:
+        if topic.name == name:
+            assert isinstance(topic.partition_responses, list)
+            return topic.partition_responses
+    responses: list[PartitionProduceResponse] = []
+    pending.topics.append(TopicProduceResponse(name=name, partition_responses=responses))
+    return responses
+
+
+def _refuse(broker: Broker, response: PartitionProduceResponse, topic: Topic | None, error: BaseException) -> None:
+    code = code_of(error)
+    response.error_code = code
+    response.base_offset = -1
+    response.error_message = str(error)
+    if code == ErrorCode.NOT_LEADER_OR_FOLLOWER and topic is not None:
+        leader = topic.leader(response.index)
+        if leader is not None:  # KIP-951: the client need not ask for metadata
+            response.current_leader = LeaderIdAndEpoch(leader_id=leader.leader, leader_epoch=leader.leader_epoch)
+    broker.metrics.produce_refused += 1

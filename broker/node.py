@@ -1,0 +1,112 @@
+"""A whole broker inside a Python process: `async with Node(settings) as node: …`.
+
+Always true:
+- Nothing is global: any number of nodes may live in one process, each with its own directories or buckets.
+- Leaving the block uploads what was acknowledged, closes everything and awaits every task. What cannot be uploaded in time
+  (`shutdown.timeout.ms`) stays in the WAL and is there at the next start.
+- The node runs on the caller's event loop, uvloop or asyncio's own; a loop that is blocked blocks the broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from types import TracebackType
+
+from broker.config import BrokerSettings, Listener
+from broker.wiring import Running, start_broker
+from s3stream.objectstore import ObjectStore
+
+__all__ = ["Node", "wall_clock_ms"]
+
+
+def wall_clock_ms() -> int:
+    """Wall-clock time in ms since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+class Node:
+    """One broker. Use it as an asynchronous context manager."""
+
+    def __init__(
+        self,
+        settings: BrokerSettings | None = None,
+        *,
+        now_ms: Callable[[], int] = wall_clock_ms,
+        rng: random.Random | None = None,
+        wrap_store: Callable[[ObjectStore], ObjectStore] = lambda store: store,
+    ) -> None:
+        """Take the settings; nothing is opened before `async with`.
+
+        Args:
+            now_ms: The wall clock, for tests that move it.
+            rng: Where ids come from; give a seeded one to make a run repeatable.
+            wrap_store: Puts something between the broker and its object store, such as faults.
+        """
+        self.settings = BrokerSettings() if settings is None else settings
+        self._now_ms = now_ms
+        self._rng = random.Random() if rng is None else rng
+        self._wrap_store = wrap_store
+        self._stack = AsyncExitStack()
+        self._running: Running | None = None
+        self._failure: asyncio.Future[BaseException] | None = None
+
+    async def __aenter__(self) -> Node:
+        """Start; returns when clients can connect."""
+        self._failure = asyncio.get_running_loop().create_future()
+        self._running = await self._stack.enter_async_context(
+            start_broker(
+                self.settings,
+                now_ms=self._now_ms,
+                rng=self._rng,
+                on_failed=self._failed,
+                wrap_store=self._wrap_store,
+            )
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Upload, close, await."""
+        self._running = None
+        await self._stack.aclose()
+
+    def _failed(self, error: BaseException) -> None:
+        if self._failure is not None and not self._failure.done():
+            self._failure.set_result(error)
+
+    @property
+    def running(self) -> Running:
+        """The parts, for tests and tools that look inside."""
+        assert self._running is not None, "the node runs inside `async with` only"
+        return self._running
+
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """Where the node listens, with the ports that port 0 became."""
+        return self.running.listeners
+
+    @property
+    def wal_uri(self) -> str:
+        """The write-ahead log."""
+        return self.running.wal_uri
+
+    @property
+    def object_store_uri(self) -> str:
+        """The object store, without secrets."""
+        return self.running.store.uri
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """`host:port` of the first advertised listener, as clients want it."""
+        listener = next(iter(self.running.broker.advertised.values()))
+        return f"[{listener.host}]:{listener.port}" if ":" in listener.host else f"{listener.host}:{listener.port}"
+
+    async def wait_failed(self) -> BaseException:
+        """Return when the node can acknowledge nothing more (a WAL write failed, or it was superseded), with the reason."""
+        assert self._failure is not None, "the node runs inside `async with` only"
+        return await asyncio.shield(self._failure)

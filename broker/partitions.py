@@ -1,0 +1,211 @@
+"""Opens the partitions that the metadata gives to this node, rebuilds their state, and closes those that are taken away.
+
+Always true:
+- One task opens, in batches: everything that is wanted at that moment is one command to the metadata log.
+- Producer state is rebuilt by a bounded number of tasks; a partition that was never written is ready at once. Those that
+  producers ask for come first.
+- A load that fails because the object store does not answer is tried again for ever, with back-off: the
+  partition answers produce with a retriable error meanwhile, and serves fetch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from broker.partition import Partition
+from broker.producer_state import ProducerStateCorrupt
+from s3stream.errors import MetadataUnavailable, StorageError, StreamClosed
+from s3stream.metadata import StreamId
+from s3stream.objectstore import ObjectStoreError
+
+if TYPE_CHECKING:
+    from broker.topics import Topic, Topics
+    from controller.image import Image
+    from s3stream.storage import Storage
+    from s3stream.stream import Stream
+
+__all__ = ["LOADERS", "Partitions"]
+
+log = logging.getLogger("tidelog.partitions")
+
+LOADERS = 16
+"""States rebuilt at the same time: enough to hide the object store's latency, few enough to leave it to consumers."""
+
+RETRY_DELAY_S = 1.0
+
+EXPIRY_INTERVAL_S = 600.0
+"""How often idle producer ids are looked for (`producer.id.expiration.check.interval.ms` of Kafka)."""
+
+
+class Partitions:
+    """The partitions of this node."""
+
+    def __init__(
+        self,
+        *,
+        node_id: int,
+        storage: Storage,
+        image: Image,
+        topics: Topics,
+        producer_id_expiration_ms: int,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._node_id = node_id
+        self._storage = storage
+        self._image = image
+        self._topics = topics
+        self._producer_id_expiration_ms = producer_id_expiration_ms
+        self._now_ms = now_ms
+        self._by_stream: dict[StreamId, Partition] = {}
+        self._to_open: dict[StreamId, None] = {}
+        self._opening: set[StreamId] = set()
+        self._to_load: dict[StreamId, Partition] = {}
+        self._open_event = asyncio.Event()
+        self._load_event = asyncio.Event()
+        self._opened: asyncio.Event = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def __len__(self) -> int:
+        return len(self._by_stream)
+
+    @property
+    def loading_count(self) -> int:
+        """Partitions whose state is not rebuilt yet."""
+        return len(self._to_load)
+
+    def run(self) -> None:
+        """Start the tasks."""
+        loop = asyncio.get_running_loop()
+        self._tasks.append(loop.create_task(self._open_wanted()))
+        self._tasks.append(loop.create_task(self._expire_producers()))
+        self._tasks.extend(loop.create_task(self._load_wanted()) for _ in range(LOADERS))
+
+    async def close(self) -> None:
+        """Cancel and await the tasks. The streams belong to the storage engine, which closes them."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+
+    # ---- what the metadata says ---------------------------------------------------------------------------------
+
+    def adopt(self, streams: Iterable[Stream]) -> None:
+        """Serve streams that are open now."""
+        for stream in streams:
+            place = self._image.partition_of(stream.stream_id)
+            topic = None if place is None else self._topics.by_id.get(place[0])
+            if place is None or topic is None:
+                self._storage.forget_stream(stream.stream_id, StreamClosed("the topic was deleted"))
+                continue
+            index = place[1]
+            partition = Partition(
+                storage=self._storage,
+                stream=stream,
+                topic_name=topic.name,
+                topic_id=topic.topic_id,
+                index=index,
+                config=topic.config,
+            )
+            self._by_stream[stream.stream_id] = partition
+            topic.partitions[index] = partition
+            if partition.is_new:
+                partition.start()
+            else:
+                self._to_load[stream.stream_id] = partition
+                self._load_event.set()
+        self._topics.changed()
+        self._wake_waiting()
+
+    def want(self, topics: Iterable[Topic]) -> None:
+        """The metadata changed something of these topics: open what is ours and is not open."""
+        for topic in topics:
+            for state in topic.info.partitions:
+                stream_id = state.stream_id
+                if (
+                    state.leader == self._node_id
+                    and stream_id not in self._by_stream
+                    and stream_id not in self._opening
+                ):
+                    self._to_open[stream_id] = None
+        if self._to_open:
+            self._open_event.set()
+
+    def drop(self, topic: Topic) -> None:
+        """A topic was deleted: close its partitions; whoever waits for them hears of it."""
+        for state in topic.info.partitions:
+            stream_id = state.stream_id
+            self._to_open.pop(stream_id, None)
+            self._to_load.pop(stream_id, None)
+            self._by_stream.pop(stream_id, None)
+            self._storage.forget_stream(stream_id, StreamClosed(f"topic {topic.name} was deleted"))
+        self._wake_waiting()
+
+    def _wake_waiting(self) -> None:
+        self._opened.set()
+        self._opened = asyncio.Event()
+
+    def prefer(self, partition: Partition) -> None:
+        """Somebody waits for this partition's state: load it next."""
+        if self._to_load.pop(partition.stream.stream_id, None) is not None:
+            self._to_load = {partition.stream.stream_id: partition, **self._to_load}
+
+    async def wait_open(self, topic: Topic) -> None:
+        """Return when the partitions of a topic that are ours are open, or the topic is gone."""
+        while self._topics.by_id.get(topic.topic_id) is topic and any(
+            state.leader == self._node_id and topic.partitions[state.index] is None for state in topic.info.partitions
+        ):
+            await self._opened.wait()
+
+    # ---- tasks --------------------------------------------------------------------------------------------------
+
+    async def _open_wanted(self) -> None:
+        while True:
+            await self._open_event.wait()
+            self._open_event.clear()
+            wanted = list(self._to_open)
+            self._opening.update(wanted)
+            self._to_open.clear()
+            try:
+                opened = await self._storage.open_streams(wanted)
+            except (MetadataUnavailable, ObjectStoreError) as error:
+                log.warning("cannot open %d partitions yet: %s", len(wanted), error)
+                await asyncio.sleep(RETRY_DELAY_S)
+                self._to_open.update(dict.fromkeys(wanted))
+                self._open_event.set()
+            else:
+                self.adopt(opened.values())
+            finally:
+                self._opening.difference_update(wanted)
+
+    async def _load_wanted(self) -> None:
+        while True:
+            while not self._to_load:
+                self._load_event.clear()
+                await self._load_event.wait()
+            stream_id = next(iter(self._to_load))
+            partition = self._to_load.pop(stream_id)
+            try:
+                await partition.load(self._now_ms())
+            except StreamClosed:
+                continue
+            except ProducerStateCorrupt:
+                log.exception("%s stays closed for producers", partition)
+            except (StorageError, ObjectStoreError) as error:
+                log.warning("cannot rebuild the state of %s yet: %s", partition, error)
+                await asyncio.sleep(RETRY_DELAY_S)
+                if partition.stream.closed is None:
+                    self._to_load[stream_id] = partition
+                    self._load_event.set()
+
+    async def _expire_producers(self) -> None:
+        while True:
+            await asyncio.sleep(min(EXPIRY_INTERVAL_S, self._producer_id_expiration_ms / 1000))
+            before_ms = self._now_ms() - self._producer_id_expiration_ms
+            for at, partition in enumerate(list(self._by_stream.values())):
+                if partition.loaded:
+                    partition.producers.expire(before_ms)
+                if at % 1000 == 999:
+                    await asyncio.sleep(0)

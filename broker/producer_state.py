@@ -1,0 +1,229 @@
+"""What one partition remembers of its idempotent producers: the pure half of invariant I11.
+
+Always true:
+- Checks run against *submitted* batches: one that waits for its durability counts already, so pipelined requests of one
+  producer are judged in the order in which they arrived. A retry of a batch that still waits is a duplicate as well;
+  the caller makes it wait for its original.
+- For every producer the last `DUPLICATES_REMEMBERED` batches of its newest epoch are known. A batch is either their
+  exact repetition, or the next in sequence, or refused (KIP-98; `ProducerStateManager` in Kafka).
+- Sequences count records and wrap from 2^31 - 1 to 0.
+- A producer that is unknown (never seen, expired, evicted) may start at any sequence, as in Kafka since 2.5 (KIP-360).
+- `snapshot` and `restore` are exact inverses; what was restored and then given the batches that follow equals what was
+  never lost. Nothing here reads a clock: the caller says when a batch came.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from crc32c import crc32c
+
+__all__ = [
+    "DUPLICATES_REMEMBERED",
+    "MAX_PRODUCERS_PER_PARTITION",
+    "DuplicateBatch",
+    "InvalidProducerEpoch",
+    "OutOfOrderSequence",
+    "ProducerStateCorrupt",
+    "ProducerStates",
+]
+
+DUPLICATES_REMEMBERED = 5
+"""Batches known per producer: as many as an idempotent client may have in flight (`max.in.flight.requests`, KIP-98)."""
+
+MAX_PRODUCERS_PER_PARTITION = 10_000
+"""Beyond it the producer that was idle longest is forgotten. An entry costs up to ~1 KiB here and 150 bytes in a state
+block; Kafka has no such bound and is known to run out of memory by clients that make a producer per message."""
+
+_SEQUENCE_MASK = 0x7FFF_FFFF
+_MAGIC = 0x5450  # "TP"
+_VERSION = 1
+_PREFIX = struct.Struct(">HHIi")  # magic, version, crc32c of what follows it, entries
+_ENTRY = struct.Struct(">qhqB")  # producer id, producer epoch, last append, batches
+_BATCH = struct.Struct(">iiqiq")  # base sequence, last sequence, base offset, record count, log append time
+_CRC_FROM = 8
+
+
+class InvalidProducerEpoch(Exception):
+    """The producer epoch is older than the newest one seen: a newer instance of this producer took over."""
+
+
+class OutOfOrderSequence(Exception):
+    """The batch is neither the next of its producer nor one of its last ones."""
+
+
+class ProducerStateCorrupt(Exception):
+    """A snapshot does not match its CRC or layout, or was written by a newer version."""
+
+
+class DuplicateBatch(NamedTuple):
+    """A batch that was appended before: where it is."""
+
+    base_sequence: int
+    last_sequence: int
+    base_offset: int
+    record_count: int
+    log_append_time_ms: int
+    """-1 where the topic keeps the clients' timestamps."""
+
+
+class _Producer:
+    __slots__ = ("batches", "last_append_ms", "producer_epoch")
+
+    def __init__(self, producer_epoch: int) -> None:
+        self.producer_epoch = producer_epoch
+        self.batches: list[DuplicateBatch] = []  # oldest first
+        self.last_append_ms = 0
+
+
+class ProducerStates:
+    """The producers of one partition."""
+
+    __slots__ = ("_by_id", "_changed")
+
+    def __init__(self) -> None:
+        # Kept in order of the last append, the longest idle first, so that expiry and eviction look at the front only.
+        self._by_id: dict[int, _Producer] = {}
+        self._changed = False
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __contains__(self, producer_id: int) -> bool:
+        return producer_id in self._by_id
+
+    def check(
+        self, producer_id: int, producer_epoch: int, base_sequence: int, record_count: int
+    ) -> DuplicateBatch | None:
+        """Judge a batch before it is appended: None to go on, or the batch that it repeats.
+
+        Raises:
+            InvalidProducerEpoch: a newer epoch of this producer was seen.
+            OutOfOrderSequence: a batch before this one is missing, or it was seen too long ago to know its offset.
+        """
+        producer = self._by_id.get(producer_id)
+        if producer is None:
+            return None
+        if producer_epoch < producer.producer_epoch:
+            raise InvalidProducerEpoch(
+                f"producer {producer_id}: epoch {producer_epoch} is older than {producer.producer_epoch}"
+            )
+        if producer_epoch > producer.producer_epoch:
+            if base_sequence != 0:
+                raise OutOfOrderSequence(
+                    f"producer {producer_id}: new epoch {producer_epoch} starts at sequence {base_sequence}, not 0"
+                )
+            return None
+        if not producer.batches:
+            return None
+        last_sequence = producer.batches[-1].last_sequence
+        if base_sequence == (last_sequence + 1) & _SEQUENCE_MASK:
+            return None
+        batch_last = (base_sequence + record_count - 1) & _SEQUENCE_MASK
+        for batch in producer.batches:
+            if batch.base_sequence == base_sequence and batch.last_sequence == batch_last:
+                return batch
+        raise OutOfOrderSequence(
+            f"producer {producer_id} epoch {producer_epoch}: sequence {base_sequence} follows {last_sequence}"
+        )
+
+    def record(
+        self,
+        producer_id: int,
+        producer_epoch: int,
+        base_sequence: int,
+        record_count: int,
+        base_offset: int,
+        log_append_time_ms: int,
+        now_ms: int,
+    ) -> None:
+        """Remember a batch that was submitted at `base_offset`; `check` allowed it, or it is replayed from the log."""
+        producer = self._by_id.pop(producer_id, None)
+        if producer is None:
+            producer = _Producer(producer_epoch)
+            if len(self._by_id) >= MAX_PRODUCERS_PER_PARTITION:
+                del self._by_id[next(iter(self._by_id))]
+        elif producer_epoch != producer.producer_epoch:
+            producer.producer_epoch = producer_epoch
+            producer.batches.clear()
+        self._by_id[producer_id] = producer  # now the most recent
+        batches = producer.batches
+        if len(batches) == DUPLICATES_REMEMBERED:
+            del batches[0]
+        batches.append(
+            DuplicateBatch(
+                base_sequence,
+                (base_sequence + record_count - 1) & _SEQUENCE_MASK,
+                base_offset,
+                record_count,
+                log_append_time_ms,
+            )
+        )
+        producer.last_append_ms = now_ms
+        self._changed = True
+
+    def expire(self, before_ms: int) -> int:
+        """Forget producers whose last append came before a time (`producer.id.expiration.ms`); returns how many."""
+        expired = []
+        for producer_id, producer in self._by_id.items():
+            if producer.last_append_ms >= before_ms:
+                break
+            expired.append(producer_id)
+        for producer_id in expired:
+            del self._by_id[producer_id]
+        if expired:
+            self._changed = True
+        return len(expired)
+
+    def snapshot_if_changed(self) -> bytes | None:
+        """A snapshot, or None where the last one still tells everything."""
+        if not self._changed:
+            return None
+        self._changed = False
+        return self.snapshot()
+
+    def snapshot(self) -> bytes:
+        """Everything, as bytes for a state block: versioned, with a CRC."""
+        body = bytearray(_PREFIX.size)
+        for producer_id, producer in self._by_id.items():
+            body += _ENTRY.pack(producer_id, producer.producer_epoch, producer.last_append_ms, len(producer.batches))
+            for batch in producer.batches:
+                body += _BATCH.pack(*batch)
+        _PREFIX.pack_into(body, 0, _MAGIC, _VERSION, 0, len(self._by_id))
+        struct.pack_into(">I", body, 4, crc32c(memoryview(body)[_CRC_FROM:]))
+        return bytes(body)
+
+    @classmethod
+    def restore(cls, data: bytes) -> ProducerStates:
+        """Read a snapshot.
+
+        Raises:
+            ProducerStateCorrupt: the bytes are damaged, or of a newer version.
+        """
+        states = cls()
+        try:
+            magic, version, crc, count = _PREFIX.unpack_from(data, 0)
+            if magic != _MAGIC:
+                raise ProducerStateCorrupt(f"producer state begins with {magic:#06x}, not {_MAGIC:#06x}")
+            if version != _VERSION:
+                raise ProducerStateCorrupt(
+                    f"producer state has version {version}; this broker reads {_VERSION}: upgrade it"
+                )
+            if crc32c(memoryview(data)[_CRC_FROM:]) != crc:
+                raise ProducerStateCorrupt("producer state does not match its CRC")
+            position = _PREFIX.size
+            for _ in range(count):
+                producer_id, producer_epoch, last_append_ms, batches = _ENTRY.unpack_from(data, position)
+                position += _ENTRY.size
+                producer = _Producer(producer_epoch)
+                producer.last_append_ms = last_append_ms
+                for _ in range(batches):
+                    producer.batches.append(DuplicateBatch(*_BATCH.unpack_from(data, position)))
+                    position += _BATCH.size
+                states._by_id[producer_id] = producer
+        except struct.error as error:
+            raise ProducerStateCorrupt(f"producer state is cut short: {error}") from error
+        if position != len(data):
+            raise ProducerStateCorrupt(f"producer state has {len(data) - position} bytes too many")
+        return states

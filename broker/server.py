@@ -1,0 +1,537 @@
+"""Listeners and connections: bytes in, requests dispatched, responses out in order.
+
+Theory of operation. A connection is an `asyncio.BufferedProtocol`. All requests that one read brought are started in
+that same callback, and what they answer at once leaves in one write at its end. Produce requests are
+submitted without waiting for each other; they are acknowledged when the WAL calls back, and all acknowledgements of
+one wake-up leave in one write as well. There is no task and no future per produce request.
+
+Always true:
+- Responses leave in the order of their requests. Produce may be pipelined behind Produce; any other request starts only
+  when everything before it has been answered, and nothing starts behind it before it is (Kafka's muting of channels).
+- What cannot start stays in the receive buffer, and the socket is not read meanwhile: back-pressure reaches the client
+  when the log is full, when it does not read its responses, and when it pipelines more than is served.
+- Malformed input closes its own connection with one line in the log (I14); nothing else is touched.
+- Views into the arena that a socket still holds are pinned. A client too slow for the memory it holds is disconnected.
+- Tasks of a connection are cancelled when it is lost, and awaited when the server closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import struct
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from broker.ack_queue import AckQueue
+from broker.config import InvalidSettings, Listener
+from broker.receive import SCRATCH_BYTES, ReceiveBudget, ReceiveBuffer
+from protocol.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from broker.metrics import Metrics
+    from s3stream.log_cache import CacheBlock
+
+__all__ = ["CloseConnection", "Connection", "Dispatcher", "Server"]
+
+log = logging.getLogger("tidelog.server")
+
+_INT32 = struct.Struct(">i").unpack_from
+_KEY_AND_VERSION = struct.Struct(">hh").unpack_from
+_PRODUCE_KEY = 0
+_MIN_REQUEST_BYTES = 8
+"""API key, version and correlation id: the shortest header there is."""
+
+IDLE_SWEEP_INTERVAL_S = 10.0
+"""How often idle receive buffers are given back and idle connections closed."""
+
+LISTEN_BACKLOG = 1024
+"""Connections that the kernel holds until they are accepted: a client application that starts opens hundreds at once."""
+
+
+class CloseConnection(Exception):
+    """This request ends its connection; the message says why, for the log."""
+
+
+class Dispatcher(Protocol):
+    """Starts requests. What the server needs to know of the Kafka protocol."""
+
+    def produce(self, connection: Connection, frame: memoryview) -> bool:
+        """Submit a Produce request; False: no room in the log, keep the frame and try again after `room`.
+
+        Raises:
+            ProtocolError, CloseConnection: close the connection.
+        """
+
+    def request(self, connection: Connection, frame: memoryview) -> None:
+        """Start any other request: respond at once, or mark the connection busy until it responds.
+
+        Raises:
+            ProtocolError, CloseConnection: close the connection.
+        """
+
+    async def room(self) -> None:
+        """Return when a produce request that found no room is worth trying again."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client."""
+
+    __slots__ = (
+        "__weakref__",
+        "_blocks",
+        "_buffer",
+        "_busy",
+        "_closing",
+        "_on_lost",
+        "_out",
+        "_processing",
+        "_reading",
+        "_waits_for_memory",
+        "_write_paused",
+        "acks",
+        "flush_scheduled",
+        "last_active",
+        "listener",
+        "peer",
+        "server",
+        "transport",
+    )
+
+    def __init__(self, server: Server, listener: Listener) -> None:
+        self.server = server
+        self.listener = listener
+        """The listener that the client came in by: Metadata answers with that one's advertised address."""
+        self.peer = "?"
+        self.transport: asyncio.Transport | None = None
+        self.acks = AckQueue(self)
+        """Produce requests that are not answered yet."""
+        self.flush_scheduled = False
+        self.last_active = 0.0
+        self._buffer = ReceiveBuffer(server.scratch, server.budget)
+        self._out: list[bytes | memoryview] = []
+        self._blocks: list[CacheBlock] = []
+        """Blocks of the log cache that the socket still holds views of, each pinned once."""
+        self._busy = False
+        """A request other than Produce is under way."""
+        self._on_lost: Callable[[], None] | None = None
+        self._closing = False
+        self._processing = False
+        self._reading = True
+        self._waits_for_memory = False
+        self._write_paused = False
+
+    # ---- the transport calls ----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = stream = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
+        self.peer = str(transport.get_extra_info("peername"))
+        # No queue of our own making in the transport: whatever the kernel does not take pauses this connection,
+        # and resume_writing means that nothing of ours is referenced any more.
+        stream.set_write_buffer_limits(high=0)
+        self.last_active = self.server.loop.time()
+        self.server.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self._closing = True
+        self.server.remove(self)
+        self.server.budget.forget(self._memory_freed)
+        self._buffer.release()
+        self._out.clear()
+        self._unpin()
+        if self._on_lost is not None:
+            on_lost, self._on_lost = self._on_lost, None
+            on_lost()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer.writable()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._buffer.end += nbytes
+        self._process()
+
+    def eof_received(self) -> bool:
+        return False  # the transport closes itself; a half-closed client gets no more answers, as with Kafka
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        self._unpin()
+        self.flush()
+
+    # ---- requests ---------------------------------------------------------------------------------------------
+
+    def _process(self) -> None:
+        """Start every request that is there and may start, then write what they answered."""
+        if self._processing or self._closing or self.server.stopping:
+            return
+        self._processing = True
+        buffer = self._buffer
+        view = buffer.view
+        start, end = buffer.start, buffer.end
+        server = self.server
+        need = 0
+        blocked = False
+        try:
+            while end - start >= 4:
+                (size,) = _INT32(view, start)
+                if not _MIN_REQUEST_BYTES <= size <= server.max_request_bytes:
+                    raise CloseConnection(
+                        f"a request of {size} bytes (socket.request.max.bytes = {server.max_request_bytes})"
+                    )
+                need = size + 4
+                if end - start < need:
+                    break
+                if self._busy or self._write_paused:
+                    blocked = True
+                    break
+                frame = view[start + 4 : start + need]
+                (key, _) = _KEY_AND_VERSION(frame)
+                if key == _PRODUCE_KEY:
+                    if not server.dispatcher.produce(self, frame):
+                        server.wait_for_room(self)
+                        blocked = True
+                        break
+                elif self.acks.pending:
+                    blocked = True
+                    break
+                else:
+                    server.dispatcher.request(self, frame)
+                start += need
+                need = 0
+                buffer.consumed(size)
+        except (ProtocolError, CloseConnection) as error:
+            self.close(str(error))
+            return
+        except Exception:
+            log.exception("request of %s failed; closing its connection", self.peer)
+            self.close(None)
+            return
+        finally:
+            self._processing = False
+        buffer.start = start
+        room = buffer.settle(need)
+        if not room and not self._waits_for_memory:
+            self._waits_for_memory = True
+            server.budget.wait(self._memory_freed)
+        self._set_reading(room and not blocked)
+        if self._out:
+            self._write()
+
+    def _set_reading(self, reading: bool) -> None:
+        if reading is not self._reading:
+            assert self.transport is not None
+            self._reading = reading
+            if reading:
+                self.transport.resume_reading()
+            else:
+                self.transport.pause_reading()
+
+    def _memory_freed(self) -> None:
+        self._waits_for_memory = False
+        self._process()
+
+    def resume(self) -> None:
+        """Something that held requests back is over: go on with those in the buffer."""
+        if self._buffer.own or not self._reading:
+            self._process()
+
+    # ---- responses --------------------------------------------------------------------------------------------
+
+    def respond(self, parts: list[bytes | memoryview], block: CacheBlock | None = None) -> None:
+        """Queue a response to the request that is being started; it leaves with the others of this callback."""
+        self._out.extend(parts)
+        if block is not None:
+            block.pin(self)
+            self._blocks.append(block)
+
+    def begin(self, on_lost: Callable[[], None]) -> None:
+        """The request cannot be answered in this callback: nothing else starts until `finish`."""
+        self._busy = True
+        self._on_lost = on_lost
+
+    def finish(self, parts: list[bytes | memoryview], block: CacheBlock | None = None) -> None:
+        """Answer the request that `begin` was called for, and go on with those behind it."""
+        self._busy = False
+        self._on_lost = None
+        if self._closing:
+            return
+        self.respond(parts, block)
+        self._write()
+        self.resume()
+
+    def run(self, handler: Coroutine[Any, Any, list[bytes | memoryview]]) -> None:
+        """Answer the request with the frame that a coroutine returns. It is cancelled when the client goes away."""
+
+        async def answer() -> None:
+            self.finish(await handler)
+
+        task = self.server.start_task(answer())
+
+        def cancel() -> None:
+            task.cancel()
+
+        self.begin(cancel)
+        task.add_done_callback(self.check_task)
+
+    def check_task(self, task: asyncio.Task[None]) -> None:
+        """A task that was to answer a request has ended: where it failed, the connection ends."""
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, ProtocolError | CloseConnection):
+            self.close(str(error))
+        elif error is not None:
+            log.error("request of %s failed; closing its connection", self.peer, exc_info=error)
+            self.close(None)
+
+    def flush(self) -> None:
+        """Send the acknowledgements that are ready, in order; then start what waited for them."""
+        self.flush_scheduled = False
+        if self._closing:
+            return
+        self.acks.take_ready(self._out)
+        if self._out:
+            self._write()
+        self.resume()
+
+    def _write(self) -> None:
+        out, self._out = self._out, []
+        transport = self.transport
+        assert transport is not None
+        self.last_active = self.server.loop.time()
+        if len(out) == 1:
+            transport.write(out[0])
+        elif self._blocks:
+            transport.writelines(out)
+        else:
+            transport.write(b"".join(out))
+        if self._blocks and not self._write_paused:
+            self._unpin()
+
+    # ---- memory that the socket holds -----------------------------------------------------------------------------
+
+    def _unpin(self) -> None:
+        blocks, self._blocks = self._blocks, []
+        for block in blocks:
+            block.unpin(self)
+
+    def revoke(self) -> None:
+        """The arena needs the memory that this slow client holds (a `PinHolder` of the log cache)."""
+        if self.transport is not None:
+            log.warning("closing %s: it reads too slowly for the memory that its response holds", self.peer)
+            self.transport.abort()
+
+    # ---- end --------------------------------------------------------------------------------------------------
+
+    def close(self, reason: str | None) -> None:
+        """Close for good; `reason` goes to the log in one line, unless None (already logged, or ours)."""
+        if self._closing:
+            return
+        if reason is not None:
+            log.warning("closing %s: %s", self.peer, reason)
+        self.acks.take_ready(self._out)
+        if self._out:
+            self._write()  # what was answered before the bad request still reaches the client
+        self._closing = True
+        assert self.transport is not None
+        self.transport.close()
+
+    def abort(self) -> None:
+        """Close at once, giving up what the socket did not take."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def sweep(self, now: float, max_idle_s: float) -> None:
+        """Give an idle buffer back; close when nothing happened for long."""
+        idle_s = now - self.last_active
+        if idle_s > IDLE_SWEEP_INTERVAL_S and self._buffer.own and self._buffer.start == self._buffer.end:
+            self._buffer.release()
+        if idle_s > max_idle_s and not self._busy and not self.acks.pending:
+            self.abort()  # silently, as Kafka does: an idle client reconnects
+
+
+class Server:
+    """The sockets of one node."""
+
+    def __init__(
+        self,
+        *,
+        metrics: Metrics,
+        max_request_bytes: int,
+        receive_budget_bytes: int,
+        max_connections: int,
+        max_idle_ms: int,
+    ) -> None:
+        self.dispatcher: Dispatcher
+        self.metrics = metrics
+        self.max_request_bytes = max_request_bytes
+        self.scratch = memoryview(bytearray(SCRATCH_BYTES))
+        self.budget = ReceiveBudget(receive_budget_bytes)
+        self.loop = asyncio.get_running_loop()
+        self._max_connections = max_connections
+        self._max_idle_s = max_idle_ms / 1000
+        self._connections: set[Connection] = set()
+        self._dirty: list[Connection] = []
+        self._waiting_for_room: dict[Connection, None] = {}
+        self._room_task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._sockets: list[tuple[Listener, socket.socket]] = []
+        self._servers: list[asyncio.Server] = []
+        self.stopping = False
+
+    async def listen(self, listeners: tuple[Listener, ...]) -> tuple[Listener, ...]:
+        """Bind; returns the listeners with the ports that port 0 became.
+
+        Raises:
+            InvalidSettings: an address cannot be bound; says which and what to do.
+        """
+        bound: list[Listener] = []
+        for listener in listeners:
+            try:
+                sockets = await bind(self.loop, listener)
+            except OSError as error:
+                raise InvalidSettings(
+                    f"cannot listen on {listener}: {error.strerror or error}. "
+                    "Stop the program that has the port (ss -ltnp shows it), or choose another in listeners."
+                ) from error
+            place = Listener(name=listener.name, host=listener.host, port=sockets[0].getsockname()[1])
+            bound.append(place)
+            self._sockets.extend((place, one) for one in sockets)
+        return tuple(bound)
+
+    async def serve(self, dispatcher: Dispatcher) -> None:
+        """Accept connections on what `listen` bound."""
+        self.dispatcher = dispatcher
+        for place, one in self._sockets:
+            server = await self.loop.create_server(partial(Connection, self, place), sock=one, backlog=LISTEN_BACKLOG)
+            self._servers.append(server)
+        self.start_task(self._sweep())
+
+    def stop_requests(self) -> None:
+        """Accept no connection and start no request any more; what was submitted is still answered."""
+        self.stopping = True
+        for server in self._servers:
+            server.close()
+
+    async def close(self) -> None:
+        """Close every connection, cancel and await every task."""
+        self.stop_requests()
+        self._flush_dirty()
+        for connection in list(self._connections):
+            connection.close(None)
+        await asyncio.sleep(0)
+        for connection in list(self._connections):
+            connection.abort()  # does not read the rest
+        for _, one in self._sockets:
+            one.close()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def connection_count(self) -> int:
+        """Connections that are open."""
+        return len(self._connections)
+
+    def add(self, connection: Connection) -> None:
+        """A client connected."""
+        self._connections.add(connection)
+        self.metrics.connections_opened += 1
+        if self.stopping or len(self._connections) > self._max_connections:
+            connection.close(None if self.stopping else f"more than max.connections = {self._max_connections}")
+
+    def remove(self, connection: Connection) -> None:
+        """A client is gone."""
+        self._connections.discard(connection)
+
+    def start_task(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a coroutine as a task that this server owns."""
+        task = self.loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def mark(self, connection: Connection) -> None:
+        """Acknowledgements became ready: flush the connection once, at the end of this wake-up."""
+        if not self._dirty:
+            self.loop.call_soon(self._flush_dirty)
+        self._dirty.append(connection)
+
+    def _flush_dirty(self) -> None:
+        dirty, self._dirty = self._dirty, []
+        for connection in dirty:
+            connection.flush()
+
+    def wait_for_room(self, connection: Connection) -> None:
+        """The log is full: resume the connection, after those that wait already, when there is room."""
+        self._waiting_for_room[connection] = None
+        if self._room_task is None:
+            self._room_task = self.start_task(self._resume_with_room())
+
+    async def _resume_with_room(self) -> None:
+        self.metrics.produce_stalls += 1
+        try:
+            await self.dispatcher.room()
+        finally:
+            self._room_task = None
+        waiting, self._waiting_for_room = self._waiting_for_room, {}
+        for connection in waiting:
+            connection.resume()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(IDLE_SWEEP_INTERVAL_S)
+            now = self.loop.time()
+            for connection in list(self._connections):
+                connection.sweep(now, self._max_idle_s)
+
+
+async def bind(loop: asyncio.AbstractEventLoop, listener: Listener) -> list[socket.socket]:
+    """Bind every address that a listener's host has, all on the same port. Raises OSError."""
+    if listener.host in ("", "::"):
+        # One socket takes both families, where the machine has IPv6 at all.
+        try:
+            return [_bound(socket.AF_INET6, ("::", listener.port), dual_stack=True)]
+        except OSError:
+            return [_bound(socket.AF_INET, ("0.0.0.0", listener.port))]
+    found = await loop.getaddrinfo(listener.host, listener.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    failure: OSError | None = None
+    port = listener.port
+    try:
+        for family, _, _, _, address in dict.fromkeys(sorted(found, key=lambda item: item[0] != socket.AF_INET)):
+            try:
+                sockets.append(_bound(family, (str(address[0]), port)))
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                failure = error  # "localhost" names ::1 also on machines without IPv6
+            else:
+                port = sockets[0].getsockname()[1]
+    except BaseException:
+        for one in sockets:
+            one.close()
+        raise
+    if not sockets:
+        raise failure or OSError(errno.EADDRNOTAVAIL, f"{listener.host} has no address")
+    return sockets
+
+
+def _bound(family: int, address: tuple[str, int], *, dual_stack: bool = False) -> socket.socket:
+    one = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        one.setblocking(False)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual_stack else 1)
+        one.bind(address)
+    except BaseException:
+        one.close()
+        raise
+    return one

@@ -1,0 +1,97 @@
+"""Topics as this broker serves them: the metadata image, joined with the partitions that are open here.
+
+Always true:
+- A topic is here exactly while the applied metadata has it. Its id tells apart topics that had the same name.
+- `partitions[i]` is set while partition i is open on this node and answers for it; None otherwise.
+- `version` grows with every change that a Metadata response could show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from broker.config import BrokerSettings
+from broker.partition import Partition
+from broker.topic_config import TopicConfig, colliding_form, resolve
+from controller.image import Image, PartitionState
+from controller.image import Topic as TopicInfo
+
+__all__ = ["Topic", "Topics"]
+
+
+class Topic:
+    """One topic."""
+
+    __slots__ = ("config", "info", "name", "partitions", "topic_id")
+
+    def __init__(self, info: TopicInfo, config: TopicConfig) -> None:
+        self.name = info.name
+        self.topic_id = info.topic_id
+        self.info = info
+        """As the metadata has it: leaders, epochs, configs."""
+        self.config = config
+        self.partitions: list[Partition | None] = [None] * len(info.partitions)
+
+    def leader(self, index: int) -> PartitionState | None:
+        """Who has partition `index` open; None while nobody has."""
+        state = self.info.partitions[index]
+        return state if state.is_open else None
+
+
+class Topics:
+    """All topics of the cluster."""
+
+    def __init__(self, image: Image, settings: BrokerSettings) -> None:
+        self._image = image
+        self._settings = settings
+        self.by_name: dict[str, Topic] = {}
+        self.by_id: dict[bytes, Topic] = {}
+        self.version = 0
+        self._names_by_form: dict[str, str] = {}
+
+    def sync(self, topic_ids: Iterable[bytes]) -> list[Topic]:
+        """Take over what the metadata says of these topics now; returns those that are gone."""
+        removed: list[Topic] = []
+        for topic_id in topic_ids:
+            self.version += 1
+            info = self._image.topic_by_id(topic_id)
+            topic = self.by_id.get(topic_id)
+            if info is None:
+                if topic is not None:
+                    self._remove(topic)
+                    removed.append(topic)
+            elif topic is None:
+                topic = Topic(info, resolve(info.configs, self._settings))
+                self.by_id[topic_id] = self.by_name[info.name] = topic
+                self._names_by_form[colliding_form(info.name)] = info.name
+            else:
+                self._update(topic, info)
+        return removed
+
+    def sync_all(self) -> list[Topic]:
+        """Take over everything; returns the topics that are gone."""
+        return self.sync({topic.topic_id for topic in self._image.topics()} | self.by_id.keys())
+
+    def changed(self) -> None:
+        """Something else that Metadata shows changed: a node, or a partition that opened."""
+        self.version += 1
+
+    def colliding_name(self, name: str) -> str | None:
+        """An existing topic whose name differs only in '.' and '_'; see `colliding_form`."""
+        other = self._names_by_form.get(colliding_form(name))
+        return None if other == name else other
+
+    def _remove(self, topic: Topic) -> None:
+        del self.by_id[topic.topic_id]
+        if self.by_name.get(topic.name) is topic:  # not the one that took its name since
+            del self.by_name[topic.name]
+            self._names_by_form.pop(colliding_form(topic.name), None)
+
+    def _update(self, topic: Topic, info: TopicInfo) -> None:
+        if info.configs != topic.info.configs:
+            topic.config = resolve(info.configs, self._settings)
+            for partition in topic.partitions:
+                if partition is not None:
+                    partition.config = topic.config
+        topic.info = info
+        topic.partitions.extend([None] * (len(info.partitions) - len(topic.partitions)))

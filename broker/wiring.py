@@ -1,0 +1,257 @@
+"""Puts one broker together. The only place that constructs implementations of ports.
+
+The order of a start: object store and its probe, cluster and controller, WAL, registration, recovery, sockets. Each step
+that fails undoes those before it; each says what to do. The order of a stop is the reverse, with uploads in between.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from broker.broker import Broker
+from broker.config import BrokerSettings, Listener, parse_listeners
+from broker.dispatch import Dispatch
+from broker.fetch_session import FetchSessionCache
+from broker.metrics import Metrics
+from broker.partitions import Partitions
+from broker.payload import RecordBatchFormat
+from broker.producer_ids import ProducerIds
+from broker.server import Server
+from broker.topics import Topics
+from controller.config import ControllerSettings
+from controller.controller import Controller
+from controller.image import Applied
+from s3stream.config import CompactionSettings, ReadSettings, StorageSettings
+from s3stream.local import LocalObjectStore
+from s3stream.object_reader import ObjectReader
+from s3stream.objectstore import ObjectStore
+from s3stream.paths import Paths
+from s3stream.storage import Storage
+from wal.arena import ALIGNMENT_BYTES, Arena
+from wal.open import open_wal
+
+__all__ = ["Running", "start_broker", "storage_settings"]
+
+FETCH_SESSION_EVICTION_MS = 120_000
+"""A fetch session that was idle for less keeps its place in the cache (`min.incremental.fetch.session.eviction.ms`)."""
+
+MIB = 1 << 20
+
+
+@dataclass(slots=True, kw_only=True)
+class Running:
+    """A broker that serves."""
+
+    broker: Broker
+    server: Server
+    storage: Storage
+    store: ObjectStore
+    listeners: tuple[Listener, ...]
+    """As bound, ports filled in."""
+    wal_id: str
+    wal_uri: str
+    """As opened: relative paths resolved."""
+
+
+def storage_settings(settings: BrokerSettings) -> StorageSettings:
+    """Divide the memory bound: half for the arena, a fifth for catch-up reads, little for the rest."""
+    memory_bytes = settings.memory_bytes
+    arena_bytes = memory_bytes // 2 // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+    read_bytes = memory_bytes * 3 // 16
+    get_bytes = min(4 * MIB, read_bytes // 4)
+    return StorageSettings(
+        wal_uri=settings.wal_uri,
+        object_store_uri=settings.object_store_uri,
+        memory_bytes=memory_bytes,
+        arena_bytes=arena_bytes,
+        upload_interval_ms=settings.upload_interval_ms,
+        upload_size_bytes=min(settings.upload_size_bytes, arena_bytes // 4),
+        upload_parallelism=settings.upload_parallelism,
+        read=ReadSettings(
+            memory_bytes=read_bytes,
+            index_cache_bytes=memory_bytes // 32,
+            read_ahead_max_bytes=get_bytes,
+            read_ahead_initial_bytes=min(MIB, get_bytes),
+            max_get_size_bytes=get_bytes,
+        ),
+        compaction=CompactionSettings(memory_bytes=memory_bytes // 32),
+    )
+
+
+def absolute_uri(uri: str) -> str:
+    """`file:data/wal?…` and `file://./data/wal?…` → `file:///…`, from the working directory."""
+    parts = urlsplit(uri)
+    if parts.scheme != "file" or (parts.path.startswith("/") and parts.netloc not in (".", "..")):
+        return uri
+    path = Path(parts.netloc + parts.path).absolute()
+    return path.as_uri() + (f"?{parts.query}" if parts.query else "")
+
+
+def advertised_listeners(settings: BrokerSettings, bound: tuple[Listener, ...]) -> dict[str, Listener]:
+    """What clients are told, by listener name. Port 0 in `advertised.listeners` means the bound one."""
+    told = {listener.name: listener for listener in parse_listeners(settings.advertised_listeners)}
+    result: dict[str, Listener] = {}
+    for listener in bound:
+        given = told.get(listener.name, listener)
+        host = given.host if given.host not in ("", "0.0.0.0", "::") else socket.gethostname()
+        result[listener.name] = Listener(name=listener.name, host=host, port=given.port or listener.port)
+    return result
+
+
+@asynccontextmanager
+async def start_broker(
+    settings: BrokerSettings,
+    *,
+    now_ms: Callable[[], int],
+    rng: random.Random,
+    on_failed: Callable[[BaseException], None],
+    wrap_store: Callable[[ObjectStore], ObjectStore] = lambda store: store,
+) -> AsyncIterator[Running]:
+    """Start a broker, and stop it at the end of the block.
+
+    Args:
+        on_failed: Told once when the broker can acknowledge nothing more; stop it then.
+        wrap_store: Puts something between the broker and its object store (for tests: faults, counters).
+
+    Raises:
+        InvalidSettings, WalError, ControllerError, ObjectStoreError: it cannot start; says what to do.
+    """
+    async with AsyncExitStack() as stack:
+        storage_config = storage_settings(settings)
+        paths = Paths()
+        store = wrap_store(LocalObjectStore(Path(urlsplit(absolute_uri(settings.object_store_uri)).path)))
+        stack.push_async_callback(store.close)
+        metrics = Metrics()
+        controller = await Controller.start(
+            store=store,
+            paths=paths,
+            settings=ControllerSettings(
+                cluster_id=settings.cluster_id, max_partitions=settings.max_partitions_per_broker
+            ),
+            now_ms=now_ms,
+            rng=rng,
+            on_failure=on_failed,
+        )
+        stack.push_async_callback(controller.close)
+
+        arena = Arena(storage_config.arena_bytes)
+        wal = await open_wal(
+            absolute_uri(settings.wal_uri),
+            arena=arena,
+            cluster_id=controller.cluster_id,
+            node_id=settings.node_id,
+            rng=rng,
+        )
+        stack.push_async_callback(wal.close)
+
+        # Bound before the node is registered, since its registration tells its addresses; served when all is ready.
+        server = Server(
+            metrics=metrics,
+            max_request_bytes=settings.socket_request_max_bytes,
+            receive_budget_bytes=settings.queued_max_request_bytes,
+            max_connections=settings.max_connections,
+            max_idle_ms=settings.connections_max_idle_ms,
+        )
+        stack.push_async_callback(server.close)
+        bound = await server.listen(parse_listeners(settings.listeners))
+        advertised = advertised_listeners(settings, bound)
+
+        registration = await controller.register_node(
+            settings.node_id,
+            wal.wal_id,
+            wal_epoch=wal.wal_epoch,
+            address=",".join(map(str, advertised.values())),
+            rack=settings.broker_rack,
+        )
+        metadata = controller.bind(settings.node_id, registration.node_epoch)
+        payload_format = RecordBatchFormat()
+        storage = Storage(
+            wal=wal,
+            arena=arena,
+            metadata=metadata,
+            store=store,
+            paths=paths,
+            reader=ObjectReader(
+                store=store,
+                paths=paths,
+                metadata=metadata,
+                payload_format=payload_format,
+                settings=storage_config.read,
+            ),
+            payload_format=payload_format,
+            settings=storage_config,
+            rng=rng,
+            on_failed=on_failed,
+        )
+        topics = Topics(controller.image, settings)
+        partitions = Partitions(
+            node_id=settings.node_id,
+            storage=storage,
+            image=controller.image,
+            topics=topics,
+            producer_id_expiration_ms=settings.producer_id_expiration_ms,
+            now_ms=now_ms,
+        )
+        topics.sync_all()
+        streams = await storage.start(controller.image.streams_led_by(settings.node_id))
+
+        async def close_storage() -> None:
+            await storage.close(timeout_s=settings.shutdown_timeout_ms / 1000)
+
+        stack.push_async_callback(close_storage)
+        stack.push_async_callback(partitions.close)
+
+        def applied(change: Applied) -> None:
+            removed = topics.sync_all() if change.is_reset else topics.sync(change.topic_ids)
+            for topic in removed:
+                partitions.drop(topic)
+            partitions.want(
+                list(topics.by_id.values())
+                if change.is_reset
+                else [topics.by_id[topic_id] for topic_id in change.topic_ids if topic_id in topics.by_id]
+            )
+            topics.changed()
+
+        stack.callback(controller.subscribe(applied))
+        topics.sync_all()
+        partitions.adopt(streams.values())
+        storage.run()
+        partitions.run()
+        partitions.want(topics.by_id.values())
+
+        broker = Broker(
+            settings=settings,
+            cluster_id=controller.cluster_id,
+            controller=controller,
+            storage=storage,
+            topics=topics,
+            partitions=partitions,
+            producer_ids=ProducerIds(metadata.allocate_producer_ids),
+            fetch_sessions=FetchSessionCache(
+                max_slots=settings.max_incremental_fetch_session_cache_slots,
+                eviction_ms=FETCH_SESSION_EVICTION_MS,
+                rng=rng,
+                now_ms=now_ms,
+            ),
+            metrics=metrics,
+            now_ms=now_ms,
+            rng=rng,
+        )
+        broker.advertised = advertised
+        await server.serve(Dispatch(broker))
+        stack.callback(server.stop_requests)
+        yield Running(
+            broker=broker,
+            server=server,
+            storage=storage,
+            store=store,
+            listeners=bound,
+            wal_id=wal.wal_id,
+            wal_uri=absolute_uri(settings.wal_uri),
+        )
