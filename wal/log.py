@@ -51,6 +51,10 @@ class WriteAheadLog(Protocol):
         """Random identity of this log (32 hex digits), stamped in it when it was formatted."""
 
     @property
+    def wal_epoch(self) -> int:
+        """Grows by one at each opening; a registration with an older one is an older copy of the log."""
+
+    @property
     def cluster_id(self) -> str:
         """Identity of the cluster the log was formatted for."""
 
@@ -77,7 +81,7 @@ class WriteAheadLog(Protocol):
     def set_listeners(self, on_durable: Callable[[int], None], on_failed: Callable[[BaseException], None]) -> None:
         """Say whom to tell, on the event loop: of a new durable offset, and, once, of a failed write.
 
-        After `on_failed` the log is fenced: nothing more becomes durable, `append` raises `WalFenced`.
+        After `on_failed` the log is fenced: nothing more becomes durable, `reserve` and `append` raise `WalFenced`.
         """
 
     def recover(self) -> AsyncIterator[RecoveredFrame]:

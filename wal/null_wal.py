@@ -26,6 +26,7 @@ class NullWal:
         self._view = arena.view
         self.wal_id = wal_id
         self.cluster_id = cluster_id
+        self.wal_epoch = 0
         self.capacity_bytes = 1 << 62
         self.max_payload_bytes = arena.size_bytes // 4
         self.trim_offset = 0
