@@ -315,9 +315,6 @@ class FileWal:
         """See `WriteAheadLog`."""
         index = self._reserved_index
         assert index >= 0, "nothing is reserved"
-        if self._failure is not None:
-            self.cancel()
-            raise self._failure
         offset = self._reserved_offset
         payload_size = self._reserved_payload_size
         end = self.end_offset
@@ -430,6 +427,8 @@ class FileWal:
             )
             failure.__cause__ = error
         self._failure = failure
+        self._open_index = -1  # so that `reserve` looks
+        self._waiting.clear()
         waiters, self._header_waiters = self._header_waiters, []
         for _, waiter in waiters:
             if not waiter.done():

@@ -81,7 +81,7 @@ class WriteAheadLog(Protocol):
     def set_listeners(self, on_durable: Callable[[int], None], on_failed: Callable[[BaseException], None]) -> None:
         """Say whom to tell, on the event loop: of a new durable offset, and, once, of a failed write.
 
-        After `on_failed` the log is fenced: nothing more becomes durable, `reserve` and `append` raise `WalFenced`.
+        After `on_failed` the log is fenced: nothing more becomes durable, `reserve` raises `WalFenced`.
         """
 
     def recover(self) -> AsyncIterator[RecoveredFrame]:

@@ -1,0 +1,98 @@
+"""How the tests use a write-ahead log: as the storage engine does, in a few words."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from tests.wal.memory_disk import MemoryDisk
+from wal.arena import Arena
+from wal.file_wal import FileWal
+from wal.log import WriteAheadLog
+
+__all__ = ["Frame", "Listener", "append", "append_durably", "open_file_wal", "recover", "started", "turns"]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What was put into the log, or came out of it."""
+
+    offset: int
+    end_offset: int
+    stream_id: int
+    leader_epoch: int
+    base_offset: int
+    record_count: int
+    payload: bytes
+
+
+@dataclass(slots=True)
+class Listener:
+    """What a log told its user."""
+
+    durable: list[int] = field(default_factory=list)
+    failures: list[BaseException] = field(default_factory=list)
+
+    def listen(self, wal: WriteAheadLog) -> Listener:
+        wal.set_listeners(self.durable.append, self.failures.append)
+        return self
+
+
+async def open_file_wal(
+    disk: MemoryDisk, *, arena_bytes: int = 256 << 10, cluster_id: str = "tide", node_id: int = 1
+) -> FileWal:
+    return await FileWal.open(arena=Arena(arena_bytes), disk=disk, cluster_id=cluster_id, node_id=node_id)
+
+
+async def recover(wal: WriteAheadLog) -> list[Frame]:
+    return [
+        Frame(
+            found.offset,
+            found.end_offset,
+            found.stream_id,
+            found.leader_epoch,
+            found.base_offset,
+            found.record_count,
+            bytes(found.payload),
+        )
+        async for found in wal.recover()
+    ]
+
+
+async def started(disk: MemoryDisk, *, arena_bytes: int = 256 << 10) -> tuple[FileWal, list[Frame], Listener]:
+    """A log that was recovered and takes appends."""
+    wal = await open_file_wal(disk, arena_bytes=arena_bytes)
+    frames = await recover(wal)
+    return wal, frames, Listener().listen(wal)
+
+
+def append(
+    wal: WriteAheadLog,
+    payload: bytes,
+    *,
+    stream_id: int = 7,
+    leader_epoch: int = 3,
+    base_offset: int = 100,
+    record_count: int = 5,
+) -> int:
+    """Append one payload and return its end offset; there must be room."""
+    view = wal.reserve(len(payload))
+    assert view is not None, "the log or the arena is full"
+    view[:] = payload
+    return wal.append(
+        stream_id=stream_id, leader_epoch=leader_epoch, base_offset=base_offset, record_count=record_count
+    )
+
+
+async def append_durably(wal: WriteAheadLog, payload: bytes, **fields: int) -> int:
+    """Append one payload, and wait until it is durable: it has a write of its own."""
+    end = append(wal, payload, **fields)
+    while wal.durable_offset < end:
+        await asyncio.sleep(0)
+    return end
+
+
+async def turns(count: int = 5) -> None:
+    """Let the event loop turn."""
+    for _ in range(count):
+        await asyncio.sleep(0)
