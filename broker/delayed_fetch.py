@@ -164,7 +164,10 @@ class DelayedFetch:
             entry.error = code_of(error)
             return
         # Where the log cache had it after all, the memory is the arena's: others are awaited still, so copy.
-        entry.payloads = found.payloads if found.block is None else [bytes(payload) for payload in found.payloads]
+        copied: list[Buffer] = (
+            [bytes(payload) for payload in found.payloads] if found.block is not None else found.payloads
+        )
+        entry.payloads = copied
         entry.size_bytes = found.size_bytes
 
     # ---- waiting ------------------------------------------------------------------------------------------------
