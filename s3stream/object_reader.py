@@ -4,7 +4,7 @@ Always true:
 - Every block is checked against its CRC when it arrives, before anyone sees a byte of it (I7); one that does not match
   is read once more, since the network may be at fault, and then is `ObjectCorrupt`.
 - A block is fetched by one request at a time, whoever wants it; a reader that goes away does not disturb the others.
-- Memory for blocks is bounded by the block cache; no reader waits for memory while it holds blocks.
+- Memory for blocks is bounded by the block cache; no read waits for memory while it holds blocks itself, nor for ever.
 - An object that is gone was compacted or trimmed away: the metadata is asked again. Only if it still refers to the
   object is that a loss of data.
 
@@ -223,30 +223,29 @@ class ObjectReader:
     async def _fetch(self, wanted: Sequence[_Wanted], offset: int) -> list[Block]:
         """Get blocks from the cache, from requests under way, or by new requests."""
         reserved = 0
-        missing = self._missing(wanted)
-        if missing and not self.cache.try_reserve(_cost(missing)):
-            reserved = _cost(missing)
-            await self.cache.reserve(reserved)
+        while True:
+            # Held from here on: making room, for us or for others, may evict what is there now.
+            found = [self._blocks_under_way.get(item.key) or self.cache.get(item.key, offset) for item in wanted]
+            missing = [item for item, block in zip(wanted, found, strict=True) if block is None]
+            cost = _cost(missing)
+            if reserved >= cost:
+                self.cache.release(reserved - cost)
+                break
+            if not reserved and self.cache.try_reserve(cost):
+                break
+            found.clear()  # nobody waits for memory while holding blocks
+            if reserved and len(wanted) > 1:
+                wanted = wanted[:1]  # some were evicted meanwhile; one block is progress enough
+                continue
+            self.cache.release(reserved)
+            reserved = cost
+            await self.cache.reserve(cost)
             if self._closed:
-                self.cache.release(reserved)
+                self.cache.release(cost)
                 raise Unavailable(_CLOSED)
-            missing = self._missing(wanted)
-            if _cost(missing) > reserved:
-                # Some were evicted meanwhile. One block is progress enough, and had been reserved for at least.
-                wanted = wanted[:1]
-                missing = self._missing(wanted)
-                if _cost(missing) > reserved:
-                    self.cache.release(reserved)
-                    return await self._fetch(wanted, offset)
-            self.cache.release(reserved - _cost(missing))
-        # From here to the wait nothing else runs.
         self._start(missing, None)
-        blocks: list[Block | asyncio.Future[Block]] = []
-        for item in wanted:
-            under_way = self._blocks_under_way.get(item.key)
-            block = under_way or self.cache.get(item.key, offset)
-            assert block is not None
-            blocks.append(block)
+        blocks = [block or self._blocks_under_way[item.key] for item, block in zip(wanted, found, strict=True)]
+        found.clear()
         waiting = [block for block in blocks if isinstance(block, asyncio.Future)]
         if waiting:
             await asyncio.wait(waiting)  # unlike await, leaves them alone when this reader is cancelled
@@ -259,6 +258,16 @@ class ObjectReader:
                 self.cache.mark_read(block, offset)
             result.append(block)
         return result
+
+    async def _wait_for_memory(self, size: int) -> None:
+        try:
+            async with asyncio.timeout(self._settings.memory_wait_ms / 1000):
+                await self.cache.reserve(size)
+        except TimeoutError:
+            raise Unavailable(
+                f"no memory for {size} bytes within {self._settings.memory_wait_ms} ms: responses that are being sent"
+                f" hold {self.cache.used_bytes - self.cache.cached_bytes} of {self.cache.capacity_bytes} bytes"
+            ) from None
 
     def _missing(self, wanted: Sequence[_Wanted]) -> list[_Wanted]:
         return [item for item in wanted if item.key not in self.cache and item.key not in self._blocks_under_way]
