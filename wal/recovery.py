@@ -75,6 +75,7 @@ class FrameScan:
         """Accept the next frame out of `buffer`, which holds the log from `buffer_offset` on."""
         at = self.next_offset
         buffer_end = buffer_offset + len(buffer)
+        reason = "no frame of this log follows"
         for candidate in (at,) if at == align_block(at) else (at, align_block(at)):
             if candidate + FRAME_HEADER_SIZE_BYTES > buffer_end:
                 if candidate + FRAME_HEADER_SIZE_BYTES > self.limit_offset:
@@ -90,7 +91,9 @@ class FrameScan:
                 return Need(end_offset=frame.end_offset)
             position = candidate - buffer_offset
             if not body_is_intact(buffer, position, frame, self._seed):
-                return Hole(offset=at, reason=f"the frame at {candidate} does not match its body CRC")
+                # Not the end yet: a former recovery may have stopped here too, and the log went on at the next block.
+                reason = f"the frame at {candidate} does not match its body CRC"
+                continue
             self._last_epoch = frame.wal_epoch
             self.next_offset = frame.end_offset
             payload_at = position + FRAME_HEADER_SIZE_BYTES
@@ -103,7 +106,7 @@ class FrameScan:
                 record_count=frame.record_count,
                 payload=buffer[payload_at : payload_at + frame.payload_size],
             )
-        return Hole(offset=at, reason="no frame of this log follows")
+        return Hole(offset=at, reason=reason)
 
     def check_hole(self, hole: Hole) -> None:
         """Hold the hole against what the header knows.
