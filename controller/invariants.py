@@ -131,10 +131,11 @@ def ranges_are_in_referenced_objects(tables: Tables, stream: StreamState, first:
 
 def _is_gap(stream: StreamState, start: int, end: int) -> bool:
     """True where [start, end) was given up, by one or several abandons in a row (or lies in one, past a trim)."""
+    at = start
     for low, high in stream.gaps:
-        if low <= start < high:
-            start = high
-    return start >= end
+        if low <= at < high:
+            at = high
+    return start < end <= at
 
 
 STREAM_PREDICATES: Final[Sequence[StreamPredicate]] = (

@@ -220,10 +220,10 @@ def _payloads(data: bytes, where: str) -> Iterator[memoryview]:
     while position + _FRAME.size <= len(view):
         size, crc = _FRAME.unpack_from(view, position)
         position += _FRAME.size
-        if not size:
+        if not size and not crc and position == len(view):
             return
         payload = view[position : position + size]
-        if len(payload) != size or crc32c(payload) != crc:
+        if not size or len(payload) != size or crc32c(payload) != crc:
             break
         yield payload
         position += size

@@ -71,7 +71,8 @@ def create_topics(tables: Tables, command: CreateTopics) -> Decision[Mapping[str
         assert len(topic.topic_id) == 16, "topic ids have 16 bytes"
         assert topic.partition_count > 0, "a topic has partitions"
         candidates = sorted(set(topic.leaders) & tables.nodes.keys() if topic.leaders else tables.nodes.keys())
-        if topic.name in tables.topic_ids or isinstance(reply.get(topic.name), bytes):
+        assert topic.name not in reply, "the broker refuses requests that name a topic twice"
+        if topic.name in tables.topic_ids:
             reply[topic.name] = TopicExists(f"topic {topic.name} exists")
         elif not candidates:
             reply[topic.name] = NoNodes(f"no node is registered that could lead partitions of {topic.name}")

@@ -1,0 +1,118 @@
+"""Registration: a node is trusted with the WAL that its partitions are open on, and with no other."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.commands import check_node
+from controller.errors import NodeRefused
+from controller.nodes import UnregisterNode
+from controller.streams import AbandonWal, RecoverWal
+from controller.tables import StreamStatus
+from s3stream.errors import NodeFenced
+from tests.controller.machine import Machine, ready, stream_range
+
+
+def test_each_registration_has_a_higher_node_epoch_and_fences_the_one_before() -> None:
+    machine = Machine()
+    first = machine.register(1, "wal-1")
+    second = machine.register(2, "wal-2")
+    again = machine.register(1, "wal-1")
+    assert first < second < again
+    assert check_node(machine.state.tables, 1, again) == "wal-1"
+    with pytest.raises(NodeFenced, match="registered again"):
+        check_node(machine.state.tables, 1, first)
+    with pytest.raises(NodeFenced, match="not registered"):
+        check_node(machine.state.tables, 3, again)
+
+
+def test_a_new_disk_is_refused_while_the_former_one_holds_open_partitions() -> None:
+    machine, (stream,) = ready()
+    with pytest.raises(NodeRefused, match=r"1 partitions are open on its former WAL wal-1.*abandon"):
+        machine.register(1, "wal-new")
+    machine.close(1, {stream: 0})
+    machine.register(1, "wal-new")
+    assert machine.open(1, [stream])[0].leader_epoch == 1
+
+
+def test_an_older_copy_of_the_disk_is_refused() -> None:
+    machine = Machine()
+    machine.register(1, "wal-1", wal_epoch=7)
+    with pytest.raises(NodeRefused, match="older copy of the disk"):
+        machine.register(1, "wal-1", wal_epoch=6)
+    machine.register(1, "wal-1", wal_epoch=7)  # crashed before recovery raised it
+    machine.register(1, "wal-1", wal_epoch=8)
+
+
+def test_a_wal_belongs_to_one_node() -> None:
+    machine = Machine()
+    machine.register(1, "wal-1")
+    with pytest.raises(NodeRefused, match="registered by node 1"):
+        machine.register(2, "wal-1")
+
+
+def test_a_node_that_leads_nothing_can_be_removed() -> None:
+    machine, (stream,) = ready()
+    with pytest.raises(NodeRefused, match="leads 1 partitions"):
+        machine.do(UnregisterNode(node_id=1))
+    machine.close(1, {stream: 0})
+    machine.register(2, "wal-2")
+    machine.open(2, [stream])
+    machine.do(UnregisterNode(node_id=1))
+    machine.do(UnregisterNode(node_id=1))
+    assert set(machine.state.tables.nodes) == {2}
+
+
+def test_a_restarted_node_opens_its_partitions_again_and_uploads_the_tail_under_the_new_epoch() -> None:
+    machine, (stream,) = ready()
+    machine.upload(1, stream_range(stream, 0, 100))
+    machine.register(1, "wal-1", wal_epoch=1)  # crashed; its WAL holds offsets 100 to 120
+    (opened,) = machine.open(1, [stream])
+    assert (opened.leader_epoch, opened.committed_end_offset) == (1, 100)
+    _, skipped = machine.upload(1, stream_range(stream, 100, 120, leader_epoch=1))
+    assert not skipped
+    assert machine.stream(stream).committed_end_offset == 120
+
+
+def test_another_node_takes_over_a_fenced_wal_then_closes_what_it_recovered() -> None:
+    machine, (stream,) = ready()
+    machine.upload(1, stream_range(stream, 0, 100))
+    machine.register(2, "wal-2")
+    assert machine.open(2, [stream]) == ()
+
+    command = RecoverWal(node_id=2, node_epoch=machine.node_epoch(2), wal_id="wal-1")
+    (recovering,) = machine.do(command)
+    assert (recovering.leader_epoch, recovering.committed_end_offset) == (1, 100)
+    assert machine.stream(stream).status is StreamStatus.RECOVERING
+    assert machine.open(1, [stream]) == ()
+    with pytest.raises(NodeRefused, match="former WAL wal-1"):
+        machine.register(1, "wal-new")
+
+    machine.upload(2, stream_range(stream, 100, 120, leader_epoch=1))
+    machine.close(2, {stream: 120})
+    (opened,) = machine.open(2, [stream])
+    assert (opened.leader_epoch, opened.committed_end_offset) == (2, 120)
+    assert machine.do(command) == ()
+
+
+def test_a_node_opens_its_own_streams_instead_of_recovering_them() -> None:
+    machine, _ = ready()
+    with pytest.raises(NodeRefused, match="this node's own"):
+        machine.do(RecoverWal(node_id=1, node_epoch=machine.node_epoch(1), wal_id="wal-1"))
+
+
+def test_abandoning_a_lost_wal_leaves_a_recorded_gap_past_everything_that_was_acknowledged() -> None:
+    machine, (stream,) = ready()
+    machine.upload(1, stream_range(stream, 0, 100))
+    gaps = machine.do(AbandonWal(wal_id="wal-1", slack_offsets=1_000, at_ms=machine.now_ms))
+    assert gaps == {stream: (100, 1_100)}
+    machine.register(1, "wal-new")
+    (opened,) = machine.open(1, [stream])
+    assert opened.committed_end_offset == 1_100
+    machine.upload(1, stream_range(stream, 1_100, 1_200, leader_epoch=1))
+    assert [(base, end) for base, end, _ in machine.layout(stream)] == [(0, 100), (1_100, 1_200)]
+    assert machine.stream(stream).index_of(500) == 1
+    machine.trim(1, {stream: 600})
+    assert machine.layout(stream)[0][0] == 1_100
+    with pytest.raises(NodeRefused, match="nothing to abandon"):
+        machine.do(AbandonWal(wal_id="wal-1", slack_offsets=1_000, at_ms=machine.now_ms))

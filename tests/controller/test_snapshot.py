@@ -1,0 +1,131 @@
+"""Snapshots: the whole state, the same bytes on every node, and nothing less than all of it."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from controller.errors import MetadataCorrupt, UnsupportedMetadata
+from controller.invariants import check_all
+from controller.records import METADATA_VERSION
+from controller.snapshot import capture, digest, encode, restore
+from controller.state import State
+from controller.streams import AbandonWal
+from tests.controller.machine import Machine, new_object, ready, stream_range
+
+
+def rich() -> Machine:
+    """A bit of everything: trims, a state block without its data, compaction, deletion, an abandon, expired objects."""
+    machine, (s, t, u) = ready(partitions=3)
+    a, _ = machine.upload(1, stream_range(s, 0, 10, has_state=True), stream_range(t, 0, 10))
+    b, _ = machine.upload(1, stream_range(s, 10, 20), stream_range(t, 10, 20), stream_range(u, 5, 9))
+    (c,) = machine.ids(1)
+    machine.upload(1, stream_range(s, 20, 30), stream_range(t, 20, 30, has_state=True))
+    machine.trim(1, {s: 25})
+    machine.commit(1, new_object(c, stream_range(t, 10, 20)), sources=[b])
+    gone = machine.create("gone")
+    machine.open(1, gone)
+    machine.upload(1, stream_range(t, 30, 40), stream_range(gone[0], 0, 10))
+    machine.delete("gone")
+    machine.do(AbandonWal(wal_id="wal-1", slack_offsets=50, at_ms=machine.now_ms))
+    machine.register(1, "wal-new")
+    machine.open(1, [s, t])
+    machine.upload(1, stream_range(s, 80, 90, leader_epoch=1))
+    orphan, forgotten = machine.ids(1, 2)
+    machine.expire(b, orphan, forgotten)
+    machine.forget(forgotten)
+    assert {a, b} & machine.referenced() == {a}
+    return machine
+
+
+def read(data: bytes) -> tuple[State, int]:
+    *_, last = restore(data, where="snapshot/41")
+    assert last is not None
+    return last
+
+
+def encoded(machine: Machine, index: int = 41) -> bytes:
+    return b"".join(encode(capture(machine.state, index)))
+
+
+def test_a_snapshot_holds_the_whole_state() -> None:
+    machine = rich()
+    state, index = read(encoded(machine))
+    assert index == 41
+    check_all(state.tables)
+    assert digest(state) == digest(machine.state)
+    for stream_id, stream in machine.state.tables.streams.items():
+        restored = state.tables.streams[stream_id]
+        assert (restored.ranges, restored.object_ids) == (stream.ranges, stream.object_ids)
+        assert (restored.newest_state, restored.gaps) == (stream.newest_state, stream.gaps)
+    assert state.tables.live_counts == machine.state.tables.live_counts
+
+
+def test_a_restored_state_goes_on_like_the_original() -> None:
+    machine, twin = rich(), rich()
+    twin.state, _ = read(encoded(twin))
+    for each in (machine, twin):
+        streams = sorted(each.state.tables.streams)
+        each.upload(1, stream_range(streams[0], 90, 99, leader_epoch=1, has_state=True))
+        each.trim(1, {streams[1]: 30})
+        each.create("after")
+    assert encoded(machine) == encoded(twin)
+
+
+def test_a_capture_does_not_change_when_the_state_goes_on() -> None:
+    machine = rich()
+    expected = encoded(machine)
+    taken = capture(machine.state, 41)
+    machine.create("after")
+    stream = min(machine.state.tables.streams)
+    machine.upload(1, stream_range(stream, 90, 99, leader_epoch=1, has_state=True))
+    machine.trim(1, {stream: 99})
+    assert b"".join(encode(taken)) == expected
+
+
+def test_a_copy_goes_its_own_way() -> None:
+    machine = rich()
+    copy = machine.state.copy()
+    before = digest(copy)
+    assert before == digest(machine.state)
+    machine.create("after")
+    stream = min(machine.state.tables.streams)
+    machine.upload(1, stream_range(stream, 90, 99, leader_epoch=1))
+    machine.trim(1, {stream: 99})
+    machine.expire(*machine.unreferenced())
+    assert digest(copy) == before != digest(machine.state)
+    check_all(copy.tables)
+
+
+def test_different_states_have_different_digests() -> None:
+    machine = rich()
+    seen = {digest(machine.state)}
+    machine.ids(1)
+    seen.add(digest(machine.state))
+    machine.trim(1, {min(machine.state.tables.streams): 85})
+    seen.add(digest(machine.state))
+    assert len(seen) == 3
+
+
+def test_every_damage_is_noticed() -> None:
+    data = encoded(rich())
+    for position in range(0, len(data), 7):
+        damaged = bytearray(data)
+        damaged[position] ^= 0x10
+        with pytest.raises((MetadataCorrupt, UnsupportedMetadata), match="snapshot/41"):
+            read(bytes(damaged))
+    for size in range(0, len(data), 7):
+        with pytest.raises(MetadataCorrupt, match="snapshot/41"):
+            read(data[:size])
+
+
+def test_a_snapshot_of_a_newer_version_stops_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = rich()
+    machine.state.tables.metadata_version = METADATA_VERSION + 1
+    with pytest.raises(UnsupportedMetadata, match="metadata version 2, newer than this node's 1: upgrade this node"):
+        read(encoded(machine))
+    data = bytearray(encoded(ready()[0]))
+    struct.pack_into("B", data, 4, 2)
+    with pytest.raises(UnsupportedMetadata, match="snapshot format 2, newer than 1"):
+        read(bytes(data))

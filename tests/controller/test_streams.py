@@ -1,0 +1,115 @@
+"""Streams: one holder at a time, epochs and offsets that only grow, and retention that keeps what the state needs."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.errors import StreamNotDrained
+from controller.records import StreamsClosed, StreamsOpened
+from controller.streams import OpenStreams
+from controller.tables import StreamStatus
+from s3stream.errors import NodeFenced
+from s3stream.metadata import OpenedStream, SkipReason, StreamId
+from tests.controller.machine import Machine, ready, stream_range
+
+
+def test_a_partition_is_first_opened_under_leader_epoch_0() -> None:
+    machine = Machine()
+    machine.register()
+    (stream,) = machine.create()
+    assert machine.open(1, [stream, stream, 999]) == (
+        OpenedStream(stream_id=stream, leader_epoch=0, log_start_offset=0, committed_end_offset=0),
+    )
+
+
+def test_a_batch_of_opens_or_closes_is_one_record() -> None:
+    machine = Machine()
+    machine.register()
+    streams = machine.create(partitions=3)
+    machine.open(1, streams)
+    assert machine.log[-1] == StreamsOpened(node_id=1, wal_id="wal-1", streams=tuple((s, 0) for s in streams))
+    machine.close(1, dict.fromkeys(streams, 0))
+    assert machine.log[-1] == StreamsClosed(stream_ids=tuple(streams))
+
+
+def test_a_stream_that_another_node_holds_is_left_out() -> None:
+    machine, (stream,) = ready()
+    machine.register(2, "wal-2")
+    assert machine.open(2, [stream]) == ()
+    machine.close(1, {stream: 0})
+    assert [opened.leader_epoch for opened in machine.open(2, [stream])] == [1]
+    _, skipped = machine.upload(1, stream_range(stream, 0, 10))
+    assert skipped == {stream: SkipReason.FENCED}
+
+
+def test_a_superseded_registration_opens_nothing() -> None:
+    machine, (stream,) = ready()
+    stale = machine.node_epoch(1)
+    machine.register()
+    with pytest.raises(NodeFenced):
+        machine.do(OpenStreams(node_id=1, node_epoch=stale, stream_ids=(stream,)))
+
+
+def test_a_stream_is_closed_only_when_objects_hold_all_of_it() -> None:
+    machine, streams = ready(partitions=2)
+    machine.upload(1, stream_range(streams[0], 0, 10))
+    with pytest.raises(StreamNotDrained, match="committed up to 10, not 12"):
+        machine.close(1, {streams[1]: 0, streams[0]: 12})
+    assert machine.stream(streams[1]).status is StreamStatus.OPEN
+    machine.close(1, {streams[1]: 0, streams[0]: 10})
+    machine.close(1, {streams[1]: 0, streams[0]: 99, 999: 5})  # held no more: nothing to do
+    assert {machine.stream(stream).status for stream in streams} == {StreamStatus.CLOSED}
+
+
+def test_retention_drops_whole_ranges_and_unreferences_their_objects() -> None:
+    machine, (stream,) = ready()
+    objects = [machine.upload(1, stream_range(stream, base, base + 10))[0] for base in (0, 10, 20)]
+    machine.trim(1, {stream: 15, 999: 1})
+    assert machine.layout(stream) == [(10, 20, objects[1]), (20, 30, objects[2])]
+    assert machine.unreferenced() == {objects[0]}
+    machine.trim(1, {stream: 15})
+    machine.trim(1, {stream: 5})
+    assert machine.stream(stream).log_start_offset == 15
+
+
+def test_a_trim_goes_at_most_to_the_committed_end() -> None:
+    machine, (stream,) = ready()
+    machine.upload(1, stream_range(stream, 0, 10))
+    machine.trim(1, {stream: 12})
+    assert (machine.stream(stream).log_start_offset, machine.layout(stream)) == (10, [])
+    machine.upload(1, stream_range(stream, 10, 20))
+    machine.trim(1, {stream: 12})
+    assert machine.stream(stream).log_start_offset == 12
+
+
+def test_a_node_trims_only_what_it_holds() -> None:
+    machine, (stream,) = ready()
+    machine.upload(1, stream_range(stream, 0, 10))
+    machine.register(2, "wal-2")
+    machine.trim(2, {stream: 10})
+    assert machine.stream(stream).log_start_offset == 0
+
+
+def test_the_newest_state_outlives_its_data_until_a_newer_one_is_committed() -> None:
+    machine, (stream,) = ready()
+    older, _ = machine.upload(1, stream_range(stream, 0, 10, has_state=True))
+    newest, _ = machine.upload(1, stream_range(stream, 10, 20, has_state=True))
+    last, _ = machine.upload(1, stream_range(stream, 20, 30))
+    machine.trim(1, {stream: 30})
+    assert machine.layout(stream) == []
+    assert machine.referenced() == {newest}
+    assert machine.unreferenced() == {older, last}
+    state = machine.stream(stream).newest_state
+    assert state is not None
+    assert (state[0], state[1].end_offset) == (newest, 20)
+
+    newer, _ = machine.upload(1, stream_range(stream, 30, 40, has_state=True))
+    assert machine.referenced() == {newer}
+
+
+def test_a_stream_says_where_an_offset_is() -> None:
+    machine, (stream,) = ready()
+    for base in (0, 10, 20):
+        machine.upload(1, stream_range(stream, base, base + 10))
+    found = machine.stream(StreamId(stream))
+    assert [found.index_of(offset) for offset in (0, 9, 10, 29, 30)] == [0, 0, 1, 2, 3]
