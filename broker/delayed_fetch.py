@@ -55,7 +55,7 @@ class DelayedFetch:
     max_bytes: int
     min_bytes: int
     max_wait_ms: int
-    complete: Callable[[], None]
+    complete: Callable[[DelayedFetch], None]
     """Called once, when `entries` hold the answer and `start` said False."""
     start_task: Callable[[DelayedFetch], asyncio.Task[None]]
     """Runs `read_cold` as a task that somebody owns."""
@@ -153,7 +153,7 @@ class DelayedFetch:
         # From here to the response there is no await: views of the log cache stay valid.
         from_objects = set(cold)
         self._read_cached([entry for entry in self.entries if entry not in from_objects], [])
-        self.complete()
+        self.complete(self)
 
     async def _read_one(self, entry: FetchedPartition, limit: int) -> None:
         assert entry.partition is not None
@@ -181,7 +181,7 @@ class DelayedFetch:
         self._look_handle = None
         if self._look():
             self._stop_waiting()
-            self.complete()
+            self.complete(self)
         elif self._cold:
             self._stop_waiting()
             self._task = self.start_task(self)
@@ -193,7 +193,7 @@ class DelayedFetch:
         if self._cold:
             self._task = self.start_task(self)
         else:
-            self.complete()
+            self.complete(self)
 
     def _watch(self) -> None:
         for entry in self.entries:

@@ -87,7 +87,7 @@ def handle(broker: Broker, connection: Connection, call: Call, request: FetchReq
         task.add_done_callback(connection.check_task)
         return task
 
-    def complete() -> None:
+    def complete(fetch: DelayedFetch) -> None:
         response, block = _response(broker, call, context, fetch)
         connection.finish(call.encode(response), block)
 
