@@ -50,7 +50,7 @@ class Platter:
         self.content = bytearray(size_bytes)
         """What a read sees."""
         self.problems: list[str] = []
-        self.writes = 0
+        self.written_bytes = 0
         self._durable_below: dict[int, bytes] = {}
         """By sector: what a power loss would bring back."""
 
@@ -118,7 +118,7 @@ class SimDisk:
             platter.problems.append(f"a write of {len(data)} bytes at {position} is not aligned")
         if position + len(data) > platter.size_bytes:
             platter.problems.append(f"a write of {len(data)} bytes at {position} goes beyond the end of the file")
-        platter.writes += 1
+        platter.written_bytes += len(data)
         number = self._next
         self._next += 1
         self._in_flight[number] = (position, data, bytes(data))

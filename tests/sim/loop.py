@@ -17,6 +17,7 @@ import asyncio
 import contextvars
 import selectors
 import threading
+import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -49,6 +50,8 @@ class Process:
     def __init__(self, name: str) -> None:
         self.name = name
         self.alive = True
+        self.exited = False
+        """It ended by itself."""
         self.steps = 0
         """Callbacks run so far."""
         self.stopped: list[tuple[Callable[..., object], tuple[object, ...]]] = []
@@ -71,6 +74,20 @@ class Process:
     def kill_after(self, steps: int) -> None:
         """Die in place of the callback that many callbacks from now."""
         self._kill_at_step = self.steps + steps
+
+    def spare(self) -> None:
+        """Forget `kill_after`."""
+        self._kill_at_step = None
+
+    def die_here(self) -> None:
+        """Die in the middle of a callback: nothing behind this call happens."""
+        self.kill()
+        raise ProcessKilled(f"{self.name} dies here")
+
+    def exit(self) -> None:
+        """End by itself; what it left behind does not run."""
+        self.exited = self.alive
+        self.kill()
 
     def kill(self) -> None:
         """Die now: nothing of this process runs any more once the present callback reaches a port or its end."""
@@ -197,7 +214,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def _on_problem(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if not self._burying and not isinstance(context.get("exception"), ProcessKilled):
-            self.problems.append(f"{context['message']}: {context.get('exception')!r}")
+            error = context.get("exception")
+            trace = "" if error is None else "".join(traceback.format_exception(error))
+            self.problems.append(f"{context['message']}: {error!r}\n{trace}")
 
     # ---- sockets
 

@@ -98,7 +98,7 @@ class SimServer:
         self.network = network
         self.process = process
         self.port = port
-        self.serving = False
+        self.serving = True
         self._factory = factory
 
     @property
@@ -107,10 +107,6 @@ class SimServer:
 
     def getsockname(self) -> tuple[str, int]:
         return ("127.0.0.1", self.port)
-
-    async def start_serving(self) -> None:
-        self.process.check()
-        self.serving = True
 
     def close(self) -> None:
         self.serving = False
@@ -149,8 +145,9 @@ class SimTransport(asyncio.Transport):
         self._arrived: deque[bytes] = deque()
         self._reading = True
         self._delivering = False
-        self._kernel_bytes = 0
+        self._in_kernel: deque[bytes] = deque()
         """Taken by the kernel, and not yet by the client."""
+        self._kernel_bytes = 0
         self._unsent: deque[memoryview] = deque()
         self._paused = False
         self._closing = False
@@ -227,12 +224,13 @@ class SimTransport(asyncio.Transport):
                 return
             self._arrives_at = max(self._arrives_at, self._loop.time() + network.latency_s())
             assert self.client is not None
-            self._loop.call_at(
-                self._arrives_at, self._taken, bytes(view[:size]), context=context_of(None)
-            )  # the kernel has it: it gets there even if the broker dies
+            self._in_kernel.append(bytes(view[:size]))
+            # The kernel has it: it gets there even if the broker dies.
+            self._loop.call_at(self._arrives_at, self._taken, context=context_of(None))
 
-    def _taken(self, piece: bytes) -> None:
+    def _taken(self) -> None:
         assert self.client is not None
+        piece = self._in_kernel.popleft()  # timers of one moment may come in any order, bytes may not
         self._kernel_bytes -= len(piece)
         self.client.received(piece)
         if self._unsent or self._paused or self._closing:
@@ -319,6 +317,7 @@ class ClientConnection:
         self._loop = network.loop
         self._received = bytearray()
         self._waiting: deque[asyncio.Future[bytes]] = deque()
+        self._in_flight: deque[bytes] = deque()
         self._arrives_at = 0.0
         self.closed = False
 
@@ -348,7 +347,11 @@ class ClientConnection:
                 self._transport.reset()
                 return
             self._arrives_at = max(self._arrives_at, self._loop.time() + network.latency_s())
-            self._loop.call_at(self._arrives_at, self._transport.arrived, piece, context=context_of(None))
+            self._in_flight.append(piece)
+            self._loop.call_at(self._arrives_at, self._arrived, context=context_of(None))
+
+    def _arrived(self) -> None:
+        self._transport.arrived(self._in_flight.popleft())
 
     def close(self) -> None:
         """Hang up."""

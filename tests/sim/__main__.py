@@ -1,0 +1,78 @@
+"""`make sim SEEDS=1..500`: run simulations, and print how to replay those that fail."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+
+from tests.sim.simulation import Outcome, simulate
+
+__all__ = ["main", "parse_seeds"]
+
+_FAILURES_SHOWN = 5
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`7`, `1..500`, or several of these with commas between."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("..")
+        seeds.extend(range(int(first), int(last or first) + 1))
+    return seeds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
+    parser.add_argument("--seeds", type=parse_seeds, default=parse_seeds("1..200"), help="such as 42, 1..500 or 1,5..9")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--verbose", action="store_true", help="a line for each seed")
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    failed: list[Outcome] = []
+    count = crashes = acknowledged = 0
+    virtual_s = 0.0
+    for outcome in _outcomes(arguments.seeds, arguments.jobs):
+        count += 1
+        crashes += outcome.crashes
+        acknowledged += outcome.acknowledged
+        virtual_s += outcome.virtual_s
+        if arguments.verbose:
+            print(
+                f"seed {outcome.seed}: {outcome.crashes} crashes, {outcome.stops} stops, {outcome.acknowledged} acknowledged, "
+                f"{outcome.seen} read, {outcome.objects} objects, {outcome.ring_laps:.1f} laps, {outcome.virtual_s:.0f} s",
+                flush=True,
+            )
+        if outcome.problems:
+            failed.append(outcome)
+            print(f"seed {outcome.seed} FAILED:", *outcome.problems[:10], sep="\n  ", flush=True)
+    print(
+        f"{count} simulations with {crashes} crashes, {acknowledged} acknowledged records and {virtual_s:.0f} virtual "
+        f"seconds in {time.monotonic() - began:.0f} s: {len(failed)} failed"
+    )
+    for outcome in failed[:_FAILURES_SHOWN]:
+        print(f"replay: make sim SEEDS={outcome.seed}   (commit {_commit()})")
+    return 1 if failed else 0
+
+
+def _outcomes(seeds: list[int], jobs: int) -> Iterable[Outcome]:
+    if jobs == 1 or len(seeds) == 1:
+        yield from map(simulate, seeds)
+        return
+    # A fresh process now and then: simulations leave fragmented memory behind.
+    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=50) as pool:
+        yield from pool.imap_unordered(simulate, seeds)
+
+
+def _commit() -> str:
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return found or "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

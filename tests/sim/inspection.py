@@ -1,0 +1,81 @@
+"""What must hold of the bucket when a simulation is over: read from the bucket alone, as a new node would.
+
+- Two readers of the metadata log, one from a snapshot and one that is given every entry as it comes, agree (I9).
+- Ranges of a stream are contiguous, do not overlap, and reach from its log start to its committed end (I5).
+- Every object that is referenced is there, whole, and no other is (I8).
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+
+from controller.config import ControllerSettings
+from controller.controller import Controller
+from controller.snapshot import digest
+from controller.state import State
+from s3stream.errors import ObjectCorrupt
+from s3stream.memory import Bucket, MemoryObjectStore
+from s3stream.object_format import verify_object
+from s3stream.paths import Paths
+
+__all__ = ["inspect_bucket"]
+
+
+async def inspect_bucket(bucket: Bucket, paths: Paths, *, last_digest: str | None) -> list[str]:
+    """Broken promises of the bucket. `last_digest` is of the state that the last broker ended with."""
+    controller = await Controller.start(
+        store=MemoryObjectStore(bucket),
+        paths=paths,
+        settings=ControllerSettings(),
+        now_ms=lambda: 0,
+        rng=random.Random(0),
+    )
+    try:
+        state = controller.image.state
+        problems = [*_broken_streams(state), *_broken_objects(state, bucket, paths)]
+        if last_digest is not None and digest(state) != last_digest:
+            problems.append("metadata: the bucket does not say what the last broker believed (I9)")
+        return problems
+    finally:
+        await controller.close()
+
+
+def _broken_streams(state: State) -> Iterator[str]:
+    for stream in state.tables.streams.values():
+        name = f"stream {stream.stream_id}"
+        ranges = stream.ranges
+        if not ranges:
+            continue
+        for before, after in itertools.pairwise(ranges):
+            if before.end_offset != after.base_offset and (before.end_offset, after.base_offset) not in stream.gaps:
+                yield f"{name}: a range ends at {before.end_offset}, the next begins at {after.base_offset} (I5)"
+        if ranges[0].base_offset > stream.log_start_offset:
+            yield f"{name}: begins at {ranges[0].base_offset}, past its log start {stream.log_start_offset} (I5)"
+        if ranges[-1].end_offset != stream.committed_end_offset:
+            yield f"{name}: ends at {ranges[-1].end_offset}, and is said to end at {stream.committed_end_offset} (I5)"
+
+
+def _broken_objects(state: State, bucket: Bucket, paths: Paths) -> Iterator[str]:
+    tables = state.tables
+    referenced = set(tables.objects)
+    for stream in tables.streams.values():
+        for object_id in stream.object_ids:
+            if object_id not in referenced:
+                yield f"stream {stream.stream_id} refers to object {object_id}, which is none (I8)"
+    for object_id, entry in tables.objects.items():
+        stored = bucket.objects.get(paths.data_object(object_id))
+        if stored is None:
+            yield f"object {object_id} is referenced and not there (I8)"
+            continue
+        if len(stored.data) != entry.size_bytes:
+            yield f"object {object_id} has {len(stored.data)} bytes, not {entry.size_bytes}"
+        try:
+            verify_object(stored.data, object_id)
+        except ObjectCorrupt as error:
+            yield f"object {object_id} is damaged: {error}"
+    kept = {paths.data_object(object_id) for object_id in referenced}
+    left = sorted(key for key in bucket.keys if key.startswith(paths.data_prefix) and key not in kept)
+    if left:
+        yield f"{len(left)} objects are not referenced and still there, such as {left[0]} (I8)"

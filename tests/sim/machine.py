@@ -1,0 +1,169 @@
+"""The simulated computer that the broker runs on: a disk, a clock and a process, again and again.
+
+What is the broker's own is real: controller, WAL, storage engine, partitions, handlers, connections. Only what lies behind
+its ports is simulated: disk, bucket, network, clocks, randomness.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+
+from s3stream.errors import MetadataUnavailable, StorageFenced
+from s3stream.memory import Bucket, Faults, MemoryObjectStore
+from s3stream.objectstore import ObjectStoreError
+from s3stream.paths import Paths
+from tests.sim.clock import WallClock
+from tests.sim.disk import Platter, SimDisk
+from tests.sim.loop import Process, VirtualLoop, context_of
+from tests.sim.node import SimNode
+from tests.sim.scenario import Scenario
+from tests.sim.store import ProcessStore
+from wal.header import RING_START_BYTES, WalHeader, initial_image
+
+__all__ = ["CLUSTER_ID", "NODE_ID", "Machine"]
+
+CLUSTER_ID = "simulated"
+NODE_ID = 1
+
+
+class Machine:
+    """One computer. At most one process of it is alive."""
+
+    def __init__(
+        self,
+        *,
+        loop: VirtualLoop,
+        bucket: Bucket,
+        port: int,
+        scenario: Scenario,
+        rng: random.Random,
+        problems: list[str],
+    ) -> None:
+        self.paths = Paths("sim")
+        self.clock = WallClock(loop, drift=scenario.clock_drift)
+        self.platter = Platter(
+            RING_START_BYTES + scenario.wal_capacity_bytes, random.Random(rng.getrandbits(64)), scenario.disk
+        )
+        header = WalHeader(
+            wal_id=f"{rng.getrandbits(128):032x}",
+            cluster_id=CLUSTER_ID,
+            node_id=NODE_ID,
+            capacity_bytes=scenario.wal_capacity_bytes,
+        )
+        image = initial_image(header)
+        self.platter.content[: len(image)] = image
+        self.process: Process | None = None
+        self.last_digest: str | None = None
+        """Of the metadata that the last broker ended with, if it ended in good order."""
+        self.requests: Counter[str] = Counter()
+        self._loop = loop
+        self._bucket = bucket
+        self._port = port
+        self._scenario = scenario
+        self._rng = rng
+        self._problems = problems
+        self._faults = scenario.store
+        self._outage = False
+        self._store: MemoryObjectStore | None = None
+        self._node: SimNode | None = None
+        self._stop = asyncio.Event()
+        self._ended: asyncio.Future[BaseException | None] = loop.create_future()
+
+    # ---- processes
+
+    def boot(self, name: str) -> Process:
+        """Start a broker."""
+        process = self.process = Process(name)
+        self._stop = asyncio.Event()
+        self._ended = self._loop.create_future()
+        self._node = None
+        process.on_death(self._died)
+        task = self._loop.spawn(process, self._serve(process, self._stop))
+        task.add_done_callback(lambda task: self._returned(process, task), context=context_of(None))
+        return process
+
+    def stop(self) -> None:
+        """Ask the broker to end in good order (SIGTERM)."""
+        self._stop.set()
+
+    async def wait_ended(self) -> BaseException | None:
+        """Return when the process has ended, with the error that ended it, if it was one."""
+        return await asyncio.shield(self._ended)
+
+    def _returned(self, process: Process, task: asyncio.Task[None]) -> None:
+        if process.alive:
+            error = None if task.cancelled() else task.exception()
+            if not self._ended.done():
+                self._ended.set_result(error)
+            process.exit()
+
+    def _died(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    async def _serve(self, process: Process, stop: asyncio.Event) -> None:
+        """The process's `main`."""
+        rng = random.Random(self._rng.getrandbits(64))
+        inner = MemoryObjectStore(
+            self._bucket, rng=random.Random(rng.getrandbits(64)), faults=self._faults, now_ms=self.clock
+        )
+        inner.outage = self._outage
+        inner.requests = self.requests
+        self._store = inner
+        node = await SimNode.start(
+            store=ProcessStore(inner, process, self._loop, self._problems),
+            paths=self.paths,
+            disk=SimDisk(self.platter, process, self._loop),
+            scenario=self._scenario,
+            cluster_id=CLUSTER_ID,
+            node_id=NODE_ID,
+            port=self._port,
+            now_ms=self.clock,
+            rng=rng,
+        )
+        self._node = node
+        await node.run_until(stop)
+        self._node = None
+        await node.close()
+        self.last_digest = node.digest
+
+    @staticmethod
+    def may_fail_with(error: BaseException) -> bool:
+        """Whether a broker may give up with this on a machine whose parts fail: the next start sees to the rest."""
+        return isinstance(error, ObjectStoreError | MetadataUnavailable | StorageFenced | OSError | TimeoutError)
+
+    # ---- what the world does to it
+
+    def store_faults(self, faults: Faults) -> None:
+        """Change how the bucket behaves."""
+        self._faults = faults
+        if self._store is not None:
+            self._store.faults = faults
+
+    def outage(self, outage: bool) -> None:
+        """Make the bucket unreachable, or reachable again."""
+        self._outage = outage
+        if self._store is not None:
+            self._store.outage = outage
+
+    async def trim(self, topic: str, partition: int, offset: int) -> None:
+        """Raise a log start offset, as retention does. Does nothing where the broker is not up to it."""
+        node, process = self._node, self.process
+        if node is not None and process is not None and process.alive:
+            done = asyncio.Event()
+            process.on_death(done.set)
+            task = self._loop.spawn(process, node.trim(topic, partition, offset))
+            task.add_done_callback(lambda task: done.set(), context=context_of(None))
+            await done.wait()
+
+    # ---- what came of it
+
+    def objects_written(self) -> int:
+        """PUTs of data objects."""
+        return self.requests["put"]
+
+    def wal_bytes_written(self) -> int:
+        """Bytes written to the ring and its headers."""
+        return self.platter.written_bytes

@@ -1,0 +1,111 @@
+"""What one seed means: sizes, load, and what goes wrong, all drawn before anything runs."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from s3stream.memory import Faults
+from tests.sim.disk import DiskFaults
+from tests.sim.network import NetworkFaults
+
+__all__ = ["HEALTHY_STORE", "Scenario", "draw"]
+
+HEALTHY_STORE = Faults(latency_ms=5.0)
+_ALIGNMENT_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """One simulation's parameters."""
+
+    seed: int
+    duration_s: float
+    """How long things go wrong; then everything heals, and comes to its end."""
+    partitions: int
+    idempotent_producers: int
+    plain_producers: int
+    pause_s: float
+    """Mean pause of a producer now and then."""
+    max_value_bytes: int
+    churn: bool
+    """Topics are created, deleted, and created again under the same name."""
+    trim: bool
+    """The log start offset of a topic goes up while it is read."""
+    crash_interval_s: float
+    """Mean time to the next crash."""
+    restart_delay_s: float
+    orderly_stop: float
+    """Probability that a stop is an orderly one."""
+    power_loss: float
+    """Probability that a crash is a power loss."""
+    outage: float
+    """Probability per second that the bucket is unreachable for a while."""
+    outage_s: float
+    clock_jumps: bool
+    clock_drift: float
+    wal_capacity_bytes: int
+    arena_bytes: int
+    upload_size_bytes: int
+    upload_interval_ms: int
+    stream_object_min_bytes: int
+    snapshot_interval_entries: int
+    store: Faults
+    disk: DiskFaults
+    network: NetworkFaults
+
+
+def draw(seed: int) -> Scenario:
+    """The scenario of a seed."""
+    rng = random.Random(seed)
+    calm = rng.random() < 0.2
+    """A fifth of all runs have no faults but crashes, so that what they cover is deep."""
+    wal_capacity_bytes = rng.choice((256, 512, 1024, 4096)) << 10
+    arena_bytes = rng.choice((1, 2, 4)) * (wal_capacity_bytes // 2)
+    return Scenario(
+        seed=seed,
+        duration_s=rng.uniform(5.0, 25.0),
+        partitions=rng.randint(1, 4),
+        idempotent_producers=rng.randint(1, 3),
+        plain_producers=rng.randint(0, 1),
+        pause_s=rng.choice((0.005, 0.02, 0.1)),
+        max_value_bytes=min(rng.choice((500, 4_000, 20_000)), arena_bytes // 4 // 10, wal_capacity_bytes // 2 // 10),
+        churn=rng.random() < 0.4,
+        trim=rng.random() < 0.4,
+        crash_interval_s=rng.choice((1.0, 3.0, 8.0)),
+        restart_delay_s=rng.choice((0.0, 0.05, 1.0)),
+        orderly_stop=rng.choice((0.0, 0.2, 0.5)),
+        power_loss=rng.choice((0.0, 0.5)),
+        outage=0.0 if calm else rng.choice((0.0, 0.0, 0.1)),
+        outage_s=rng.uniform(0.5, 6.0),
+        clock_jumps=rng.random() < 0.2,
+        clock_drift=rng.uniform(-0.0002, 0.0002),
+        wal_capacity_bytes=wal_capacity_bytes,
+        arena_bytes=arena_bytes // _ALIGNMENT_BYTES * _ALIGNMENT_BYTES,
+        upload_size_bytes=rng.choice((32, 64, 256)) << 10,
+        upload_interval_ms=rng.choice((50, 300, 2_000)),
+        stream_object_min_bytes=rng.choice((8, 64, 1024)) << 10,
+        snapshot_interval_entries=rng.choice((5, 20, 200)),
+        store=HEALTHY_STORE
+        if calm
+        else Faults(
+            latency_ms=rng.choice((1.0, 10.0, 50.0)),
+            slow_probability=0.01,
+            slow_latency_ms=1_000.0,
+            delay_ms=3_000.0,
+            refused=rng.choice((0.0, 0.02)),
+            lost_reply=rng.choice((0.0, 0.02)),
+            delayed=rng.choice((0.0, 0.02)),
+            repeated=rng.choice((0.0, 0.05)),
+            conflict=rng.choice((0.0, 0.02)),
+            flipped=rng.choice((0.0, 0.0, 0.01)),
+        ),
+        disk=DiskFaults(
+            mean_latency_s=rng.choice((0.0002, 0.002)),
+            stall=0.0 if calm else 0.001,
+            fail=0.0 if calm else rng.choice((0.0, 0.0, 0.0005)),
+        ),
+        network=NetworkFaults(stall=0.0, reset=0.0)
+        if calm
+        else NetworkFaults(stall=rng.choice((0.0, 0.005)), reset=rng.choice((0.0, 0.001, 0.005))),
+    )

@@ -1,0 +1,311 @@
+"""One simulation: a broker that crashes, on a disk, a network and a bucket that fail, under clients that never give up.
+
+Theory of operation. Everything runs on one virtual-time loop. For a while things go wrong as the scenario says. Then all
+faults end, the clients bring to an end what they began, the broker is stopped in good order and started again with empty
+caches, and everything is read from objects. What clients sent, were promised and saw is held against that by
+`tests.checker`; actors say at once what no single answer may look like; metadata, bucket and disk are inspected at the end.
+
+Checked: I1, I2, I3, I7, I11 by the clients' history · I4 and I6 by what a violation of them loses · I5, I8 and I9 on the
+metadata and the bucket · I10 in every answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from s3stream.memory import Bucket
+from tests.checker.history import FinalLog, History
+from tests.sim.actors import Producer, Reader, Topic, World, create_topic, delete_topic, read_whole
+from tests.sim.disk import DiskFaults
+from tests.sim.inspection import inspect_bucket
+from tests.sim.loop import Deadlock, Process, VirtualLoop
+from tests.sim.machine import Machine
+from tests.sim.network import Network, NetworkFaults
+from tests.sim.scenario import HEALTHY_STORE, Scenario, draw
+from wal import crashpoint
+
+__all__ = ["Outcome", "simulate"]
+
+PORT = 9092
+_FINISHED_WITHIN_S = 600.0
+"""Virtual time that clients get to finish in once everything is healed."""
+_SETTLED_AFTER_S = 60.0
+"""Virtual time after which nothing unreferenced is left in the bucket."""
+_STARTS_AFTER_HEALING = 5
+"""A broker that cannot start on a healthy machine in so many attempts never will."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a simulation went."""
+
+    seed: int
+    problems: tuple[str, ...]
+    """Every broken promise; empty: none."""
+    crashes: int
+    stops: int
+    acknowledged: int
+    seen: int
+    objects: int
+    """Data objects written to the bucket."""
+    ring_laps: float
+    virtual_s: float
+    trace: str
+    """Differs when anything differed."""
+
+
+def simulate(seed: int, *, scenario: Scenario | None = None) -> Outcome:
+    """Run the simulation of a seed."""
+    gc.collect()
+    gc.disable()  # so that finalizers run at the same places in every run
+    loop = VirtualLoop()
+    simulation = _Simulation(loop, scenario or draw(seed))
+    try:
+        asyncio.set_event_loop(loop)
+        loop.run_until_complete(simulation.run())
+    except Deadlock as error:
+        simulation.problems.append(f"deadlock: {error}")
+    finally:
+        crashpoint.arm(None)
+        loop.bury()
+        asyncio.set_event_loop(None)
+        loop.close()
+        gc.enable()
+    return simulation.outcome()
+
+
+class _Simulation:
+    def __init__(self, loop: VirtualLoop, scenario: Scenario) -> None:
+        self.loop = loop
+        self.scenario = scenario
+        self.problems: list[str] = []
+        self.rng = random.Random(f"{scenario.seed}/world")
+        self.network = Network(loop, self._rng("network"), scenario.network)
+        loop.network = self.network
+        self.bucket = Bucket()
+        self.machine = Machine(
+            loop=loop,
+            bucket=self.bucket,
+            port=PORT,
+            scenario=scenario,
+            rng=self._rng("machine"),
+            problems=self.problems,
+        )
+        self.history = History()
+        self.world = World(
+            network=self.network,
+            port=PORT,
+            history=self.history,
+            now_ms=self.machine.clock,
+            problems=self.problems,
+        )
+        self.topics: list[Topic] = []
+        self.stats: Counter[str] = Counter()
+        self.healed = False
+        self._final: dict[str, FinalLog] = {}
+
+    def _rng(self, purpose: str) -> random.Random:
+        return random.Random(f"{self.scenario.seed}/{purpose}")
+
+    def outcome(self) -> Outcome:
+        problems = [*self.problems, *self.loop.problems]
+        problems += map(str, self.history.check(self._final))
+        return Outcome(
+            seed=self.scenario.seed,
+            problems=tuple(problems),
+            crashes=self.stats["crashes"],
+            stops=self.stats["stops"],
+            acknowledged=self.history.acknowledged_count,
+            seen=self.history.seen_count,
+            objects=self.machine.objects_written(),
+            ring_laps=self.machine.wal_bytes_written() / self.scenario.wal_capacity_bytes,
+            virtual_s=self.loop.time(),
+            trace=f"{self.loop.time()!r} {self.bucket.writes} {self.stats} {self._final!r}",
+        )
+
+    # ---- the course of things
+
+    async def run(self) -> None:
+        supervisor = asyncio.ensure_future(self._supervise())
+        weather = asyncio.ensure_future(self._weather())
+        clients = asyncio.ensure_future(self._clients())
+        await asyncio.sleep(self.scenario.duration_s)
+        weather.cancel()
+        self._heal()
+        try:
+            async with asyncio.timeout(_FINISHED_WITHIN_S):
+                await clients
+        except TimeoutError:
+            self.problems.append(f"clients did not come to an end within {_FINISHED_WITHIN_S} s of a healthy system")
+            supervisor.cancel()
+            return
+        await asyncio.sleep(_SETTLED_AFTER_S)
+        await self._stop_in_order()
+        try:
+            async with asyncio.timeout(_FINISHED_WITHIN_S):
+                for topic in self.topics:
+                    for partition in range(topic.partitions):
+                        key = topic.key(partition)
+                        self._final[key] = await read_whole(self.world, topic, partition, self._rng("final"))
+        except TimeoutError:
+            self.problems.append(f"the last read did not come to an end within {_FINISHED_WITHIN_S} s")
+        await self._stop_in_order()
+        supervisor.cancel()
+        await asyncio.gather(supervisor, weather, return_exceptions=True)
+        self.problems += await inspect_bucket(self.bucket, self.machine.paths, last_digest=self.machine.last_digest)
+        self.problems += self.machine.platter.problems
+
+    def _heal(self) -> None:
+        self.healed = True
+        self.network.faults = NetworkFaults(stall=0.0, reset=0.0)
+        self.machine.platter.faults = DiskFaults(stall=0.0)
+        self.machine.store_faults(HEALTHY_STORE)
+        self.machine.outage(False)
+        crashpoint.arm(None)
+        if (process := self.machine.process) is not None:
+            process.spare()
+        self.world.finishing = True
+
+    async def _stop_in_order(self) -> None:
+        """Stop the broker; the supervisor starts it again."""
+        self.machine.stop()
+        await self.machine.wait_ended()
+
+    # ---- the broker's life
+
+    async def _supervise(self) -> None:
+        rng = self._rng("supervisor")
+        failed_starts = 0
+        while True:
+            process = self.machine.boot(f"broker-{self.stats['boots']}")
+            self.stats["boots"] += 1
+            if not self.healed:
+                self._plan_end(process, rng)
+            error = await self.machine.wait_ended()
+            crashpoint.arm(None)
+            if error is None:
+                self.stats["stops" if process.exited else "crashes"] += 1
+                failed_starts = 0
+            else:
+                self.stats[type(error).__name__] += 1
+                failed_starts = failed_starts + 1 if self.healed else 0
+                if not self.machine.may_fail_with(error):
+                    self.problems.append(f"{process.name} failed: {type(error).__name__}: {error}")
+                    failed_starts += 1
+                if failed_starts >= _STARTS_AFTER_HEALING:
+                    raise AssertionError(f"the broker cannot start any more: {error!r}")
+            if not process.exited and rng.random() < self.scenario.power_loss:
+                self.machine.platter.power_loss()
+            await asyncio.sleep(self.scenario.restart_delay_s)
+
+    def _plan_end(self, process: Process, rng: random.Random) -> None:
+        """Decide when and how this incarnation ends."""
+        scenario = self.scenario
+        kind = rng.random()
+        if kind < scenario.orderly_stop:
+            self._after(rng.expovariate(1 / scenario.crash_interval_s), process, self.machine.stop)
+        elif kind < scenario.orderly_stop + (1 - scenario.orderly_stop) * 0.4:
+            point, times = rng.choice(crashpoint.POINTS), rng.choice((1, 2, 5, 20))
+
+            def reached(name: str) -> None:
+                nonlocal times
+                if name == point and process.alive:
+                    times -= 1
+                    if times == 0:
+                        process.die_here()
+
+            crashpoint.arm(reached)
+            self._after(3 * scenario.crash_interval_s, process, process.kill)  # it may never get there
+        else:
+            # Not at the timer's own place in the queue, but somewhere among the callbacks that follow.
+            steps = rng.randint(0, 40)
+            self._after(rng.expovariate(1 / scenario.crash_interval_s), process, lambda: process.kill_after(steps))
+
+    def _after(self, delay_s: float, process: Process, action: Callable[[], None]) -> None:
+        def act() -> None:
+            if process.alive and not self.healed and self.machine.process is process:
+                action()
+
+        self.loop.call_later(delay_s, act)
+
+    async def _weather(self) -> None:
+        """Outages of the bucket, and clocks that are set."""
+        rng = self._rng("weather")
+        while True:
+            await asyncio.sleep(1.0)
+            if rng.random() < self.scenario.outage:
+                self.machine.outage(True)
+                await asyncio.sleep(self.scenario.outage_s)
+                self.machine.outage(False)
+            if self.scenario.clock_jumps and rng.random() < 0.2:
+                self.machine.clock.jump(rng.choice((-3_600_000, -1_000, 1_000, 60_000)))
+
+    # ---- clients
+
+    async def _clients(self) -> None:
+        scenario = self.scenario
+        topic = Topic(name="steady", incarnation=0, partitions=scenario.partitions, may_be_trimmed=scenario.trim)
+        self.topics.append(topic)
+        await create_topic(self.world, topic)
+        async with asyncio.TaskGroup() as group:
+            start: Callable[[Coroutine[Any, Any, None]], object] = group.create_task
+            for index in range(scenario.idempotent_producers + scenario.plain_producers):
+                start(self._producer(topic, index, idempotent=index < scenario.idempotent_producers).run())
+            for partition in range(topic.partitions):
+                rng = self._rng(f"reader-{partition}")
+                slow = rng.random() < 0.3
+                start(Reader(self.world, topic, partition, f"tail-{partition}", rng, slow=slow).follow())
+                start(Reader(self.world, topic, partition, f"scan-{partition}", rng, slow=False).scan_again_and_again())
+            if scenario.churn:
+                start(self._churn())
+            if scenario.trim:
+                start(self._trim(topic))
+
+    def _producer(self, topic: Topic, index: int, *, idempotent: bool) -> Producer:
+        name = f"{topic.name}#{topic.incarnation}-{'idempotent' if idempotent else 'plain'}-{index}"
+        return Producer(
+            self.world,
+            topic,
+            name,
+            self._rng(name),
+            idempotent=idempotent,
+            pause_s=self.scenario.pause_s,
+            max_value_bytes=self.scenario.max_value_bytes,
+        )
+
+    async def _churn(self) -> None:
+        """Create a topic, use it, delete it, and begin again under the same name."""
+        rng = self._rng("churn")
+        incarnation = 0
+        while not self.world.finishing:
+            topic = Topic(name="churned", incarnation=incarnation, partitions=rng.randint(1, 3))
+            await create_topic(self.world, topic)
+            producer = asyncio.ensure_future(self._producer(topic, 0, idempotent=rng.random() < 0.7).run())
+            reader = asyncio.ensure_future(
+                Reader(self.world, topic, 0, f"churn-{incarnation}", self._rng("churn-reader"), slow=False).follow()
+            )
+            await asyncio.sleep(rng.expovariate(0.3))
+            if self.world.finishing:
+                # This one stays, and is read at the end.
+                self.topics.append(topic)
+                await asyncio.gather(producer, reader)
+                return
+            topic.deleted = True
+            await asyncio.gather(producer, reader)  # nobody writes to the name any more
+            await delete_topic(self.world, topic)
+            incarnation += 1
+
+    async def _trim(self, topic: Topic) -> None:
+        """Raise log start offsets now and then, to what is below the high watermark by some."""
+        rng = self._rng("trim")
+        while not self.world.finishing:
+            await asyncio.sleep(rng.expovariate(0.5))
+            partition = rng.randrange(topic.partitions)
+            high_watermark = self.world.high_watermarks.get(topic.key(partition), 0)
+            await self.machine.trim(topic.name, partition, rng.randint(0, high_watermark))
