@@ -33,10 +33,11 @@ REPLAY_READ_BYTES = 4 << 20
 class StreamRead(NamedTuple):
     """Whole payloads, in order, from the one that holds the asked offset on."""
 
-    payloads: list[Buffer]
+    buffers: list[Buffer]
+    """Each holds one payload or several in a row."""
     size_bytes: int
     block: CacheBlock | None
-    """Set where payloads are views into the arena: pin it while they are out. None: they own their memory."""
+    """Set where buffers are views into the arena: pin it while they are out. None: they own their memory."""
 
 
 class RecoveredState(NamedTuple):
@@ -119,9 +120,9 @@ class Stream:
                 return StreamRead(list(cached.payloads), cached.size_bytes, cached.block)
             base_offset = self.tail.base_offset
             end_offset = self.confirmed_offset if base_offset is None else base_offset
-            payloads = await self._storage.reader.read(self.stream_id, offset, end_offset, max_bytes)
-            if payloads:
-                return StreamRead(payloads, sum(len(payload) for payload in payloads), None)
+            buffers = await self._storage.reader.read(self.stream_id, offset, end_offset, max_bytes)
+            if buffers:
+                return StreamRead(buffers, sum(map(len, buffers)), None)
             # Nothing there: a trim passed the offset while we read. Look again.
         raise StorageError(f"offset {offset} of stream {self.stream_id} is neither in an object nor in the log cache")
 
@@ -175,16 +176,21 @@ class Stream:
         return None if found is None else RecoveredState(*found)
 
     async def replay(self, offset: int) -> AsyncIterator[Buffer]:
-        """Every confirmed payload from `offset` on, in order; each is valid until the next is asked for."""
+        """Every confirmed payload from the one that holds `offset` on, one by one; each valid until the next is asked for."""
         offset = max(offset, self.log_start_offset)
         bounds = self._storage.payload_format.bounds
         while offset < self.confirmed_offset:
             found = await self.read(offset, REPLAY_READ_BYTES)
-            # Copied: the views are not pinned, and the caller may wait between two of them.
-            payloads = [bytes(payload) for payload in found.payloads] if found.block is not None else found.payloads
-            for payload in payloads:
-                offset = bounds(payload, 0).end_offset
-                yield payload
+            # Copied: views into the arena are not pinned, and the caller may wait between two payloads.
+            buffers = [bytes(buffer) for buffer in found.buffers] if found.block is not None else found.buffers
+            for buffer in buffers:
+                view = memoryview(buffer)
+                position = 0
+                while position < len(view):
+                    payload = bounds(view, position)
+                    yield view[position : position + payload.size_bytes]
+                    position += payload.size_bytes
+                    offset = payload.end_offset
 
     async def trim(self, log_start_offset: int) -> None:
         """Raise the log start (retention, DeleteRecords); committed when this returns, and never lowered.
