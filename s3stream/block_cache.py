@@ -3,10 +3,10 @@
 Always true:
 - `used_bytes` counts every byte reserved and every block whose memory is alive, wherever the last view of it is held:
   a response that is being sent keeps its block counted. It passes `capacity_bytes` only for one block that is larger by itself.
-- Reservations are granted in the order they were asked for. Whoever waits for one must not hold blocks, or readers
-  could wait for each other for ever.
-- Segmented LRU: a block stays on probation until it is read from its start a second time; one long scan pushes out
-  what is on probation only.
+- Reservations are granted in the order they were asked for. Whoever holds blocks while it waits for one must bound
+  that wait, or readers could wait for each other for ever.
+- Blocks that were read go first (the least recent of them), then those not read yet, then those read from their start
+  a second time: one long scan does not push out what is popular. Reading ahead pushes out only what was read.
 - Whoever reads ahead is told when a block it asked for is evicted before use.
 
 One event loop's property; no call blocks.
@@ -51,7 +51,7 @@ class Block:
     data: memoryview
     """Read-only. Whoever holds it, or a part of it, keeps it counted."""
     on_unused: Callable[[], None] | None
-    """Called when the block is evicted before it was read; None for a block that somebody waited for."""
+    """Called when the block is evicted before it was read; None once it was, and for a block that nobody read ahead."""
     starts_read: int = 0
     _positions: array[int] = field(default_factory=lambda: array("I"))
     """Where payloads start, and where the last one ends; filled when a reader first needs a part of the block."""
@@ -127,56 +127,47 @@ class BlockCache:
         self.used_bytes = 0
         self.cached_bytes = 0
         """Of the blocks that can be found here."""
-        self.hits = 0
         self.unused_evictions = 0
         """Blocks that were read ahead in vain."""
-        self._probation: OrderedDict[BlockKey, Block] = OrderedDict()
+        self._read: OrderedDict[BlockKey, Block] = OrderedDict()
+        self._unread: OrderedDict[BlockKey, Block] = OrderedDict()
         self._protected: OrderedDict[BlockKey, Block] = OrderedDict()
         self._protected_bytes = 0
-        self._memories: dict[weakref.ref[_Memory], int] = {}
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._granting = False
 
     def __contains__(self, key: BlockKey) -> bool:
-        return key in self._probation or key in self._protected
+        return key in self._read or key in self._unread or key in self._protected
 
-    def get(self, key: BlockKey, offset: int) -> Block | None:
-        """The block, if it is here, for a reader at `offset`."""
-        block = self._protected.get(key)
-        if block is not None:
-            self._protected.move_to_end(key)
-        else:
-            block = self._probation.get(key)
-            if block is None:
-                return None
-            self._probation.move_to_end(key)
-        self.hits += 1
-        self.mark_read(block, offset)
-        return block
+    def get(self, key: BlockKey) -> Block | None:
+        """The block, if it is here."""
+        return self._read.get(key) or self._unread.get(key) or self._protected.get(key)
 
     def mark_read(self, block: Block, offset: int) -> None:
-        """A reader at `offset` uses the block."""
+        """A reader at `offset` uses the block (which may have been evicted since)."""
+        key = block.key
         block.on_unused = None
         if offset <= block.entry.base_offset:
             block.starts_read += 1
-            if block.starts_read == 2 and self._probation.pop(block.key, None) is not None:
-                self._protected[block.key] = block
-                self._protected_bytes += len(block.data)
-                while self._protected_bytes > self.capacity_bytes * _PROTECTED_SHARE:
-                    key, demoted = self._protected.popitem(last=False)
-                    self._protected_bytes -= len(demoted.data)
-                    demoted.starts_read = 0
-                    self._probation[key] = demoted
+        if self._protected.get(key) is block:
+            self._protected.move_to_end(key)
+        elif self._read.get(key) is block or self._unread.get(key) is block:
+            self._read.pop(key, None)
+            self._unread.pop(key, None)
+            if block.starts_read < 2:
+                self._read[key] = block
+            else:
+                self._protect(key, block)
 
-    def try_reserve(self, size: int) -> bool:
+    def try_reserve(self, size: int, *, ahead: bool = False) -> bool:
         """Take memory now, evicting what is cached if need be; False where others wait or too much is in use."""
-        if self._waiters or not self._make_room(size):
+        if self._waiters or not self._make_room(size, ahead=ahead):
             return False
         self.used_bytes += size
         return True
 
     async def reserve(self, size: int) -> None:
-        """Wait for memory. The caller holds no block meanwhile (see above)."""
+        """Wait for memory."""
         if self.try_reserve(size):
             return
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -193,7 +184,7 @@ class BlockCache:
             raise
 
     def release(self, size: int) -> None:
-        """Give reserved memory back."""
+        """Give memory back: a reservation, or (called by itself) that of a block whose last view is gone."""
         self.used_bytes -= size
         self._grant()
 
@@ -205,28 +196,41 @@ class BlockCache:
         It is copied because `data` is part of a larger response, all of which one small view would keep alive.
         """
         memory = _Memory(data)
-        self._memories[weakref.ref(memory, self._freed)] = len(memory)
+        weakref.finalize(memory, self.release, len(memory)).atexit = False
         view = memoryview(memory).toreadonly()
         block = Block(object_id=object_id, entry=entry, data=view, on_unused=on_unused)
         assert block.key not in self, "a block is read by one request at a time"
-        self._probation[block.key] = block
+        self._unread[block.key] = block
         self.cached_bytes += len(memory)
         return block
 
     def drop_object(self, object_id: ObjectId) -> None:
         """Forget the blocks of an object that is gone."""
-        for key in [key for key in (*self._probation, *self._protected) if key[0] == object_id]:
+        for key in [key for segment in self._segments() for key in segment if key[0] == object_id]:
             self._remove(key)
 
     def clear(self) -> None:
         """Forget all blocks."""
-        for key in (*self._probation, *self._protected):
+        for key in [key for segment in self._segments() for key in segment]:
             self._remove(key)
 
-    def _make_room(self, size: int) -> bool:
+    def _segments(self) -> tuple[OrderedDict[BlockKey, Block], ...]:
+        """In the order in which they are evicted."""
+        return self._read, self._unread, self._protected
+
+    def _protect(self, key: BlockKey, block: Block) -> None:
+        self._protected[key] = block
+        self._protected_bytes += len(block.data)
+        while self._protected_bytes > self.capacity_bytes * _PROTECTED_SHARE:
+            key, demoted = self._protected.popitem(last=False)
+            self._protected_bytes -= len(demoted.data)
+            demoted.starts_read = 0
+            self._read[key] = demoted
+
+    def _make_room(self, size: int, *, ahead: bool = False) -> bool:
         """Evict until `size` fits; True if it does, or if nothing else is in use."""
         while self.used_bytes and self.used_bytes + size > self.capacity_bytes:
-            segment = self._probation or self._protected
+            segment = self._read if ahead else self._read or self._unread or self._protected
             if not segment:
                 return False
             block = self._remove(next(iter(segment)))
@@ -237,16 +241,12 @@ class BlockCache:
         return True
 
     def _remove(self, key: BlockKey) -> Block:
-        block = self._probation.pop(key, None)
+        block = self._read.pop(key, None) or self._unread.pop(key, None)
         if block is None:
             block = self._protected.pop(key)
             self._protected_bytes -= len(block.data)
         self.cached_bytes -= len(block.data)
         return block
-
-    def _freed(self, reference: weakref.ref[_Memory]) -> None:
-        self.used_bytes -= self._memories.pop(reference)
-        self._grant()
 
     def _grant(self) -> None:
         if self._granting:

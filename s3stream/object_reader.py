@@ -8,8 +8,8 @@ Always true:
 - An object that is gone was compacted or trimmed away: the metadata is asked again. Only if it still refers to the
   object is that a loss of data.
 
-Read-ahead: the second read in sequence starts it, each further one doubles the window, an eviction before use halves
-it. It takes memory that is free or evictable, and never waits for it.
+Read-ahead: the second read in sequence starts it, each further one doubles the window. Where there is no memory for it,
+or a block is evicted before use, the window is halved, and grows slowly from then on. It never waits for memory.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _LARGEST_READ_SHARE = 8
 """One read gets at most this fraction of the memory for blocks, whatever it asks for."""
 _CLOSED = "the reader is closed"
 _COOL_DOWN_READS = 8
-"""Reads after an eviction before use, until the read-ahead window may grow again."""
+"""Reads between changes of a read-ahead window that was too large once."""
 
 
 class _ObjectGone(Exception):
@@ -75,13 +75,30 @@ class _Sequence:
     ahead_bytes: int = 0
     """Roughly what of that it has not read yet."""
     cool_down: int = 0
+    """Reads until the window may change again."""
+    slow: bool = False
+    """Was too large once: no more doubling."""
     busy: bool = False
 
+    def grow(self, settings: ReadSettings) -> None:
+        """It came where it was expected."""
+        if self.cool_down:
+            self.cool_down -= 1
+            return
+        step = settings.read_ahead_initial_bytes
+        if self.slow:
+            self.cool_down = _COOL_DOWN_READS
+        else:
+            step = max(step, self.window_bytes)
+        self.window_bytes = min(self.window_bytes + step, settings.read_ahead_max_bytes)
+
     def shrink(self) -> None:
-        """A block was evicted before the reader came to it."""
-        self.window_bytes //= 2
-        self.ahead_offset = self.ahead_bytes = 0
+        """There was no memory, or a block was evicted before the reader came to it."""
+        if not (self.slow and self.cool_down):
+            self.window_bytes //= 2
+        self.slow = True
         self.cool_down = _COOL_DOWN_READS
+        self.ahead_offset = self.ahead_bytes = 0
 
 
 class ObjectReader:
@@ -180,10 +197,11 @@ class ObjectReader:
         result: list[Buffer] = []
         size = 0
         next_offset = offset
-        for block in await self._fetch(wanted, offset):
+        for block in await self._fetch(wanted):
             part = block.slice(self._payload_format, next_offset, end_offset, max_bytes - size, at_least_one=not result)
             if part is None:
                 break
+            self.cache.mark_read(block, next_offset)
             data, next_offset = part
             result.append(data)
             size += len(data)
@@ -214,18 +232,18 @@ class ObjectReader:
                 for entry in _and_then(first, entries):
                     if entry.base_offset >= end_offset or (wanted and total >= size):
                         return wanted
-                    # How much of the first block lies before the offset is known only when it is here: it counts as nothing.
-                    total += entry.size_bytes if wanted else 0
+                    # How much of the first block lies before the offset is known only when it is here.
+                    total += entry.size_bytes if wanted or offset <= entry.base_offset else 0
                     wanted.append(_Wanted(found.object_id, entry))
                 at = found.range.end_offset
         return wanted
 
-    async def _fetch(self, wanted: Sequence[_Wanted], offset: int) -> list[Block]:
+    async def _fetch(self, wanted: Sequence[_Wanted]) -> list[Block]:
         """Get blocks from the cache, from requests under way, or by new requests."""
         reserved = 0
         while True:
             # Held from here on: making room, for us or for others, may evict what is there now.
-            found = [self._blocks_under_way.get(item.key) or self.cache.get(item.key, offset) for item in wanted]
+            found = [self._blocks_under_way.get(item.key) or self.cache.get(item.key) for item in wanted]
             missing = [item for item, block in zip(wanted, found, strict=True) if block is None]
             cost = _cost(missing)
             if reserved >= cost:
@@ -239,7 +257,7 @@ class ObjectReader:
                 continue
             self.cache.release(reserved)
             reserved = cost
-            await self.cache.reserve(cost)
+            await self._wait_for_memory(cost)
             if self._closed:
                 self.cache.release(cost)
                 raise Unavailable(_CLOSED)
@@ -250,14 +268,19 @@ class ObjectReader:
         if waiting:
             await asyncio.wait(waiting)  # unlike await, leaves them alone when this reader is cancelled
         result: list[Block] = []
-        for block in blocks:
-            if isinstance(block, asyncio.Future):
-                if result and block.exception() is not None:
-                    break  # what comes before it can be read; the next read is told
-                block = block.result()
-                self.cache.mark_read(block, offset)
-            result.append(block)
-        return result
+        try:
+            for block in blocks:
+                if isinstance(block, asyncio.Future):
+                    if result and block.exception() is not None:
+                        break  # what comes before it can be read; the next read is told
+                    block = block.result()
+                result.append(block)
+            return result
+        finally:
+            # A future's exception refers to this frame: without the cycle, blocks are freed at once.
+            del block
+            blocks.clear()
+            waiting.clear()
 
     async def _wait_for_memory(self, size: int) -> None:
         try:
@@ -307,6 +330,7 @@ class ObjectReader:
             if not isinstance(error, Exception):
                 raise
         finally:
+            futures.clear()  # their exceptions refer to this frame: see _fetch
             self.cache.release(reserved)
 
     def _fail(self, item: _Wanted, future: asyncio.Future[Block], error: Exception) -> None:
@@ -407,7 +431,8 @@ class ObjectReader:
                     return None
                 if entry.max_timestamp_ms < timestamp_ms:
                     continue
-                (block,) = await self._fetch([_Wanted(found.object_id, entry)], entry.base_offset)
+                (block,) = await self._fetch([_Wanted(found.object_id, entry)])
+                self.cache.mark_read(block, entry.base_offset)
                 payload = block.first_payload(
                     self._payload_format,
                     lambda bounds: (
@@ -424,13 +449,8 @@ class ObjectReader:
         if sequence is None:
             sequence = _Sequence()
         else:
-            settings = self._settings
             sequence.ahead_bytes = max(0, sequence.ahead_bytes - size)
-            if sequence.cool_down:
-                sequence.cool_down -= 1
-            else:
-                grown = max(2 * sequence.window_bytes, settings.read_ahead_initial_bytes)
-                sequence.window_bytes = min(grown, settings.read_ahead_max_bytes)
+            sequence.grow(self._settings)
             if not sequence.busy and sequence.ahead_bytes <= sequence.window_bytes // 2 > 0:
                 sequence.busy = True
                 self._own(self._read_ahead(sequence, stream_id, next_offset, end_offset))
@@ -443,7 +463,7 @@ class ObjectReader:
             at = max(offset, sequence.ahead_offset)
             wanted = await self._plan(stream_id, at, end_offset, sequence.window_bytes - sequence.ahead_bytes)
             missing = self._missing(wanted)
-            if missing and not self.cache.try_reserve(_cost(missing)):
+            if missing and not self.cache.try_reserve(_cost(missing), ahead=True):
                 sequence.shrink()
                 return
             self._start(missing, sequence)

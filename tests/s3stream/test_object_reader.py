@@ -1,0 +1,524 @@
+"""Reading streams from objects: what comes back, what it costs, and what is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+
+from s3stream.config import ReadSettings
+from s3stream.errors import ObjectCorrupt
+from s3stream.memory import Fault, Faults, MemoryObjectStore
+from s3stream.metadata import CommitObjects, ObjectId, StreamId
+from s3stream.object_reader import ObjectReader
+from s3stream.objectstore import Unavailable
+from tests.s3stream.doubles import (
+    PATHS,
+    DictMetadata,
+    PlainPayloads,
+    new_world,
+    offsets_of,
+    payload,
+    payloads,
+    upload,
+)
+
+KIB = 1 << 10
+STREAM = StreamId(1)
+END = 1 << 40
+SMALL = ReadSettings(
+    memory_bytes=256 * KIB,
+    index_cache_bytes=4 * KIB,
+    read_ahead_initial_bytes=4 * KIB,
+    read_ahead_max_bytes=16 * KIB,
+    max_get_size_bytes=8 * KIB,
+    tail_size_bytes=64 * KIB,
+)
+NO_READ_AHEAD = dataclasses.replace(SMALL, read_ahead_initial_bytes=1, read_ahead_max_bytes=1)
+
+
+class World:
+    """A bucket, its metadata, and a reader."""
+
+    def __init__(self, settings: ReadSettings = SMALL) -> None:
+        self.store, self.metadata = new_world()
+        self.metadata.create(1, 2, 3)
+        self.reader = self.new_reader(settings)
+
+    def new_reader(self, settings: ReadSettings = SMALL) -> ObjectReader:
+        return ObjectReader(
+            store=self.store,
+            paths=PATHS,
+            metadata=self.metadata,
+            payload_format=PlainPayloads(),
+            settings=settings,
+        )
+
+    async def read(self, offset: int, max_bytes: int = 1 << 20, end_offset: int = END) -> list[int]:
+        return offsets_of(await self.reader.read(STREAM, offset, end_offset, max_bytes))
+
+    def gets(self) -> int:
+        return self.store.requests["get_range"]
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    made = World()
+    yield made
+    await made.reader.close()
+    assert made.reader.cache.used_bytes == 0
+
+
+async def test_a_read_spans_blocks_and_objects(world: World) -> None:
+    for base in (0, 30, 60):
+        await upload(world.store, world.metadata, {1: payloads(base, base + 30), 2: payloads(base, base + 30)})
+
+    assert await world.read(0) == [*range(90)]
+    assert await world.read(29) == [*range(29, 90)]
+    assert await world.read(45, end_offset=70) == [*range(45, 70)]
+    assert await world.read(90) == []
+    assert offsets_of(await world.reader.read(StreamId(2), 77, END, 1000)) == [*range(77, 87)]
+
+
+async def test_at_least_one_payload_and_no_more_than_asked_for(world: World) -> None:
+    await upload(world.store, world.metadata, {1: payloads(0, 30, size=300)})
+
+    assert await world.read(7, max_bytes=1) == [7]
+    assert await world.read(7, max_bytes=600) == [7, 8]
+    assert await world.read(7, max_bytes=899) == [7, 8]
+
+
+async def test_any_read_gives_what_a_list_would_give(world: World) -> None:
+    rng = random.Random(3)
+    expected: list[tuple[int, int, int]] = []  # base, end, size
+    at = 0
+    for number in range(25):
+        batch = []
+        for _ in range(rng.randint(1, 12)):
+            count = rng.randint(1, 4)
+            each = payload(at, count=count, size=rng.choice([30, 200, 900]))
+            batch.append(each)
+            expected.append((at, at + count, len(each.data)))
+            at += count
+        await upload(world.store, world.metadata, {1: batch, 2: payloads(number * 3, number * 3 + 3)})
+
+    for _ in range(300):
+        offset, limit = rng.randrange(at), rng.choice([1, 500, 3000, 20_000])
+        end_offset = rng.choice([at, rng.choice(expected)[1]])
+        wanted = [item for item in expected if item[1] > offset and item[1] <= end_offset]
+        size, fitting = 0, []
+        for base, _, payload_size in wanted:
+            if fitting and size + payload_size > limit:
+                break
+            size += payload_size
+            fitting.append(base)
+        found = await world.read(offset, limit, end_offset)
+        # A read may stop early (memory), never late, and never with nothing.
+        assert found == fitting[: len(found)]
+        assert bool(found) == bool(fitting)
+        if limit < 20_000:
+            assert found == fitting
+
+
+async def test_blocks_are_fetched_once_and_neighbours_together() -> None:
+    world = World(NO_READ_AHEAD)
+    await upload(world.store, world.metadata, {1: payloads(0, 100)})  # ten blocks of 1,000 bytes
+
+    assert await world.read(0, max_bytes=5000) == [*range(50)]
+    assert world.gets() == 1
+    assert await world.read(0, max_bytes=5000) == [*range(50)]
+    assert world.gets() == 1
+    assert await world.read(0) == [*range(100)]
+    assert world.gets() == 2
+    await world.reader.close()
+
+
+async def test_requests_are_limited_in_size() -> None:
+    world = World(NO_READ_AHEAD)
+    await upload(world.store, world.metadata, {1: payloads(0, 200)})
+    sizes: list[int] = []
+    get_range = world.store.get_range
+
+    async def recorded(key: str, start: int, end: int) -> bytes:
+        sizes.append(end - start)
+        return await get_range(key, start, end)
+
+    world.store.get_range = recorded  # type: ignore[method-assign]
+    assert await world.read(0) == [*range(200)]
+    assert sizes == [8000, 8000, 4000]
+    await world.reader.close()
+
+
+async def test_readers_of_the_same_block_share_one_request_and_do_not_disturb_each_other(world: World) -> None:
+    await upload(world.store, world.metadata, {1: payloads(0, 10)})
+    world.store.faults = Faults(latency_ms=2)
+
+    readers = [asyncio.create_task(world.read(0)) for _ in range(8)]
+    while not world.gets():
+        await asyncio.sleep(0)
+    readers[0].cancel()
+    results = await asyncio.gather(*readers, return_exceptions=True)
+
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert results[1:] == [[*range(10)]] * 7
+    assert world.gets() == 1
+    assert world.store.requests["get_tail"] == 1
+
+
+async def test_a_long_index_takes_a_second_request(world: World) -> None:
+    world.reader = world.new_reader(dataclasses.replace(SMALL, tail_size_bytes=200))
+    await upload(world.store, world.metadata, {1: payloads(0, 100)}, block_size_bytes=100)
+
+    assert await world.read(99) == [99]
+    assert world.store.requests == {"put": 1, "get_tail": 1, "get_range": 2}
+
+
+async def test_the_index_cache_is_bounded(world: World) -> None:
+    for base in range(0, 1000, 100):  # 1,280 bytes of index each, room for three
+        await upload(world.store, world.metadata, {1: payloads(base, base + 100)}, block_size_bytes=500)
+    for base in (0, 100, 200, 300, 0):
+        await world.read(base, max_bytes=1)
+    assert world.store.requests["get_tail"] == 5
+    await world.read(300, max_bytes=1)
+    assert world.store.requests["get_tail"] == 5
+
+
+async def test_a_bit_flipped_on_the_way_is_read_again(world: World) -> None:
+    await upload(world.store, world.metadata, {1: payloads(0, 50)}, states={1: b"state"})
+    flips: list[Fault] = []
+
+    async def hook(operation: str, key: str) -> Fault | None:
+        return flips.pop() if flips and operation == "get_range" else None
+
+    world.store.hook = hook
+    flips.append(Fault.FLIPPED)
+    assert await world.read(0) == [*range(50)]
+    flips.append(Fault.FLIPPED)
+    assert await world.reader.read_state(STREAM) == (50, b"state")
+    assert not flips
+
+
+async def test_every_flipped_bit_of_a_block_is_refused_by_name() -> None:
+    for bit in random.Random(1).sample(range(3000 * 8), 40):
+        world = World()
+        object_id = await upload(world.store, world.metadata, {1: payloads(0, 30)})
+        world.store.bucket.flip_bit(PATHS.data_object(object_id), bit)
+        block = bit // 8000 * 10
+        with pytest.raises(ObjectCorrupt, match=f"object {object_id}, stream 1, offsets {block} to {block + 10}"):
+            await world.read(block)
+        # What is sound before and after it can still be read.
+        if block:
+            assert await world.read(0) == [*range(block)]
+        if block < 20:
+            assert await world.read(block + 10) == [*range(block + 10, 30)]
+        await world.reader.close()
+
+
+async def test_a_damaged_index_is_refused(world: World) -> None:
+    object_id = await upload(world.store, world.metadata, {1: payloads(0, 10)})
+    world.store.bucket.flip_bit(PATHS.data_object(object_id), 1000 * 8 + 5)
+    with pytest.raises(ObjectCorrupt, match="index does not match its CRC"):
+        await world.read(0)
+
+
+async def test_an_object_that_was_replaced_by_other_bytes_is_refused(world: World) -> None:
+    first = await upload(world.store, world.metadata, {1: payloads(0, 10)})
+    data = (await world.store.get(PATHS.data_object(first))).data
+    await world.store.put(PATHS.data_object(first), [data[:-1]])
+    with pytest.raises(ObjectCorrupt):
+        await world.read(0)
+
+
+async def test_an_object_that_lacks_what_was_committed_is_refused(world: World) -> None:
+    first = await upload(world.store, world.metadata, {1: payloads(0, 10)})
+    object_id, wrong = world.metadata.stream_ranges[STREAM][0]
+    world.metadata.stream_ranges[StreamId(3)] = [(object_id, dataclasses.replace(wrong, stream_id=StreamId(3)))]
+    with pytest.raises(ObjectCorrupt, match=f"object {first} should hold stream 3, offsets 0 to 10"):
+        await world.reader.read(StreamId(3), 0, END, 1000)
+
+
+async def replace_objects(world: World, sources: list[ObjectId]) -> ObjectId:
+    """A compaction of stream 1, done by hand: the sources are gone from the bucket right after."""
+    (target,) = await world.metadata.new_object_ids(1)
+    end = world.metadata.committed_end_offset(STREAM)
+    assert end is not None
+    shadow = DictMetadata()
+    shadow.create(1)
+    shadow.next_id = target
+    await upload(world.store, shadow, {1: payloads(0, end)})
+    await world.metadata.commit_objects(CommitObjects(objects=(shadow.objects[target],), sources=tuple(sources)))
+    await world.store.delete_many([PATHS.data_object(source) for source in sources])
+    return target
+
+
+async def test_a_reader_follows_a_compaction(world: World) -> None:
+    sources = [await upload(world.store, world.metadata, {1: payloads(base, base + 10)}) for base in (0, 10, 20)]
+    assert await world.read(0, max_bytes=100) == [0]
+    await replace_objects(world, sources)
+    assert await world.read(0) == [*range(30)]
+    assert await world.read(15) == [*range(15, 30)]
+
+
+async def test_a_compaction_in_the_middle_of_a_read_is_followed(world: World) -> None:
+    sources = [await upload(world.store, world.metadata, {1: payloads(base, base + 10)}) for base in (0, 10, 20)]
+
+    async def hook(operation: str, key: str) -> None:
+        if operation == "get_range":
+            world.store.hook = None
+            await replace_objects(world, sources)
+
+    world.store.hook = hook
+    assert await world.read(0) == [*range(30)]
+
+
+async def test_metadata_that_lags_behind_is_brought_up_to_date() -> None:
+    world = World()
+    caught_up: list[bool] = []
+    sources = [await upload(world.store, world.metadata, {1: payloads(base, base + 10)}) for base in (0, 10, 20)]
+    stale = dict(world.metadata.stream_ranges), dict(world.metadata.objects)
+    await replace_objects(world, sources)
+    fresh = dict(world.metadata.stream_ranges), dict(world.metadata.objects)
+    world.metadata.stream_ranges, world.metadata.objects = stale
+
+    async def catch_up() -> None:
+        caught_up.append(True)
+        world.metadata.stream_ranges, world.metadata.objects = fresh
+
+    reader = ObjectReader(
+        store=world.store, paths=PATHS, metadata=world.metadata, payload_format=PlainPayloads(), settings=SMALL,
+        catch_up=catch_up,
+    )  # fmt: skip
+    # The dictionaries share their lists; cut the stale view loose.
+    world.metadata.stream_ranges = {STREAM: [(sources[0], stale[0][STREAM][0][1])]}
+    world.metadata.objects = dict.fromkeys(sources, next(iter(fresh[1].values())))
+    assert offsets_of(await reader.read(STREAM, 0, END, 1 << 20)) == [*range(30)]
+    assert caught_up == [True]
+    await reader.close()
+    await world.reader.close()
+
+
+async def test_an_object_that_is_missing_and_still_referenced_is_a_loss(world: World) -> None:
+    object_id = await upload(world.store, world.metadata, {1: payloads(0, 10)}, states={1: b"s"})
+    await world.store.delete_many([PATHS.data_object(object_id)])
+    expected = f"object {object_id} is missing from the store .*, and holds stream 1, offsets 0 to 10"
+    with pytest.raises(ObjectCorrupt, match=expected):
+        await world.read(0)
+    with pytest.raises(ObjectCorrupt, match=expected):
+        await world.reader.read_state(STREAM)
+
+
+async def test_what_was_trimmed_meanwhile_reads_as_nothing(world: World) -> None:
+    await upload(world.store, world.metadata, {1: payloads(0, 10)})
+    await upload(world.store, world.metadata, {1: payloads(10, 20)})
+    await world.metadata.trim_streams({STREAM: 12})
+    assert await world.read(5) == []
+    assert await world.read(12) == [*range(12, 20)]
+    world.metadata.delete(1)
+    assert await world.read(12) == []
+
+
+async def test_an_outage_is_passed_on_and_passes(world: World) -> None:
+    await upload(world.store, world.metadata, {1: payloads(0, 50)})
+    world.store.outage = True
+    with pytest.raises(Unavailable):
+        await world.read(0)
+    world.store.outage = False
+    assert await world.read(0, max_bytes=1000) == [*range(10)]
+    world.store.outage = True
+    assert await world.read(0, max_bytes=1000) == [*range(10)]  # cached
+    with pytest.raises(Unavailable):
+        await world.read(40)
+    world.store.outage = False
+    assert await world.read(40) == [*range(40, 50)]
+
+
+async def test_the_newest_state_and_what_it_accounts_for(world: World) -> None:
+    assert await world.reader.read_state(STREAM) is None
+    await upload(world.store, world.metadata, {1: payloads(0, 10)}, states={1: b"at ten"})
+    await upload(world.store, world.metadata, {1: payloads(10, 20)}, states={1: b"at twenty"})
+    await upload(world.store, world.metadata, {1: payloads(20, 30)})
+    assert await world.reader.read_state(STREAM) == (20, b"at twenty")
+    await world.metadata.trim_streams({STREAM: 30})
+    assert await world.reader.read_state(STREAM) == (20, b"at twenty")
+    assert await world.reader.read_state(StreamId(2)) is None
+
+
+async def test_looking_up_a_time(world: World) -> None:
+    for base in (0, 30, 60):  # ten milliseconds an offset, five records a payload
+        await upload(world.store, world.metadata, {1: payloads(base, base + 30, count=5)})
+
+    async def look_up(timestamp_ms: int, start: int = 0, end: int = END) -> list[int]:
+        found = await world.reader.payload_for_timestamp(STREAM, timestamp_ms, start, end)
+        return [] if found is None else offsets_of([found])
+
+    assert await look_up(-1) == [0]
+    assert await look_up(0) == [0]
+    assert await look_up(1) == [5]
+    assert await look_up(450) == [45]
+    assert await look_up(451) == [50]
+    assert await look_up(850) == [85]
+    assert await look_up(851) == []
+    assert await look_up(0, start=47) == [45]
+    assert await look_up(0, start=50) == [50]
+    assert await look_up(600, end=60) == []
+    assert world.store.requests["get_range"] < 9  # the index tells; other blocks are not read
+
+
+async def test_times_that_go_back_are_found_all_the_same(world: World) -> None:
+    rng = random.Random(5)
+    stamps = [rng.randrange(1000) for _ in range(120)]
+    for base in range(0, 120, 40):
+        await upload(
+            world.store,
+            world.metadata,
+            {1: [payload(offset, timestamp_ms=stamps[offset]) for offset in range(base, base + 40)]},
+        )
+    for wanted in range(0, 1000, 37):
+        found = await world.reader.payload_for_timestamp(STREAM, wanted, 0, END)
+        expected = next((offset for offset, stamp in enumerate(stamps) if stamp >= wanted), None)
+        assert (None if found is None else offsets_of([found])[0]) == expected
+
+
+async def settle(world: World) -> None:
+    """Let read-ahead come to its end."""
+    while world.reader._tasks:
+        await asyncio.sleep(0)
+
+
+async def test_read_ahead_grows_with_sequential_reads_and_saves_requests(world: World) -> None:
+    await upload(world.store, world.metadata, {1: payloads(0, 2000)})
+    requests: list[int] = []
+    for offset in range(0, 2000, 10):
+        assert await world.read(offset, max_bytes=1000) == [*range(offset, offset + 10)]
+        await settle(world)
+        requests.append(world.gets())
+    assert requests[0] == 1
+    assert requests[-1] < 50  # of up to 8 blocks each, where 200 had been needed
+    assert world.reader.cache.unused_evictions == 0
+
+
+async def test_readers_that_jump_do_not_read_ahead(world: World) -> None:
+    await upload(world.store, world.metadata, {1: payloads(0, 2000)})
+    await world.read(0, max_bytes=1000)
+    before = world.store.bytes_read
+    for offset in random.Random(2).sample(range(10, 2000, 10), 20):
+        await world.read(offset, max_bytes=1000)
+        await settle(world)
+    assert world.store.bytes_read == before + 20_000
+
+
+async def test_readers_whose_windows_do_not_fit_together_settle_on_smaller_ones() -> None:
+    world = World(dataclasses.replace(SMALL, memory_bytes=32 * KIB))
+    await upload(world.store, world.metadata, {1: payloads(0, 4000)})
+    await world.read(0, max_bytes=1)
+    gets, read_bytes = world.gets(), world.store.bytes_read
+    readers = [0, 1000, 2000, 3000]
+    for _ in range(60):
+        for number, offset in enumerate(readers):
+            await world.read(offset, max_bytes=1000)
+            readers[number] = offset + 10
+            await settle(world)
+    assert world.gets() - gets < 160  # fewer than the 240 blocks: they do read ahead
+    assert world.store.bytes_read - read_bytes < 260_000  # and hardly any of it in vain
+    await world.reader.close()
+
+
+async def test_read_ahead_that_is_evicted_before_use_shrinks() -> None:
+    world = World(dataclasses.replace(SMALL, memory_bytes=32 * KIB))
+    await upload(world.store, world.metadata, {1: payloads(0, 4000)})
+    for offset in range(0, 100, 10):
+        await world.read(offset, max_bytes=1000)
+        await settle(world)
+    (sequence,) = world.reader._sequences.values()
+    window = sequence.window_bytes
+    assert window > 0
+    held = [await world.reader.read(STREAM, offset, END, 4000) for offset in range(1000, 4000, 500)]
+    assert world.reader.cache.unused_evictions > 0
+    assert sequence.window_bytes == window // 2
+    del held
+    await world.reader.close()
+
+
+async def test_readers_that_hold_their_data_while_they_want_more_do_not_wait_for_ever() -> None:
+    world = World(dataclasses.replace(SMALL, memory_bytes=32 * KIB, memory_wait_ms=30))
+    await upload(world.store, world.metadata, {1: payloads(0, 1000)})
+
+    async def hoard(offset: int) -> str:
+        held = []
+        for at in range(offset, offset + 200, 40):
+            try:
+                held.append(await world.reader.read(STREAM, at, END, 4000))
+            except Unavailable as error:
+                return str(error)
+        return "all"
+
+    results = await asyncio.gather(*(hoard(offset) for offset in range(0, 800, 200)))
+    assert any("responses that are being sent hold" in result for result in results)
+    assert offsets_of(await world.reader.read(STREAM, 0, END, 4000)) == [*range(40)]
+    await world.reader.close()
+
+
+async def test_memory_stays_bounded_with_many_readers_and_held_responses() -> None:
+    settings = dataclasses.replace(SMALL, memory_bytes=64 * KIB, read_ahead_max_bytes=8 * KIB)
+    world = World(settings)
+    for base in range(0, 3000, 300):
+        await upload(world.store, world.metadata, {1: payloads(base, base + 300)})
+    world.store.faults = Faults(latency_ms=0.3)
+    rng = random.Random(6)
+    peak = 0
+
+    async def consume(offset: int) -> None:
+        nonlocal peak
+        while offset < 3000:
+            buffers = await world.reader.read(STREAM, offset, 3000, rng.choice([500, 2000, 8000]))
+            found = offsets_of(buffers)
+            assert found == [*range(offset, found[-1] + 1)]
+            offset = found[-1] + 1
+            peak = max(peak, world.reader.cache.used_bytes)
+            await asyncio.sleep(rng.random() / 2000)  # the response is being sent: its memory is held
+            del buffers
+
+    await asyncio.wait_for(asyncio.gather(*(consume(rng.randrange(0, 2500)) for _ in range(20))), 30)
+    assert peak <= settings.memory_bytes
+    await world.reader.close()
+    assert world.reader.cache.used_bytes == 0
+
+
+async def test_readers_come_to_an_end_under_faults() -> None:
+    world = World()
+    for base in range(0, 1000, 100):
+        await upload(world.store, world.metadata, {1: payloads(base, base + 100)})
+    world.store.faults = Faults(latency_ms=0.1, refused=0.1, lost_reply=0.05, flipped=0.02)
+    offset = failures = 0
+    while offset < 1000:
+        try:
+            found = offsets_of(await world.reader.read(STREAM, offset, END, 3000))
+        except Unavailable:
+            failures += 1
+            continue
+        except ObjectCorrupt:
+            continue  # flipped twice in a row
+        assert found == [*range(offset, found[-1] + 1)]
+        offset = found[-1] + 1
+    assert failures > 0
+    await world.reader.close()
+
+
+async def test_closing_gives_up_what_is_under_way() -> None:
+    world = World()
+    await upload(world.store, world.metadata, {1: payloads(0, 10)})
+    world.store.faults = Faults(latency_ms=10_000)
+    reading = asyncio.create_task(world.read(0))
+    await asyncio.sleep(0.01)
+    await world.reader.close()
+    with pytest.raises(Unavailable, match="closed"):
+        await reading
+    with pytest.raises(Unavailable, match="closed"):
+        await world.read(0)
+
+
+def test_the_memory_store_is_the_ports() -> None:
+    assert isinstance(new_world()[0], MemoryObjectStore)
