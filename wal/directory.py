@@ -37,7 +37,7 @@ class FenceWord:
         """Make the word where it is missing."""
         fd = os.open(directory / _FENCE_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            os.ftruncate(fd, _FENCE.size)
+            os.posix_fallocate(fd, 0, _FENCE.size)  # set aside: on a full disk a mapped hole would kill the process
             self._map = mmap.mmap(fd, _FENCE.size)
         finally:
             os.close(fd)
@@ -46,6 +46,10 @@ class FenceWord:
         """Logs of this epoch or an older one are fenced; -1 where none is."""
         epoch: int = _FENCE.unpack_from(self._map)[0]
         return epoch - 1
+
+    def close(self) -> None:
+        """Unmap it."""
+        self._map.close()
 
     def raise_to(self, wal_epoch: int) -> None:
         """Fence every log of `wal_epoch` or older."""
@@ -81,7 +85,7 @@ class WalDirectory:
         try:
             self.fence = FenceWord(path)
         except OSError as error:
-            self.close()
+            os.close(self._lock_fd)
             raise _unavailable(path, error) from error
 
     @property
@@ -131,6 +135,7 @@ class WalDirectory:
     def close(self) -> None:
         """Unlock. Calling it again does nothing."""
         if self._lock_fd >= 0:
+            self.fence.close()
             os.close(self._lock_fd)
             self._lock_fd = -1
 
@@ -142,7 +147,9 @@ def fence(path: Path) -> int:
     """
     with open(path / _WAL_NAME, "rb") as file:
         header = choose_header(file.read(RING_START_BYTES))
-    FenceWord(path).raise_to(header.wal_epoch)
+    word = FenceWord(path)
+    word.raise_to(header.wal_epoch)
+    word.close()
     return header.wal_epoch
 
 
