@@ -165,7 +165,7 @@ class DelayedFetch:
             return
         # Where the log cache had it after all, the memory is the arena's: others are awaited still, so copy.
         copied: list[Buffer] = (
-            [bytes(payload) for payload in found.payloads] if found.block is not None else found.payloads
+            [bytes(payload) for payload in found.buffers] if found.block is not None else found.buffers
         )
         entry.payloads = copied
         entry.size_bytes = found.size_bytes
