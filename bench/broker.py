@@ -50,7 +50,8 @@ class Broker:
 
     def create_topic(self, topic: str, partitions: int) -> None:
         new = NewTopic(topic, num_partitions=partitions, replication_factor=1)
-        AdminClient({"bootstrap.servers": self.bootstrap}).create_topics([new])[topic].result(_START_TIMEOUT_S)
+        admin = AdminClient({"bootstrap.servers": self.bootstrap})
+        admin.create_topics([new])[topic].result(_START_TIMEOUT_S)
 
     def wait_until_quiet(self, quiet_s: float) -> None:
         """Wait until it has used next to no CPU for a while: uploads and other background work are done."""

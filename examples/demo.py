@@ -1,6 +1,7 @@
 """Every line of Python's own standard library through the broker, and back out of its objects.
 
-`make demo` does, with a broker process of its own and a directory that it removes afterwards:
+`make demo` does, with a broker process of its own (an embedded `Node` whose calls of the object store are counted) and a
+directory that it removes afterwards:
 
 1. Send each line of each source file of this machine's standard library as one record, its file's name as the key,
    with confluent-kafka (librdkafka), lz4 and an idempotent producer.
@@ -12,7 +13,9 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import hashlib
+import json
 import shutil
 import signal
 import socket
@@ -21,16 +24,21 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from tqdm import tqdm
 
+from broker.config import settings_from
+from broker.node import Node
+from s3stream.objectstore import ObjectStore
 from wal.header import RING_START_BYTES, WalHeader, choose_header
 
 TOPIC = "standard-library"
@@ -48,6 +56,9 @@ listeners = "PLAINTEXT://127.0.0.1:{port}"
 "upload.size.bytes" = "2MiB"
 "upload.interval.ms" = 1000
 """
+
+
+PUT_NAMES = ("put", "put_if_absent", "put_if_match", "put_multipart")
 
 
 class DemoFailed(Exception):
@@ -87,30 +98,66 @@ def standard_library() -> Library:
     return Library(files={name: lines for name, lines in files.items() if lines})
 
 
+@dataclass(slots=True)
+class RunningBroker:
+    """A broker process."""
+
+    start_s: float
+    """From the start of the process to the first connection that it took."""
+    calls: Counter[str]
+    """Calls of the object store, by name; known when the broker has stopped."""
+
+
 @contextmanager
-def running_broker(directory: Path, port: int) -> Iterator[float]:
-    """`tidelog serve` in a process of its own, stopped with SIGTERM at the end. Yields the seconds its start took."""
+def running_broker(directory: Path, port: int) -> Iterator[RunningBroker]:
+    """A broker in a process of its own (see `serve`), stopped with SIGTERM at the end."""
     settings = directory / "tidelog.toml"
     settings.write_text(SETTINGS.format(port=port, directory=directory))
     log_path = directory / "broker.log"
     with log_path.open("ab") as log:
         began = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-m", "broker", "serve", "-c", str(settings)], stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, __file__, "--serve", str(settings)], stdout=subprocess.PIPE, stderr=log, text=True
         )
     try:
         while not _accepts(port):
             if process.poll() is not None or time.perf_counter() - began > START_TIMEOUT_S:
                 raise DemoFailed(f"the broker did not start:\n{log_path.read_text()}")
             time.sleep(0.01)
-        yield time.perf_counter() - began
+        broker = RunningBroker(start_s=time.perf_counter() - began, calls=Counter())
+        yield broker
         process.send_signal(signal.SIGTERM)
-        if process.wait(STOP_TIMEOUT_S) != 0:
+        counts, _ = process.communicate(timeout=STOP_TIMEOUT_S)
+        if process.returncode != 0:
             raise DemoFailed(f"the broker did not stop in order:\n{log_path.read_text()}")
+        broker.calls.update(json.loads(counts))
     finally:
         if process.poll() is None:
             process.kill()
-            process.wait()
+        process.communicate()
+
+
+async def serve(config: Path) -> None:
+    """What `tidelog serve -c` does, with the calls of the object store counted: one line of JSON at the end."""
+    calls: Counter[str] = Counter()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with Node(settings_from(file=config), wrap_store=lambda store: counting(store, calls)):
+        await stop.wait()
+    print(json.dumps(calls))
+
+
+def counting(store: ObjectStore, calls: Counter[str]) -> ObjectStore:
+    """The same store, with its calls counted."""
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            found = getattr(store, name)
+            if callable(found):
+                calls[name] += 1
+            return found
+
+    return Counting()  # type: ignore[return-value]
 
 
 def _accepts(port: int) -> bool:
@@ -123,9 +170,9 @@ def _accepts(port: int) -> bool:
 
 def produce(bootstrap: str, library: Library) -> float:
     """Send all lines; the seconds it took until all were acknowledged."""
-    AdminClient({"bootstrap.servers": bootstrap}).create_topics(
-        [NewTopic(TOPIC, num_partitions=PARTITIONS, replication_factor=1)]
-    )[TOPIC].result(START_TIMEOUT_S)
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    new = NewTopic(TOPIC, num_partitions=PARTITIONS, replication_factor=1)
+    admin.create_topics([new])[TOPIC].result(START_TIMEOUT_S)
     producer = Producer(
         {
             "bootstrap.servers": bootstrap,
@@ -191,8 +238,7 @@ def consume(bootstrap: str, library: Library) -> tuple[Library, float]:
 
 def wal_header(directory: Path) -> WalHeader:
     """The header of the write-ahead log: where it begins (trim offset) and where it is known to end."""
-    [path] = directory.glob("wal/*.wal")
-    with path.open("rb") as file:
+    with (directory / "wal" / "wal").open("rb") as file:
         return choose_header(file.read(RING_START_BYTES))
 
 
@@ -218,18 +264,24 @@ def run(directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     bootstrap = f"127.0.0.1:{port}"
-    with running_broker(directory, port) as start_s:
-        print(f"broker at {bootstrap}, up after {start_s:.2f} s")
+    with running_broker(directory, port) as broker:
+        print(f"broker at {bootstrap}, up after {broker.start_s:.2f} s")
         produce_s = produce(bootstrap, library)
         print(f"produced {library.line_count / produce_s:,.0f} records/s, {megabytes / produce_s:.1f} MB/s")
         trim_s = wait_until_trimmed(directory)
         print(f"WAL trimmed to offset {wal_header(directory).trim_offset:,} after {trim_s:.1f} s: all is in objects")
     header = wal_header(directory)
     print(f"stopped; the WAL holds {header.confirmed_offset - header.trim_offset} bytes that are not in objects")
-    with running_broker(directory, port) as start_s:
-        print(f"broker restarted with empty caches, up after {start_s:.2f} s")
+    sizes = [path.stat().st_size for path in (directory / "objects" / "data").rglob("*") if path.is_file()]
+    puts = sum(broker.calls[name] for name in PUT_NAMES)
+    print(f"{len(sizes)} data objects of {sum(sizes) / 1e6:.1f} MB (lz4), {puts} PUTs in all, metadata included")
+    with running_broker(directory, port) as restarted:
+        print(f"broker restarted with empty caches, up after {restarted.start_s:.2f} s")
         found, consume_s = consume(bootstrap, library)
-    print(f"consumed {library.line_count / consume_s:,.0f} records/s, {megabytes / consume_s:.1f} MB/s")
+    print(
+        f"consumed {library.line_count / consume_s:,.0f} records/s, {megabytes / consume_s:.1f} MB/s, "
+        f"with {restarted.calls['get_range'] + restarted.calls['get_tail']} ranged GETs"
+    )
     sent_sha256, found_sha256 = library.sha256(), found.sha256()
     print(f"sha256 sent  {sent_sha256}\nsha256 found {found_sha256}")
     if sent_sha256 != found_sha256:
@@ -240,7 +292,12 @@ def run(directory: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--directory", type=Path, help="keep the broker's data here instead of removing it")
-    directory = parser.parse_args().directory
+    parser.add_argument("--serve", type=Path, metavar="FILE", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve is not None:
+        uvloop.run(serve(options.serve))
+        return 0
+    directory = options.directory
     target = directory or Path(tempfile.mkdtemp(prefix="tidelog-demo-"))
     target.mkdir(parents=True, exist_ok=True)
     try:

@@ -99,10 +99,12 @@ class Confluent:
 
     def create_topic(self, topic: str, partitions: int, configs: dict[str, str] | None = None) -> None:
         new = NewTopic(topic, num_partitions=partitions, replication_factor=1, config=configs or {})
-        self._admin().create_topics([new])[topic].result(DEADLINE_S)
+        admin = self._admin()  # kept: what it has under way ends with it
+        admin.create_topics([new])[topic].result(DEADLINE_S)
 
     def delete_topic(self, topic: str) -> None:
-        self._admin().delete_topics([topic])[topic].result(DEADLINE_S)
+        admin = self._admin()
+        admin.delete_topics([topic])[topic].result(DEADLINE_S)
 
     def partitions(self, topic: str) -> set[int] | None:
         topics = self._admin().list_topics(timeout=DEADLINE_S).topics
