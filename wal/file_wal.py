@@ -63,7 +63,6 @@ FORMAT_STEP_BYTES = 1 << 20
 FORMAT_PAUSE_S = 0.002
 """Formatting writes one step, then leaves the disk alone for this long: appends come first."""
 
-_MASK = BLOCK_SIZE_BYTES - 1
 _FRAME_ROUND_UP = FRAME_HEADER_SIZE_BYTES + FRAME_ALIGNMENT_BYTES - 1
 _ZEROS = bytes(BLOCK_SIZE_BYTES)
 
@@ -125,15 +124,17 @@ class FileWal:
         self._closing = False
         self._closed: asyncio.Future[None] | None = None
 
-        # The open reservation: where its frame lies in memory and in the log, and what `cancel` puts back.
-        self._reserved_index = -1
-        self._reserved_offset = 0
-        self._reserved_payload_size = 0
-        self._head_before = 0
+        # The open reservation: its payload, where its frame lies in memory, where that ends in the log.
+        self._reserved: memoryview | None = None
+        self._reserved_index = 0
+        self._reserved_end = 0
 
-        # The open extent (index -1: none), and the closed ones that wait: (memory index, log offset, end offset).
+        # The open extent: where it lies in memory (-1: there is none) and in the log, where its next frame goes, and
+        # the block boundary up to which frames may join it. Closed ones wait as (memory index, log offset, end offset).
         self._open_index = -1
         self._open_offset = 0
+        self._next_offset = 0
+        self._open_limit = 0
         self._waiting: deque[tuple[int, int, int]] = deque()
         self._idle = True
         """Neither a write in flight nor one about to start."""
@@ -254,7 +255,7 @@ class FileWal:
     @property
     def reserved_position(self) -> int:
         """See `WriteAheadLog`."""
-        assert self._reserved_index >= 0, "nothing is reserved"
+        assert self._reserved is not None, "nothing is reserved"
         return self._reserved_index + FRAME_HEADER_SIZE_BYTES
 
     def reserve(self, payload_size: int) -> memoryview | None:
@@ -264,79 +265,44 @@ class FileWal:
             PayloadTooLarge: it is larger than `max_payload_bytes`.
             WalFenced: the log is fenced.
         """
-        assert self._reserved_index < 0, "the last reservation is still open: append or cancel it"
+        assert self._reserved is None, "the last reservation is still open: append or cancel it"
         if payload_size > self.max_payload_bytes:
             raise PayloadTooLarge(
                 f"a payload of {payload_size} bytes; this WAL takes at most {self.max_payload_bytes}: raise its capacity and "
                 "the arena, or send smaller batches"
             )
         frame_size = (payload_size + _FRAME_ROUND_UP) & -FRAME_ALIGNMENT_BYTES
-        arena = self._arena
-        head = arena.head
-        arena_size = arena.size_bytes
-        arena_limit = arena.tail + arena_size
-        index = head % arena_size
-        offset = self.end_offset
-        if (
-            self._open_index < 0
-            or index + frame_size > arena_size
-            or offset + frame_size - self._open_offset > GROUP_WRITE_LIMIT_BYTES
-            or index == 0
-        ):
-            if not self._ready or self._failure is not None or self._closing:
-                self._refuse()
-            aligned = (head + _MASK) & -BLOCK_SIZE_BYTES
-            offset = (offset + _MASK) & -BLOCK_SIZE_BYTES
-            index = aligned % arena_size
-            start = aligned + arena_size - index if index + frame_size > arena_size else aligned
-            if (start + frame_size + _MASK) & -BLOCK_SIZE_BYTES > arena_limit:
-                return None
-            if (offset + frame_size + _MASK) & -BLOCK_SIZE_BYTES > self._ring_limit:
-                return None
-            if self._open_index >= 0:
-                self._close_extent()
-            index = start % arena_size
-            self._head_before = arena.head
-            arena.head = start + frame_size
-        else:
-            if (head + frame_size + _MASK) & -BLOCK_SIZE_BYTES > arena_limit:
-                return None
-            if (offset + frame_size + _MASK) & -BLOCK_SIZE_BYTES > self._ring_limit:
-                return None
-            self._head_before = head
-            arena.head = head + frame_size
-        self._reserved_index = index
-        self._reserved_offset = offset
-        self._reserved_payload_size = payload_size
+        if self._next_offset + frame_size > self._open_limit and not self._make_room(frame_size):
+            return None
+        offset = self._next_offset
+        self._reserved_index = index = self._open_index + offset - self._open_offset
+        self._reserved_end = offset + frame_size
+        self._arena.head += frame_size
         payload_at = index + FRAME_HEADER_SIZE_BYTES
-        return self._view[payload_at : payload_at + payload_size]
+        self._reserved = payload = self._view[payload_at : payload_at + payload_size]
+        return payload
 
     def append(self, *, stream_id: int, leader_epoch: int, base_offset: int, record_count: int) -> int:
         """See `WriteAheadLog`."""
-        index = self._reserved_index
-        assert index >= 0, "nothing is reserved"
-        offset = self._reserved_offset
-        payload_size = self._reserved_payload_size
-        end = self.end_offset
+        payload = self._reserved
+        assert payload is not None, "nothing is reserved"
+        self._reserved = None
+        offset = self._next_offset
         pack_frame(
             self._view,
-            index,
-            payload_size,
+            self._reserved_index,
+            payload,
             self._seed,
             offset,
             self.durable_offset,
             self.wal_epoch,
-            offset - end,
+            offset - self.end_offset,
             stream_id,
             leader_epoch,
             base_offset,
             record_count,
         )
-        self._reserved_index = -1
-        if self._open_index < 0:
-            self._open_index = index
-            self._open_offset = offset
-        self.end_offset = end = offset + ((payload_size + _FRAME_ROUND_UP) & -FRAME_ALIGNMENT_BYTES)
+        self._next_offset = self.end_offset = end = self._reserved_end
         if self._idle:
             self._idle = False
             self._loop.call_soon(self._write_next)
@@ -344,27 +310,58 @@ class FileWal:
 
     def cancel(self) -> None:
         """See `WriteAheadLog`."""
-        assert self._reserved_index >= 0, "nothing is reserved"
-        self._reserved_index = -1
-        self._arena.head = self._head_before
+        assert self._reserved is not None, "nothing is reserved"
+        self._reserved = None
+        self._arena.head -= self._reserved_end - self._next_offset
 
-    def _refuse(self) -> None:
+    def _make_room(self, frame_size: int) -> bool:
+        """See to it that the open extent takes the frame: look at its limit again, or open another."""
+        if self._failure is not None:
+            raise self._failure
         assert self._ready, "recover the WAL before the first append"
         assert not self._closing, "the WAL is closed"
-        assert self._failure is not None
-        raise self._failure
+        arena = self._arena
+        if self._open_index >= 0:
+            start = arena.head - (self._next_offset - self._open_offset)
+            self._open_limit = self._extent_limit(start, self._open_offset, GROUP_WRITE_LIMIT_BYTES)
+            if self._next_offset + frame_size <= self._open_limit:
+                return True
+        start = align_block(arena.head)
+        if frame_size > arena.size_bytes - start % arena.size_bytes:
+            start += arena.size_bytes - start % arena.size_bytes
+        offset = align_block(self.end_offset)
+        limit = self._extent_limit(start, offset, max(GROUP_WRITE_LIMIT_BYTES, align_block(frame_size)))
+        if offset + frame_size > limit:
+            return False
+        if self._open_index >= 0:
+            self._close_extent()
+        arena.head = start
+        self._open_index = start % arena.size_bytes
+        self._open_offset = self._next_offset = offset
+        self._open_limit = limit
+        return True
+
+    def _extent_limit(self, start: int, offset: int, size_limit: int) -> int:
+        """Log offset, a block boundary, up to which an extent at an arena position and a log offset can grow now."""
+        arena = self._arena
+        to_ring_end = arena.size_bytes - start % arena.size_bytes
+        to_tail = floor_block(arena.tail + arena.size_bytes - start)
+        return min(offset + min(size_limit, to_ring_end, to_tail), self._ring_limit)
 
     def _close_extent(self) -> None:
-        """Pad the open extent to a block and queue it."""
+        """Pad the open extent to a block and queue it, unless nothing was appended to it."""
         index = self._open_index
-        size = self.end_offset - self._open_offset
+        size = self._next_offset - self._open_offset
+        self._open_index = -1
+        self._open_limit = 0
+        if not size:
+            return
         padding = -size % BLOCK_SIZE_BYTES
         if padding:
             end = index + size
             self._view[end : end + padding] = _ZEROS[:padding]
             self._arena.head += padding
         self._waiting.append((index, self._open_offset, self.end_offset))
-        self._open_index = -1
 
     # -- writing
 
@@ -373,12 +370,13 @@ class FileWal:
         if self._failure is not None:
             return
         if not self._waiting:
-            if self._open_index < 0:
+            assert self._reserved is None, "a reservation stayed open across a turn of the event loop"
+            if self._open_index >= 0:
+                self._close_extent()
+            if not self._waiting:
                 self._idle = True
                 self._tell_drained()
                 return
-            assert self._reserved_index < 0, "a reservation stayed open across a turn of the event loop"
-            self._close_extent()
         index, offset, end = self._waiting[0]
         size = align_block(end) - offset
         if 0 <= self._formatting_from < offset + size:
@@ -427,7 +425,7 @@ class FileWal:
             )
             failure.__cause__ = error
         self._failure = failure
-        self._open_index = -1  # so that `reserve` looks
+        self._open_limit = 0  # so that `reserve` looks
         self._waiting.clear()
         waiters, self._header_waiters = self._header_waiters, []
         for _, waiter in waiters:

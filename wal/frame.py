@@ -1,20 +1,20 @@
 """Frame codec: one payload with its header, as it lies in the arena and on the disk. Pure.
 
-    magic u32 · header CRC u32 · log offset u64 · confirmed offset u64
-    WAL epoch u32 · body size u32 · body CRC u32 · padding before u32               = 40 bytes of header
-    stream id i64 · base offset i64 · leader epoch i32 · record count i32 · payload = the body
+    magic u32 · WAL epoch u32 · log offset u64 · confirmed offset u64 · padding before u32 · payload size u32
+    payload CRC u32 · leader epoch i32 · stream id i64 · base offset i64 · record count i32 · header CRC u32
+    payload
 
 Always true:
 - A frame starts at a multiple of 8, and the first frame of every write at a multiple of 4096.
 - Both CRCs are crc32c, seeded with a number made of the `wal_id`: frames of a log that once lay in the same
-  place never pass for ours. The header CRC covers everything behind it in the header, the body CRC included.
+  place never pass for ours. The header CRC covers everything before it, the payload CRC included.
 - `log offset` is where the frame belongs. A ring's older lap, or a block that went astray, shows by it.
 - `padding before` chains frames over the padding between writes: the space between the end of one frame and
   the start of the next is a hole unless the next says that nothing was there. So a block that a power cut
   turned back to zeros never passes for padding.
 - `confirmed offset`: everything below it was durable, and may have been acknowledged, when the frame was
   written. A valid frame behind a hole proves by it whether acknowledged data is missing.
-- Little-endian; the header is 64 bytes with the fixed part of the body, so that a reservation can leave room.
+- Little-endian; the header is 64 bytes, so that a reservation can leave room for it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ __all__ = [
     "FRAME_HEADER_SIZE_BYTES",
     "FrameHeader",
     "align_block",
-    "align_frame",
-    "body_is_intact",
     "crc_seed",
     "frame_size",
     "pack_frame",
+    "payload_is_intact",
     "read_header",
     "restamp_confirmed",
 ]
@@ -46,26 +45,18 @@ BLOCK_SIZE_BYTES = 4096
 MAGIC = 0x4C574454
 """`TDWL` on the disk."""
 
-_FIXED = struct.Struct("<IIQQIIIIqqii")
-_AFTER_CRC = struct.Struct("<QQIIII")
-_BODY = struct.Struct("<qqii")
-_U32 = struct.Struct("<I")
-_U64 = struct.Struct("<Q")
+_HEADER = struct.Struct("<IIQQIIIiqqi")
+_CONFIRMED = struct.Struct("<Q")
+_CRC = struct.Struct("<I")
 
-FRAME_HEADER_SIZE_BYTES = _FIXED.size
-"""What lies before the payload: the header and the fixed part of the body."""
-
-_CRC_AT = 4
-_COVERED_AT = 8
 _CONFIRMED_AT = 16
-_BODY_AT = _COVERED_AT + _AFTER_CRC.size
-_BODY_FIXED_SIZE = _BODY.size
+_CRC_AT = _HEADER.size
 
-_magic_pack_into = _U32.pack_into
-_crc_pack_into = _U32.pack_into
-_confirmed_pack_into = _U64.pack_into
-_header_pack_into = _AFTER_CRC.pack_into
-_body_pack_into = _BODY.pack_into
+FRAME_HEADER_SIZE_BYTES = _CRC_AT + _CRC.size
+"""What lies before the payload."""
+
+_pack_header_into = _HEADER.pack_into
+_pack_crc_into = _CRC.pack_into
 
 
 class FrameHeader(NamedTuple):
@@ -80,7 +71,7 @@ class FrameHeader(NamedTuple):
     base_offset: int
     record_count: int
     payload_size: int
-    body_crc: int
+    payload_crc: int
 
     @property
     def end_offset(self) -> int:
@@ -91,11 +82,6 @@ class FrameHeader(NamedTuple):
 def frame_size(payload_size: int) -> int:
     """Bytes that a payload takes in the log, without the padding of its write."""
     return (payload_size + (FRAME_HEADER_SIZE_BYTES + FRAME_ALIGNMENT_BYTES - 1)) & -FRAME_ALIGNMENT_BYTES
-
-
-def align_frame(offset: int) -> int:
-    """The first place at or above `offset` where a frame may start."""
-    return (offset + (FRAME_ALIGNMENT_BYTES - 1)) & -FRAME_ALIGNMENT_BYTES
 
 
 def align_block(offset: int) -> int:
@@ -111,7 +97,7 @@ def crc_seed(wal_id: str) -> int:
 def pack_frame(
     buffer: memoryview,
     position: int,
-    payload_size: int,
+    payload: memoryview,
     seed: int,
     log_offset: int,
     confirmed_offset: int,
@@ -122,45 +108,52 @@ def pack_frame(
     base_offset: int,
     record_count: int,
 ) -> None:
-    """Write the header of a payload that already lies at `position + FRAME_HEADER_SIZE_BYTES`."""
-    body_at = position + _BODY_AT
-    body_size = _BODY_FIXED_SIZE + payload_size
-    _body_pack_into(buffer, body_at, stream_id, base_offset, leader_epoch, record_count)
-    body_crc = crc32c(buffer[body_at : body_at + body_size], seed)
-    covered_at = position + _COVERED_AT
-    _header_pack_into(buffer, covered_at, log_offset, confirmed_offset, wal_epoch, body_size, body_crc, padding_before)
-    _magic_pack_into(buffer, position, MAGIC)
-    _crc_pack_into(buffer, position + _CRC_AT, crc32c(buffer[covered_at:body_at], seed))
+    """Write the header of a payload that lies in the buffer already, at `position + FRAME_HEADER_SIZE_BYTES`."""
+    _pack_header_into(
+        buffer,
+        position,
+        MAGIC,
+        wal_epoch,
+        log_offset,
+        confirmed_offset,
+        padding_before,
+        len(payload),
+        crc32c(payload, seed),
+        leader_epoch,
+        stream_id,
+        base_offset,
+        record_count,
+    )
+    crc_at = position + _CRC_AT
+    _pack_crc_into(buffer, crc_at, crc32c(buffer[position:crc_at], seed))
 
 
 def restamp_confirmed(buffer: memoryview, position: int, seed: int, confirmed_offset: int) -> None:
     """Raise the confirmed offset of a frame that was packed, but not written yet."""
-    _confirmed_pack_into(buffer, position + _CONFIRMED_AT, confirmed_offset)
-    covered = buffer[position + _COVERED_AT : position + _BODY_AT]
-    _crc_pack_into(buffer, position + _CRC_AT, crc32c(covered, seed))
+    _CONFIRMED.pack_into(buffer, position + _CONFIRMED_AT, confirmed_offset)
+    crc_at = position + _CRC_AT
+    _pack_crc_into(buffer, crc_at, crc32c(buffer[position:crc_at], seed))
 
 
 def read_header(buffer: memoryview, position: int, seed: int) -> FrameHeader | None:
-    """The header at `position`, or None where no intact one stands. Says nothing of the body."""
+    """The header at `position`, or None where no intact one stands. Says nothing of the payload."""
     if position + FRAME_HEADER_SIZE_BYTES > len(buffer):
         return None
     (
         magic,
-        header_crc,
+        wal_epoch,
         log_offset,
         confirmed_offset,
-        wal_epoch,
-        body_size,
-        body_crc,
         padding_before,
+        payload_size,
+        payload_crc,
+        leader_epoch,
         stream_id,
         base_offset,
-        leader_epoch,
         record_count,
-    ) = _FIXED.unpack_from(buffer, position)
-    if magic != MAGIC or body_size < _BODY_FIXED_SIZE:
-        return None
-    if crc32c(buffer[position + _COVERED_AT : position + _BODY_AT], seed) != header_crc:
+    ) = _HEADER.unpack_from(buffer, position)
+    crc_at = position + _CRC_AT
+    if magic != MAGIC or crc32c(buffer[position:crc_at], seed) != _CRC.unpack_from(buffer, crc_at)[0]:
         return None
     return FrameHeader(
         log_offset,
@@ -171,12 +164,12 @@ def read_header(buffer: memoryview, position: int, seed: int) -> FrameHeader | N
         leader_epoch,
         base_offset,
         record_count,
-        body_size - _BODY_FIXED_SIZE,
-        body_crc,
+        payload_size,
+        payload_crc,
     )
 
 
-def body_is_intact(buffer: memoryview, position: int, header: FrameHeader, seed: int) -> bool:
-    """Whether stream id, offsets and payload are what was written. The whole frame must be in the buffer."""
-    end = position + FRAME_HEADER_SIZE_BYTES + header.payload_size
-    return crc32c(buffer[position + _BODY_AT : end], seed) == header.body_crc
+def payload_is_intact(buffer: memoryview, position: int, header: FrameHeader, seed: int) -> bool:
+    """Whether the payload is what was written. The whole frame must be in the buffer."""
+    payload_at = position + FRAME_HEADER_SIZE_BYTES
+    return crc32c(buffer[payload_at : payload_at + header.payload_size], seed) == header.payload_crc

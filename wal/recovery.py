@@ -24,7 +24,7 @@ from wal.frame import (
     MAGIC,
     FrameHeader,
     align_block,
-    body_is_intact,
+    payload_is_intact,
     read_header,
 )
 from wal.header import WalHeader
@@ -90,9 +90,9 @@ class FrameScan:
             if frame.end_offset > buffer_end:
                 return Need(end_offset=frame.end_offset)
             position = candidate - buffer_offset
-            if not body_is_intact(buffer, position, frame, self._seed):
+            if not payload_is_intact(buffer, position, frame, self._seed):
                 # Not the end yet: a former recovery may have stopped here too, and the log went on at the next block.
-                reason = f"the frame at {candidate} does not match its body CRC"
+                reason = f"the frame at {candidate} does not match its payload CRC"
                 continue
             self._last_epoch = frame.wal_epoch
             self.next_offset = frame.end_offset

@@ -32,7 +32,20 @@ def stamp(disk: MemoryDisk, *, offset: int, payload: bytes, wal_epoch: int, conf
     buffer = memoryview(bytearray(frame_size(len(payload))))
     buffer[FRAME_HEADER_SIZE_BYTES : FRAME_HEADER_SIZE_BYTES + len(payload)] = payload
     seed = crc_seed(header_of(disk).wal_id)
-    pack_frame(buffer, 0, len(payload), seed, offset, confirmed, wal_epoch, padding, 1, 1, 0, 1)
+    pack_frame(
+        buffer,
+        0,
+        buffer[FRAME_HEADER_SIZE_BYTES:][: len(payload)],
+        seed,
+        offset,
+        confirmed,
+        wal_epoch,
+        padding,
+        1,
+        1,
+        0,
+        1,
+    )
     disk.damage(RING_START_BYTES + offset, bytes(buffer))
 
 
