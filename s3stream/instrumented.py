@@ -1,0 +1,150 @@
+"""A store around a store: counts what goes through it, and fails or slows it down at a switch (for tests and demos).
+
+Always true:
+- Counters count requests as the engine sees them, not the retries inside the store.
+- With `failing` set, nothing reaches the inner store: the caller sees `Unavailable`, as in an outage.
+- With `delay_ms` set, every request waits that long first; with `bytes_per_s`, also for its bytes' share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+
+from s3stream.objectstore import Buffer, ObjectStore, ObjectSummary, StoredObject, Unavailable
+
+__all__ = ["InstrumentedObjectStore"]
+
+
+class InstrumentedObjectStore:
+    """An `ObjectStore` that delegates."""
+
+    def __init__(self, inner: ObjectStore) -> None:
+        self.inner = inner
+        self.failing = False
+        self.delay_ms = 0
+        self.bytes_per_s: int | None = None
+        self.requests: Counter[str] = Counter()
+        """Requests by operation."""
+        self.failures: Counter[str] = Counter()
+        """Requests that raised, by operation."""
+        self.bytes_written = 0
+        self.bytes_read = 0
+
+    @property
+    def uri(self) -> str:
+        """That of the inner store."""
+        return self.inner.uri
+
+    async def put(self, key: str, parts: Sequence[Buffer], *, crc32c: int | None = None) -> str:
+        """See ObjectStore."""
+        async with _Request(self, "put", written=_size(parts)):
+            return await self.inner.put(key, parts, crc32c=crc32c)
+
+    async def put_if_absent(self, key: str, parts: Sequence[Buffer]) -> str:
+        """See ObjectStore."""
+        async with _Request(self, "put_if_absent", written=_size(parts)):
+            return await self.inner.put_if_absent(key, parts)
+
+    async def put_if_match(self, key: str, parts: Sequence[Buffer], etag: str) -> str:
+        """See ObjectStore."""
+        async with _Request(self, "put_if_match", written=_size(parts)):
+            return await self.inner.put_if_match(key, parts, etag)
+
+    async def get(self, key: str) -> StoredObject:
+        """See ObjectStore."""
+        async with _Request(self, "get") as request:
+            found = await self.inner.get(key)
+            await request.read(len(found.data))
+            return found
+
+    async def get_range(self, key: str, start: int, end: int) -> bytes:
+        """See ObjectStore."""
+        async with _Request(self, "get_range") as request:
+            data = await self.inner.get_range(key, start, end)
+            await request.read(len(data))
+            return data
+
+    async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
+        """See ObjectStore."""
+        async with _Request(self, "get_tail") as request:
+            data, whole_size = await self.inner.get_tail(key, size)
+            await request.read(len(data))
+            return data, whole_size
+
+    async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[ObjectSummary]:
+        """See ObjectStore. Counts as one request, however many pages it takes."""
+        async with _Request(self, "list"):
+            async for summary in self.inner.list(prefix, start_after=start_after):
+                yield summary
+
+    async def delete_many(self, keys: Sequence[str]) -> None:
+        """See ObjectStore."""
+        async with _Request(self, "delete_many"):
+            await self.inner.delete_many(keys)
+
+    async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> str:
+        """See ObjectStore. Counts as one request."""
+
+        async def counted() -> AsyncIterator[Buffer]:
+            async for part in parts:
+                await request.wrote(len(part))
+                yield part
+
+        async with _Request(self, "put_multipart") as request:
+            return await self.inner.put_multipart(key, counted())
+
+    async def abort_stale_multiparts(self, prefix: str, older_than_ms: int) -> int:
+        """See ObjectStore."""
+        async with _Request(self, "abort_stale_multiparts"):
+            return await self.inner.abort_stale_multiparts(prefix, older_than_ms)
+
+    async def now_ms(self) -> int:
+        """See ObjectStore."""
+        async with _Request(self, "now_ms"):
+            return await self.inner.now_ms()
+
+    async def close(self) -> None:
+        """See ObjectStore."""
+        await self.inner.close()
+
+
+class _Request:
+    """One request: counted, and delayed or refused as the store's switches say."""
+
+    def __init__(self, store: InstrumentedObjectStore, operation: str, *, written: int = 0) -> None:
+        self._store = store
+        self._operation = operation
+        self._written = written
+
+    async def __aenter__(self) -> _Request:
+        store = self._store
+        store.requests[self._operation] += 1
+        if store.delay_ms:
+            await asyncio.sleep(store.delay_ms / 1000)
+        if store.failing:
+            store.failures[self._operation] += 1
+            raise Unavailable(f"{self._operation}: switched off")
+        await self.wrote(self._written)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._store.failures[self._operation] += 1
+
+    async def wrote(self, size: int) -> None:
+        self._store.bytes_written += size
+        await self._throttle(size)
+
+    async def read(self, size: int) -> None:
+        self._store.bytes_read += size
+        await self._throttle(size)
+
+    async def _throttle(self, size: int) -> None:
+        if self._store.bytes_per_s is not None and size:
+            await asyncio.sleep(size / self._store.bytes_per_s)
+
+
+def _size(parts: Sequence[Buffer]) -> int:
+    return sum(map(len, parts))

@@ -1,0 +1,83 @@
+"""Proves at start that a store does what everything else is built on, and refuses it otherwise.
+
+Not every store that speaks S3 honours conditional writes; one that ignores the condition would silently let two
+controllers overwrite each other. So each condition is tried both ways: it must let a write through where it holds,
+and refuse it, leaving the object as it was, where it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+from s3stream.objectstore import (
+    AccessDenied,
+    NotFound,
+    ObjectStore,
+    ObjectStoreError,
+    PreconditionFailed,
+    WriteConflict,
+)
+from s3stream.paths import Paths
+
+__all__ = ["UnsuitableObjectStore", "probe"]
+
+
+class UnsuitableObjectStore(ObjectStoreError):
+    """The store does not keep a promise that the cluster's data depends on. Use another one."""
+
+
+async def probe(store: ObjectStore, paths: Paths, nonce: str) -> None:
+    """Write, replace, list, read and delete one small object.
+
+    Args:
+        nonce: makes the key this start's own.
+
+    Raises:
+        UnsuitableObjectStore: a promise is broken; the message says which.
+        AccessDenied, Unavailable: it could not be found out.
+    """
+    key = paths.probe(nonce)
+    try:
+        await _probe(store, key)
+    except AccessDenied as error:
+        raise AccessDenied(
+            f"{store.uri}: {error}; put, get, list and delete under {paths.prefix!r} must be allowed"
+        ) from error
+    finally:
+        await store.delete_many([key])
+
+
+async def _probe(store: ObjectStore, key: str) -> None:
+    first = await store.put_if_absent(key, [b"first"])
+    await _refused(store, "If-None-Match", key, b"first", store.put_if_absent(key, [b"second"]))
+    try:
+        second = await store.put_if_match(key, [b"second"], first)
+    except PreconditionFailed as error:
+        raise UnsuitableObjectStore(f"{store.uri} refuses a write whose If-Match holds") from error
+    await _refused(store, "If-Match", key, b"second", store.put_if_match(key, [b"third"], first))
+    if second == first:
+        raise UnsuitableObjectStore(f"{store.uri} gives different contents the same entity tag")
+    absent = f"{key}-absent"
+    try:
+        await store.put_if_match(absent, [b"third"], first)
+    except (PreconditionFailed, NotFound):
+        pass
+    else:
+        await store.delete_many([absent])
+        raise UnsuitableObjectStore(f"{store.uri} ignores If-Match where there is no object")
+    if await store.get_range(key, 1, 4) != b"eco" or await store.get_tail(key, 2) != (b"nd", 6):
+        raise UnsuitableObjectStore(f"{store.uri} does not read the ranges it is asked for")
+    if [found.key async for found in store.list(key)] != [key]:
+        raise UnsuitableObjectStore(f"{store.uri} does not list what was just written")
+
+
+async def _refused(store: ObjectStore, condition: str, key: str, expected: bytes, write: Awaitable[str]) -> None:
+    try:
+        await write
+    except (PreconditionFailed, WriteConflict):
+        if (await store.get(key)).data != expected:
+            raise UnsuitableObjectStore(f"{store.uri} refuses a write whose {condition} fails, but does it") from None
+        return
+    raise UnsuitableObjectStore(
+        f"{store.uri} ignores {condition}: without conditional writes two nodes can destroy each other's data"
+    )
