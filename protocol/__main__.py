@@ -32,9 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{api.name} is spoken in v{api.min_version}-{api.max_version}", file=sys.stderr)
         return 2
     flexible = options.version >= api.flexible_since
-    for message in (api.request, api.response):
-        print(compile_decoder(message, options.version, flexible).source)
-        print(compile_encoder(message, options.version, flexible).source)
+    print(compile_decoder(api.request, options.version, flexible).source)
+    print(compile_encoder(api.request, options.version, flexible).source)
+    print(compile_decoder(api.response, options.version, flexible, max_elements=None).source)
+    print(compile_encoder(api.response, options.version, flexible).source)
     return 0
 
 

@@ -112,7 +112,10 @@ class _Lazy(dict[tuple[int, int], Callable[..., Any]]):
 
 _request_decoders = _Lazy(lambda api, v: compile_decoder(api.request, v, v >= api.flexible_since).call)
 _request_encoders = _Lazy(lambda api, v: compile_encoder(api.request, v, v >= api.flexible_since).call)
-_response_decoders = _Lazy(lambda api, v: compile_decoder(api.response, v, v >= api.flexible_since).call)
+# A client asked for what it decodes; the size of the frame is bound enough.
+_response_decoders = _Lazy(
+    lambda api, v: compile_decoder(api.response, v, v >= api.flexible_since, max_elements=None).call
+)
 _response_encoders = _Lazy(lambda api, v: compile_encoder(api.response, v, v >= api.flexible_since).call)
 
 

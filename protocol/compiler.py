@@ -25,7 +25,11 @@ from protocol.errors import Malformed
 from protocol.schema import layout_of
 from protocol.types import Message, Parts
 
-__all__ = ["Codec", "Decode", "Encode", "compile_decoder", "compile_encoder"]
+__all__ = ["MAX_REQUEST_ELEMENTS", "Codec", "Decode", "Encode", "compile_decoder", "compile_encoder"]
+
+MAX_REQUEST_ELEMENTS = 1 << 20
+"""Array elements in one request. An element of two bytes may become an object of a hundred, so the size of a frame alone
+does not bound memory (I13). A million is several times the partitions of the largest Kafka clusters."""
 
 Decode = Callable[[memoryview, int], Any]
 """(frame, position of the body) -> message"""
@@ -41,9 +45,11 @@ class Codec:
     source: str
 
 
-def compile_decoder(cls: type[Message], version: int, flexible: bool) -> Codec:
-    """Compile the function that reads `cls` as of `version`."""
-    emitter = decoder.Decoder()
+def compile_decoder(
+    cls: type[Message], version: int, flexible: bool, *, max_elements: int | None = MAX_REQUEST_ELEMENTS
+) -> Codec:
+    """Compile the function that reads `cls` as of `version`. `max_elements` bounds all arrays of a message together."""
+    emitter = decoder.Decoder(max_elements)
     name = f"decode_{cls.__name__}_v{version}"
     source = emitter.function(name, layout_of(cls, version, flexible))
     scope = {"Malformed": Malformed, "StructError": struct.error, **emitter.scope}

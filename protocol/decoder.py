@@ -3,6 +3,9 @@
 The frame's end is checked once at the end of the message: until then an overrun leaves a position past the end, at which
 the next read fails by itself, since slices of a memoryview are cut short and everything else raises. An array is refused
 before it is read when its elements could not fit into what is left of the frame, whatever their content.
+
+Tags are taken in any order, and the last of two alike counts, as in Kafka's broker; writers must have them ascend
+(KIP-482). A known tag whose size is not its value's is refused, though Kafka would go on.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ __all__ = ["Decoder"]
 
 
 class Decoder(Emitter):
-    """Writes one decode function: `(buf, pos) -> message`."""
+    """Writes one decode function: `(buf, pos) -> message`, all of whose arrays hold at most `max_elements` together."""
 
-    def __init__(self) -> None:
-        super().__init__("buf", "pos", "end", "error")
+    def __init__(self, max_elements: int | None = None) -> None:
+        super().__init__("buf", "pos", "end", "budget", "error")
+        self._max_elements = max_elements
         self.scope["unpack_from"] = struct.unpack_from
         self._run: list[tuple[str, str]] = []
         self._flexible = False
@@ -30,6 +34,8 @@ class Decoder(Emitter):
         self._flexible = layout.flexible
         with self.block(f"def {name}(buf, pos):"):
             self.line("end = len(buf)")
+            if self._max_elements is not None:
+                self.line(f"budget = {self._max_elements}")
             with self.block("try:"):
                 message = self._struct(layout)
                 with self.block("if pos > end:"):
@@ -114,7 +120,11 @@ class Decoder(Emitter):
         if self._flexible:
             self.line(f"{count} -= 1")
         least = element.least_size(self._flexible)
-        with self.block(f"if {count} * {least} > end - pos:" if least > 1 else f"if {count} > end - pos:"):
+        room = f"{count} * {least} > end - pos" if least > 1 else f"{count} > end - pos"
+        if self._max_elements is not None:
+            self.line(f"budget -= {count}")
+            room += " or budget < 0"
+        with self.block(f"if {room}:"):
             self.line(f"too_many({label!r}, {count})")
         if element.name.startswith("int"):
             code, size = FIXED[element.name]
@@ -179,24 +189,20 @@ class Decoder(Emitter):
             if not layout.tagged:
                 self.line(f"pos = skip_tags({count}, buf, pos, end)")
                 return
-            number, size, stop, last = (self.name(w) for w in ("tag", "tag_size", "tag_end", "last_tag"))
+            number, size, stop = (self.name(w) for w in ("tag", "tag_size", "tag_end"))
             with self.block(f"if {count} > 127:"):
                 self.line(f"{count}, pos = wide_uvarint({count}, buf, pos)")
-            self.line(f"{last} = -1")
             with self.block(f"for _ in range({count}):"):
                 self.line(f"{number}, pos = read_uvarint(buf, pos)")
                 self.line(f"{size}, pos = read_uvarint(buf, pos)")
                 self.line(f"{stop} = pos + {size}")
-                with self.block(f"if {number} <= {last} or {stop} > end:"):
-                    self.line(f"bad_tag({number}, {last})")
-                self.line(f"{last} = {number}")
                 for index, field in enumerate(layout.tagged):
                     with self.block(f"{'elif' if index else 'if'} {number} == {field.tag}:"):
                         self._tagged(field, values[field.name], layout)
                 with self.block("else:"):
                     self.line(f"pos = {stop}")
-                with self.block(f"if pos != {stop}:"):
-                    self.line(f"bad_tag({number}, {last})")
+                with self.block(f"if pos != {stop} or pos > end:"):
+                    self.line(f"bad_tag({number}, {size})")
 
     def _tagged(self, field: Field, variable: str, layout: Layout) -> None:
         value = self._value(field.kind, field.nullable, field.name, f"{layout.cls.__name__}.{field.name}")

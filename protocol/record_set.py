@@ -46,6 +46,7 @@ _HEADER = struct.Struct("!qiibI")
 _CHECKED = struct.Struct("!hiqqqhii")
 _MARKER_KEY = struct.Struct("!hh")
 _MARKER_VALUE = struct.Struct("!hi")
+_new = tuple.__new__
 
 
 class Record(NamedTuple):
@@ -89,24 +90,39 @@ def iter_records(batch: Buffer, *, max_output_bytes: int) -> Iterator[Record]:
     pos = 0
     for _ in range(header.record_count):
         try:
-            size, pos = _read_varint(data, pos)
-            end = pos + size
-            if size < 0 or end > len(data):
-                raise Malformed(f"record of {size} bytes where {len(data) - pos} are left")
-            timestamp_delta, pos = _read_varint(data, pos + 1)  # one byte of attributes, unused
-            offset_delta, pos = _read_varint(data, pos)
-            key, pos = _read_bytes(data, pos, end)
-            value, pos = _read_bytes(data, pos, end)
-            count, pos = _read_varint(data, pos)
+            # Most varints take one byte; those are read right here.
+            size = data[pos]
+            pos += 1
+            if size > 0x7F:
+                size, pos = _wide_varint(size, data, pos)
+            end = pos + (size >> 1)
+            if size & 1 or end > len(data):
+                raise Malformed(f"record of {size >> 1 ^ -(size & 1)} bytes where {len(data) - pos} are left")
+            timestamp_delta = data[pos + 1]  # after one byte of attributes, unused
+            pos += 2
+            if timestamp_delta > 0x7F:
+                timestamp_delta, pos = _wide_varint(timestamp_delta, data, pos)
+            offset_delta = data[pos]
+            pos += 1
+            if offset_delta > 0x7F:
+                offset_delta, pos = _wide_varint(offset_delta, data, pos)
+            key, pos = _read_bytes(data, pos)
+            value, pos = _read_bytes(data, pos)
+            count = data[pos]
+            pos += 1
             headers: tuple[tuple[str, bytes | None], ...] = ()
             if count:
-                headers, pos = _read_headers(data, pos, end, count)
+                headers, pos = _read_headers(count, data, pos, end)
         except (IndexError, UnicodeDecodeError) as error:
             raise Malformed(f"record: {error}") from error
-        if pos != end:
+        if pos != end:  # also where a key, value or header reached further
             raise Malformed(f"record ends at {pos}, its size says {end}")
-        timestamp_ms = header.base_timestamp + timestamp_delta if log_append_time_ms is None else log_append_time_ms
-        yield Record(key, value, timestamp_ms, headers, header.base_offset + offset_delta)
+        if log_append_time_ms is None:
+            timestamp_ms = header.base_timestamp + (timestamp_delta >> 1 ^ -(timestamp_delta & 1))
+        else:
+            timestamp_ms = log_append_time_ms
+        offset = header.base_offset + (offset_delta >> 1 ^ -(offset_delta & 1))
+        yield _new(Record, (key, value, timestamp_ms, headers, offset))
     if pos != len(data):
         raise Malformed(f"{len(data) - pos} bytes follow the last of {header.record_count} records")
 
@@ -243,42 +259,39 @@ def _put_varints(out: bytearray, values: Iterable[int]) -> None:
         out.append(n)
 
 
-def _read_varint(data: bytes, pos: int) -> tuple[int, int]:
-    n = data[pos]
+def _wide_varint(n: int, data: bytes, pos: int) -> tuple[int, int]:
+    """Go on with a varint whose first byte `n` has its high bit set; the result is still in zigzag form."""
+    n &= 0x7F
+    for shift in range(7, 64, 7):
+        byte = data[pos]
+        pos += 1
+        if byte < 0x80:
+            return n | byte << shift, pos
+        n |= (byte & 0x7F) << shift
+    raise Malformed("record: varint is wider than 64 bits")
+
+
+def _read_bytes(data: bytes, pos: int) -> tuple[bytes | None, int]:
+    size = data[pos]
     pos += 1
-    if n > 0x7F:
-        n &= 0x7F
-        shift = 7
-        while True:
-            byte = data[pos]
-            pos += 1
-            n |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                break
-            shift += 7
-            if shift > 63:
-                raise Malformed("record: varint is wider than 64 bits")
-    return n >> 1 ^ -(n & 1), pos
-
-
-def _read_bytes(data: bytes, pos: int, end: int) -> tuple[bytes | None, int]:
-    size, pos = _read_varint(data, pos)
-    if size < 0:
+    if size > 0x7F:
+        size, pos = _wide_varint(size, data, pos)
+    if size & 1:
         return None, pos
-    stop = pos + size
-    if stop > end:
-        raise Malformed(f"record: {size} bytes where {end - pos} are left")
-    return data[pos:stop], stop
+    end = pos + (size >> 1)
+    return data[pos:end], end
 
 
-def _read_headers(data: bytes, pos: int, end: int, count: int) -> tuple[tuple[tuple[str, bytes | None], ...], int]:
-    if not 0 <= count <= end - pos:
-        raise Malformed(f"record claims {count} headers")
+def _read_headers(count: int, data: bytes, pos: int, end: int) -> tuple[tuple[tuple[str, bytes | None], ...], int]:
+    if count > 0x7F:
+        count, pos = _wide_varint(count, data, pos)
+    if count & 1 or count >> 1 > end - pos:
+        raise Malformed(f"record claims {count >> 1 ^ -(count & 1)} headers")
     headers = []
-    for _ in range(count):
-        name, pos = _read_bytes(data, pos, end)
+    for _ in range(count >> 1):
+        name, pos = _read_bytes(data, pos)
         if name is None:
             raise Malformed("record: header name is null")
-        value, pos = _read_bytes(data, pos, end)
+        value, pos = _read_bytes(data, pos)
         headers.append((name.decode(), value))
     return tuple(headers), pos

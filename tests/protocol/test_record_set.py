@@ -171,7 +171,7 @@ def test_reading_is_lazy_so_that_a_lookup_may_stop_early() -> None:
     [
         (60, 2, "follow the last of 2 records"),
         (60, 4, "index out of range"),
-        (61, 0x23, "bytes where"),
+        (61, 0x7E, "bytes where"),
         (61, 0x01, "record of -1 bytes"),
         (61, 0x20, "its size says"),
         (65, 0x7F, "record"),
@@ -191,6 +191,15 @@ def test_header_names_are_never_null_and_counts_never_negative() -> None:
         raw[8:12] = (len(raw) - 12).to_bytes(4, "big")
         with pytest.raises(Malformed, match="header"):
             read(bytes(raw))
+
+
+@pytest.mark.parametrize("before", ["", "80801000", "8080100000", "808010000000", "8080100000000101"])
+def test_a_varint_without_end_is_refused_at_its_tenth_byte(before: str) -> None:
+    """Else it would grow bit by bit into an integer as large as the batch."""
+    raw = bytearray(build_batch([Record()])[:61] + bytes.fromhex(before) + b"\x80" * (1 << 18))
+    raw[8:12] = (len(raw) - 12).to_bytes(4, "big")
+    with pytest.raises(Malformed, match="wider than 64 bits"):
+        read(bytes(raw))
 
 
 def test_a_buffer_that_is_not_exactly_one_batch_is_malformed() -> None:
