@@ -55,7 +55,7 @@ _MAX_SEGMENT_BYTES = 255
 _MAX_KEY_BYTES = 1024
 """As S3's."""
 _WRITEV_MAX_PARTS = 16
-"""Linux's IOV_MAX."""
+"""Of one call; keeps a call near `_WRITE_THROUGH_BYTES` where parts are data blocks."""
 _HASH_MAX_BYTES = 1 << 20
 """Entity tags of larger objects, which are never compared and swapped, are their size and CRC: 20x cheaper."""
 _WRITE_THROUGH_BYTES = 8 << 20
