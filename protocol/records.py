@@ -63,6 +63,8 @@ NO_TIMESTAMP = -1
 
 _ZSTD = 4
 _ZSTD_SINCE_PRODUCE_VERSION = 7  # KIP-110
+_RARE = CONTROL | LOG_APPEND_TIME | _ZSTD
+"""Attribute bits that call for a closer look; the bit of zstd is also that of codecs which do not exist."""
 _HEADER = struct.Struct("!qiibIhiqqqhii")
 _BOUNDS = struct.Struct("!qi4xb6xi8xq14xi")
 _STAMP = struct.Struct("!qii")
@@ -150,7 +152,7 @@ def parse_batch_header(buf: Buffer | bytearray, pos: int = 0) -> BatchHeader:
         raise Malformed(f"record batch: {len(buf) - pos} bytes hold no batch header") from error
 
 
-def check_produced_header(records: Buffer, produce_version: int, max_batch_bytes: int) -> BatchHeader:
+def check_produced_header(records: Buffer | None, produce_version: int, max_batch_bytes: int) -> BatchHeader:
     """Check that `records` is one batch that a client may write, as far as its header tells; returns the header.
 
     The CRC is not looked at: check it on the copy that stays (`crc_matches`). `max_batch_bytes` is Kafka's
@@ -159,6 +161,8 @@ def check_produced_header(records: Buffer, produce_version: int, max_batch_bytes
     Raises:
         InvalidRecords: with Kafka's error for the rule that is broken.
     """
+    if records is None:
+        records = b""
     size = len(records)
     try:
         header = _new(BatchHeader, _HEADER.unpack_from(records))
@@ -186,7 +190,7 @@ def check_produced_header(records: Buffer, produce_version: int, max_batch_bytes
         and record_count == last_offset_delta + 1
         and record_count > 0
         and (producer_id < 0 or base_sequence >= 0)
-        and not attributes & (CONTROL | _ZSTD)
+        and not attributes & _RARE
     ):
         return header
     return _explain(header, size, produce_version, max_batch_bytes)
@@ -220,11 +224,13 @@ def _explain(header: BatchHeader, size: int, produce_version: int, max_batch_byt
     if header.record_count <= 0 or header.record_count != header.last_offset_delta + 1:
         message = f"batch claims {header.record_count} records and a last offset delta of {header.last_offset_delta}"
         raise InvalidRecords(ErrorCode.INVALID_RECORD, message)
+    if header.is_control:
+        raise InvalidRecords(ErrorCode.INVALID_RECORD, "clients may not write control batches")
     if header.producer_id >= 0 and header.base_sequence < 0:
         message = f"batch of producer {header.producer_id} has sequence {header.base_sequence}"
         raise InvalidRecords(ErrorCode.INVALID_RECORD, message)
-    if header.is_control:
-        raise InvalidRecords(ErrorCode.INVALID_RECORD, "clients may not write control batches")
+    if header.is_log_append_time:
+        raise InvalidRecords(ErrorCode.INVALID_TIMESTAMP, "only the broker may set the timestamp type LogAppendTime")
     return header
 
 

@@ -80,6 +80,7 @@ MARKER = build_control_batch(Marker(ControlType.COMMIT, 0), producer_id=1, produ
 @pytest.mark.parametrize(
     ("batch", "version", "error_code", "message"),
     [
+        (None, 9, ErrorCode.INVALID_RECORD, "there is none"),
         (b"", 9, ErrorCode.INVALID_RECORD, "there is none"),
         (bytes(60), 9, ErrorCode.INVALID_RECORD, "magic 0"),
         (build_batch(THREE)[:60], 9, ErrorCode.CORRUPT_MESSAGE, "60 bytes are too few"),
@@ -98,15 +99,16 @@ MARKER = build_control_batch(Marker(ControlType.COMMIT, 0), producer_id=1, produ
         (patched(57, "!i", 0), 9, ErrorCode.INVALID_RECORD, "0 records"),
         (patched(23, "!i", -1), 9, ErrorCode.INVALID_RECORD, "last offset delta of -1"),
         (build_batch(THREE, producer_id=5), 9, ErrorCode.INVALID_RECORD, "producer 5 has sequence -1"),
-        (MARKER, 9, ErrorCode.INVALID_RECORD, "sequence -1"),
+        (MARKER, 9, ErrorCode.INVALID_RECORD, "control"),
+        (build_batch(THREE, log_append_time_ms=5), 9, ErrorCode.INVALID_TIMESTAMP, "LogAppendTime"),
         (build_batch(THREE, control=True), 9, ErrorCode.INVALID_RECORD, "control"),
     ],
 )
 def test_a_broken_rule_is_answered_with_kafkas_error(
-    batch: bytes, version: int, error_code: ErrorCode, message: str
+    batch: bytes | None, version: int, error_code: ErrorCode, message: str
 ) -> None:
     with pytest.raises(InvalidRecords, match=message) as caught:
-        check_produced_header(memoryview(batch), version, LIMIT)
+        check_produced_header(batch, version, LIMIT)
     assert caught.value.error_code is error_code
 
 
