@@ -17,6 +17,7 @@ from broker.handlers import (
     create_topics,
     delete_topics,
     fetch,
+    find_coordinator,
     init_producer_id,
     list_offsets,
     metadata,
@@ -36,6 +37,7 @@ _MODULES: tuple[ModuleType, ...] = (
     api_versions,
     create_topics,
     delete_topics,
+    find_coordinator,
     init_producer_id,
 )
 

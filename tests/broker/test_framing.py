@@ -24,7 +24,9 @@ async def test_api_versions_lists_what_is_served(wire: Wire) -> None:
     assert served[1] == (4, 18)
     assert served[3] == (0, 13)
     assert served[18] == (0, 4)
-    assert 10 not in served, "no groups yet: FindCoordinator must not be advertised"
+    # librdkafka sends what its user wanted in lz4 uncompressed to a broker without FindCoordinator.
+    assert served[10] == (0, 6)
+    assert 11 not in served, "no groups yet: JoinGroup must not be advertised"
 
 
 async def test_unknown_api_versions_version_is_answered_in_v0(wire: Wire) -> None:
@@ -46,7 +48,7 @@ async def test_software_name_must_be_plain(wire: Wire) -> None:
         struct.pack(">hhih", 9999, 0, 1, -1),  # no such API
         struct.pack(">hhih", 3, 99, 1, -1),  # no such version of Metadata
         struct.pack(">hhih", 0, 2, 1, -1) + bytes(20),  # Produce below 3 is advertised and never served
-        struct.pack(">hhih", 10, 3, 1, -1) + b"\x00\x00\x01\x02",  # FindCoordinator: known, not served yet
+        struct.pack(">hhih", 11, 3, 1, -1) + b"\x00\x00\x01\x02",  # JoinGroup: known, not served yet
         struct.pack(">hhih", 3, 9, 1, -1) + b"\x00\xff\xff\xff\xff\x0f",  # Metadata with a billion topics
     ],
     ids=["key", "version", "old produce", "not served", "malformed"],
