@@ -11,6 +11,7 @@ Always true:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -65,7 +66,9 @@ class Partitions:
         self._to_load: dict[StreamId, Partition] = {}
         self._open_event = asyncio.Event()
         self._load_event = asyncio.Event()
-        self._opened: asyncio.Event = asyncio.Event()
+        self._opened = asyncio.Event()
+        self._loading = 0
+        self._loaded = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     def __len__(self) -> int:
@@ -74,7 +77,7 @@ class Partitions:
     @property
     def loading_count(self) -> int:
         """Partitions whose state is not rebuilt yet."""
-        return len(self._to_load)
+        return len(self._to_load) + self._loading
 
     def run(self) -> None:
         """Start the tasks."""
@@ -159,6 +162,13 @@ class Partitions:
         ):
             await self._opened.wait()
 
+    async def wait_loaded(self, timeout_s: float) -> None:
+        """Return when every partition's state is rebuilt, or the time is up (the rest goes on in the background)."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._to_load or self._loading:
+                    await self._loaded.wait()
+
     # ---- tasks --------------------------------------------------------------------------------------------------
 
     async def _open_wanted(self) -> None:
@@ -187,6 +197,7 @@ class Partitions:
                 await self._load_event.wait()
             stream_id = next(iter(self._to_load))
             partition = self._to_load.pop(stream_id)
+            self._loading += 1
             try:
                 await partition.load(self._now_ms())
             except StreamClosed:
@@ -199,6 +210,10 @@ class Partitions:
                 if partition.stream.closed is None:
                     self._to_load[stream_id] = partition
                     self._load_event.set()
+            finally:
+                self._loading -= 1
+                self._loaded.set()
+                self._loaded = asyncio.Event()
 
     async def _expire_producers(self) -> None:
         while True:

@@ -80,12 +80,11 @@ class _Producer:
 class ProducerStates:
     """The producers of one partition."""
 
-    __slots__ = ("_by_id", "_changed")
+    __slots__ = ("_by_id",)
 
     def __init__(self) -> None:
         # Kept in order of the last append, the longest idle first, so that expiry and eviction look at the front only.
         self._by_id: dict[int, _Producer] = {}
-        self._changed = False
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -161,7 +160,6 @@ class ProducerStates:
             )
         )
         producer.last_append_ms = now_ms
-        self._changed = True
 
     def expire(self, before_ms: int) -> int:
         """Forget producers whose last append came before a time (`producer.id.expiration.ms`); returns how many."""
@@ -172,16 +170,7 @@ class ProducerStates:
             expired.append(producer_id)
         for producer_id in expired:
             del self._by_id[producer_id]
-        if expired:
-            self._changed = True
         return len(expired)
-
-    def snapshot_if_changed(self) -> bytes | None:
-        """A snapshot, or None where the last one still tells everything."""
-        if not self._changed:
-            return None
-        self._changed = False
-        return self.snapshot()
 
     def snapshot(self) -> bytes:
         """Everything, as bytes for a state block: versioned, with a CRC."""

@@ -41,6 +41,9 @@ __all__ = ["Running", "start_broker", "storage_settings"]
 FETCH_SESSION_EVICTION_MS = 120_000
 """A fetch session that was idle for less keeps its place in the cache (`min.incremental.fetch.session.eviction.ms`)."""
 
+LOAD_WAIT_S = 0.5
+"""How long a start waits for producer state before it serves: clients then see no retriable error at all, as a rule."""
+
 MIB = 1 << 20
 
 
@@ -224,6 +227,7 @@ async def start_broker(
         storage.run()
         partitions.run()
         partitions.want(topics.by_id.values())
+        await partitions.wait_loaded(LOAD_WAIT_S)
 
         broker = Broker(
             settings=settings,

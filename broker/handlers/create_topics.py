@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from broker.broker import Broker, Call
 from broker.errors import KafkaError, code_of
-from broker.topic_config import InvalidTopicConfig, check_topic_name, validate
+from broker.topic_config import InvalidTopicConfig, check_topic_name, colliding_form, validate
 from controller.controller import TopicSpec
 from controller.errors import ControllerError
 from protocol.errors import ErrorCode
@@ -67,14 +67,14 @@ async def _create(broker: Broker, request: CreateTopicsRequest) -> CreateTopicsR
     results: dict[str, CreatableTopicResult] = {}
     specs: list[TopicSpec] = []
     requested_partitions = 0
+    forms: dict[str, str] = {}
     for wanted in request.topics:
         result = results[wanted.name] = CreatableTopicResult(name=wanted.name, error_message=None, configs=[])
         try:
             if counts[wanted.name] > 1:
                 raise KafkaError(ErrorCode.INVALID_REQUEST, f"the request names topic {wanted.name} twice")
-            spec = _spec(broker, wanted)
-            requested_partitions += spec.partition_count
-            if requested_partitions > broker.settings.max_partitions_per_request:
+            spec = _spec(broker, wanted, forms)
+            if requested_partitions + spec.partition_count > broker.settings.max_partitions_per_request:
                 raise KafkaError(
                     ErrorCode.POLICY_VIOLATION,
                     f"more than max.partitions.per.request = {broker.settings.max_partitions_per_request} partitions",
@@ -83,6 +83,8 @@ async def _create(broker: Broker, request: CreateTopicsRequest) -> CreateTopicsR
             _fail(result, error)
             continue
         specs.append(spec)
+        requested_partitions += spec.partition_count
+        forms[colliding_form(spec.name)] = spec.name
         result.num_partitions = spec.partition_count
         result.replication_factor = _replication_factor(broker, wanted)
         result.configs = [
@@ -112,15 +114,15 @@ async def _commit(
                 _fail(results[spec.name], late)
 
 
-def _spec(broker: Broker, wanted: CreatableTopic) -> TopicSpec:
-    """Check one topic in the order in which Kafka does."""
+def _spec(broker: Broker, wanted: CreatableTopic, forms: dict[str, str]) -> TopicSpec:
+    """Check one topic in the order in which Kafka does. `forms` are those of the request's topics before it."""
     name = wanted.name
     problem = check_topic_name(name)
     if problem is not None:
         raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, problem)
     if name in broker.topics.by_name:
         raise KafkaError(ErrorCode.TOPIC_ALREADY_EXISTS, f"topic {name} exists")
-    collides = broker.topics.colliding_name(name)
+    collides = broker.topics.colliding_name(name) or forms.get(colliding_form(name))
     if collides is not None:
         raise KafkaError(
             ErrorCode.INVALID_TOPIC_EXCEPTION, f"topic {name} would differ from {collides} in '.' and '_' only"

@@ -84,7 +84,8 @@ def handle(
             return _create_and_answer(broker, call, request, wanted, dict.fromkeys(missing))
     response = _answer(broker, call, request, wanted, {})
     frame = b"".join(call.encode(response))
-    broker.metadata_cache.put(version, key, frame)
+    if not any(topic.error_code for topic in response.topics):  # the same question may create it the next time
+        broker.metadata_cache.put(version, key, frame)
     connection.respond([frame])
     return None
 

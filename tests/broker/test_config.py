@@ -1,0 +1,87 @@
+"""Settings: where they come from, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from broker.config import BrokerSettings, InvalidSettings, Listener, parse_listeners, parse_size, settings_from
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    file = tmp_path / "broker.toml"
+    file.write_text('num.partitions = 3\n"node.id" = 4\n[upload]\nsize.bytes = "8MiB"\ninterval.ms = 50\n')
+    settings = settings_from(
+        file=file,
+        environment={"TIDELOG_NODE_ID": "5", "TIDELOG_UPLOAD_INTERVAL_MS": "60", "PATH": "/bin"},
+        overrides={"upload.interval.ms": "70"},
+    )
+    assert settings.num_partitions == 3
+    assert settings.upload_size_bytes == 8 << 20
+    assert settings.node_id == 5
+    assert settings.upload_interval_ms == 70
+
+
+def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        settings_from(
+            environment={}, overrides={"num.partition": 1, "node.id": "x", "auto.create.topics.enable": "maybe"}
+        )
+    for part in ("num.partition", "node.id", "auto.create.topics.enable"):
+        assert part in str(caught.value)
+    with pytest.raises(InvalidSettings) as caught:
+        BrokerSettings(num_partitions=0, log_message_timestamp_type="Never", listeners="")
+    for part in ("num.partitions = 0 is below 1", "Never", "listeners is empty"):
+        assert part in str(caught.value)
+
+
+def test_a_broken_or_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match=r"missing\.toml"):
+        settings_from(file=tmp_path / "missing.toml", environment={})
+    file = tmp_path / "broken.toml"
+    file.write_text("num.partitions =")
+    with pytest.raises(InvalidSettings, match=r"broken\.toml is no valid TOML"):
+        settings_from(file=file, environment={})
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1024", 1024), ("64KiB", 65536), ("1 GiB", 1 << 30), ("1.5k", 1536), ("100MB", 100_000_000)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "1 XB", "-1", "1e6"])
+def test_bad_sizes(text: str) -> None:
+    with pytest.raises(ValueError, match="is no size"):
+        parse_size(text)
+
+
+def test_listeners() -> None:
+    assert parse_listeners("PLAINTEXT://localhost:9092, internal://[::1]:0,ALL://:9094") == (
+        Listener(name="PLAINTEXT", host="localhost", port=9092),
+        Listener(name="INTERNAL", host="::1", port=0),
+        Listener(name="ALL", host="", port=9094),
+    )
+    assert str(Listener(name="INTERNAL", host="::1", port=0)) == "INTERNAL://[::1]:0"
+
+
+@pytest.mark.parametrize("text", ["localhost:9092", "A://::1:9092", "A://h:70000", "A://h", "A://h:1,a://g:2"])
+def test_bad_listeners(text: str) -> None:
+    with pytest.raises(InvalidSettings, match="listeners"):
+        parse_listeners(text)
+
+
+def test_advertised_listeners_must_make_sense() -> None:
+    with pytest.raises(InvalidSettings, match="OTHER"):
+        BrokerSettings(advertised_listeners="OTHER://h:1")
+    with pytest.raises(InvalidSettings, match="no address that a client can connect to"):
+        BrokerSettings(advertised_listeners="PLAINTEXT://0.0.0.0:1")
+
+
+def test_every_setting_is_described_and_its_default_allowed() -> None:
+    for name in BrokerSettings.__slots__:
+        item = BrokerSettings.__dataclass_fields__[name]
+        assert item.metadata["doc"], name
+    assert BrokerSettings().replace(num_partitions=2).num_partitions == 2
