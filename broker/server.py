@@ -233,6 +233,11 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 self.transport.pause_reading()
 
+    def stop_reading(self) -> None:
+        """The server stops: nothing more is started, so nothing more may fill the receive buffer."""
+        if not self._closing:
+            self._set_reading(False)
+
     def _memory_freed(self) -> None:
         self._waits_for_memory = False
         self._process()
@@ -417,6 +422,8 @@ class Server:
         self.stopping = True
         for server in self._servers:
             server.close()
+        for connection in self._connections:
+            connection.stop_reading()
 
     async def close(self) -> None:
         """Close every connection, cancel and await every task."""
