@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -33,10 +34,13 @@ from wal import crashpoint
 __all__ = ["Outcome", "simulate"]
 
 PORT = 9092
+_LOGGER = logging.getLogger()
 _FINISHED_WITHIN_S = 600.0
 """Virtual time that clients get to finish in once everything is healed."""
 _SETTLED_AFTER_S = 60.0
 """Virtual time after which nothing unreferenced is left in the bucket."""
+_PROBLEMS_ENOUGH = 20
+"""One fault can show in everything that follows it: the first ones tell it all."""
 _STARTS_AFTER_HEALING = 5
 """A broker that cannot start on a healthy machine in so many attempts never will."""
 
@@ -66,18 +70,38 @@ def simulate(seed: int, *, scenario: Scenario | None = None) -> Outcome:
     gc.disable()  # so that finalizers run at the same places in every run
     loop = VirtualLoop()
     simulation = _Simulation(loop, scenario or draw(seed))
+    log = _ErrorLog(simulation.problems)
+    _LOGGER.addHandler(log)
     try:
         asyncio.set_event_loop(loop)
         loop.run_until_complete(simulation.run())
+    except _GivenUp:
+        pass  # the problems say why
     except Deadlock as error:
         simulation.problems.append(f"deadlock: {error}")
     finally:
         crashpoint.arm(None)
+        _LOGGER.removeHandler(log)
         loop.bury()
         asyncio.set_event_loop(None)
         loop.close()
         gc.enable()
     return simulation.outcome()
+
+
+class _GivenUp(Exception):
+    """There are problems enough."""
+
+
+class _ErrorLog(logging.Handler):
+    """What the broker logs as an error is its own fault, whatever becomes of it. Warnings are about the world."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__(logging.ERROR)
+        self._problems = problems
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._problems.append(f"logged by {record.name}: {self.format(record)}")
 
 
 class _Simulation:
@@ -132,6 +156,15 @@ class _Simulation:
     # ---- the course of things
 
     async def run(self) -> None:
+        """Everything; raises _GivenUp where it is no use to go on."""
+        course = asyncio.ensure_future(self._course())
+        while not course.done():
+            await asyncio.wait({course}, timeout=1.0)
+            if len(self.problems) + len(self.loop.problems) >= _PROBLEMS_ENOUGH:
+                raise _GivenUp
+        course.result()
+
+    async def _course(self) -> None:
         supervisor = asyncio.ensure_future(self._supervise())
         weather = asyncio.ensure_future(self._weather())
         clients = asyncio.ensure_future(self._clients())
