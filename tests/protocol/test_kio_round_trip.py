@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given, settings
 from kio.index import load_request_schema, load_response_schema
 from kio.serial import entity_reader, entity_writer
+from kio.serial._introspect import classify_field, is_optional
 
 from protocol.compiler import compile_decoder, compile_encoder
-from protocol.types import Buffer, Message
+from protocol.schema import FIXED, Layout
+from protocol.types import NULL_UUID, Buffer, Message
 
 from .examples import BODIES, Body, blank, filled, messages
 
@@ -46,6 +48,30 @@ def test_any_message_is_the_same_in_kio(body: Body) -> None:
         check(body, message, decode, encode)
 
     property_holds()
+
+
+@each_body
+def test_nullability_tags_and_defaults_are_the_same_in_kio(body: Body) -> None:
+    load = load_request_schema if body.is_request else load_response_schema
+    compare(body.layout, load(body.api.key, body.version))
+
+
+def compare(layout: Layout, entity: type[Any]) -> None:
+    theirs = {field.name: field for field in dataclasses.fields(entity)}
+    for field in (*layout.fields, *layout.tagged):
+        other = theirs.pop(field.name, None) or theirs.pop(field.name.removesuffix("_ms"))
+        assert other.metadata.get("tag") == field.tag, field.name
+        kind = field.kind.element or field.kind
+        if kind.layout is not None:
+            compare(kind.layout, classify_field(other).type_)
+        if kind.name not in FIXED and field.tag is None:
+            assert is_optional(other) == field.nullable, field.name
+        tagged_struct = field.tag is not None and field.kind.layout is not None
+        # Kafka gives only some fields a default of their own. kio writes a date of -1 and the zero UUID as None.
+        if other.default is not dataclasses.MISSING and not tagged_struct:
+            nothing = (None, -1, NULL_UUID) if other.default is None else ()
+            assert field.default in (other.default, *nothing), field.name
+    assert not theirs
 
 
 def test_every_api_of_the_first_broker_is_spoken() -> None:
