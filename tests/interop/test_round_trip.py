@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 
 import pytest
 
+from bench import wire
+from protocol.compression import Codec
+from protocol.record_set import iter_batches
+from protocol.records import parse_batch_header
 from tests.interop.clients.base import CODECS, Client, Record
 from tests.interop.clients.confluent import Confluent
 from tests.interop.conftest import CLIENTS, installed
@@ -40,10 +45,25 @@ def expected(sent: list[Record], client: Client) -> list[Record]:
     return sent if client.keeps_timestamps else [dataclasses.replace(record, timestamp_ms=None) for record in sent]
 
 
+def stored_codecs(bootstrap: str, topic: str) -> set[str]:
+    """Codecs of the batches that lie in partition 0: read off the wire, past any client."""
+    host, _, port = bootstrap.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as sock, sock.makefile("rb") as answers:
+        sock.sendall(wire.fetch_request(topic=topic, partition=0, max_bytes=64 << 20, correlation_id=1))
+        size = answers.read(4)
+        frame = memoryview(size + answers.read(int.from_bytes(size, "big")))
+    position, size_bytes = wire.FetchResponseLayout(topic).records(frame)
+    batches = iter_batches(frame[position : position + size_bytes])
+    return {Codec(parse_batch_header(found).codec).name.lower() for found in batches}
+
+
 @pytest.mark.parametrize("codec", CODECS)
-def test_keys_values_headers_and_timestamps_come_back(client: Client, topic: str, codec: str) -> None:
+def test_keys_values_headers_and_timestamps_come_back(client: Client, bootstrap: str, topic: str, codec: str) -> None:
     sent = records(300)
     client.produce(topic, sent, compression=codec)
+    # A client that thinks little of the broker sends everything uncompressed and says nothing. Single batches that would not
+    # become smaller are sent as they are.
+    assert {codec} <= stored_codecs(bootstrap, topic) <= {codec, "none"}
     found = client.consume(topic, count=300)
     assert as_sent(found, client) == expected(sent, client)
     assert [record.offset for record in found] == list(range(300))
