@@ -18,6 +18,7 @@ from broker.config import BrokerSettings, InvalidSettings, kafka_name, settings_
 from broker.node import Node
 from broker.origin import ForeignPackage, check_packages
 from controller.errors import ControllerError
+from s3stream.config import InvalidSettings as InvalidStorageSettings
 from s3stream.errors import StorageError
 from s3stream.objectstore import ObjectStoreError
 from wal.errors import WalError
@@ -26,6 +27,17 @@ __all__ = ["main"]
 
 GC_THRESHOLDS = (50_000, 50, 100)
 """Collections are rare: messages are not tracked, connections break their cycles, and a full collection stops the loop."""
+
+_CANNOT_START = (
+    InvalidSettings,
+    InvalidStorageSettings,
+    ForeignPackage,
+    WalError,
+    ControllerError,
+    StorageError,
+    ObjectStoreError,
+)
+"""What is wrong outside of this program: the message says what to do, a traceback would not help."""
 
 _DESCRIPTION = """\
 Tidelog: a Kafka-compatible broker whose log lives in object storage.
@@ -57,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
             _print_settings()
             return 0
         return _run(_serve(_settings(options)))
-    except (InvalidSettings, ForeignPackage, WalError, ControllerError, StorageError, ObjectStoreError) as error:
+    except _CANNOT_START as error:
         print(f"tidelog: {error}", file=sys.stderr)
         return 1
 

@@ -21,6 +21,7 @@ import pytest
 
 if TYPE_CHECKING:
     from broker.node import Node
+    from s3stream.instrumented import InstrumentedObjectStore
 
 __all__ = ["TidelogServer", "tidelog"]
 
@@ -53,6 +54,11 @@ class TidelogServer:
         """The node itself. It belongs to another thread: see `call`."""
         assert self._node is not None, "the broker is not running"
         return self._node
+
+    @property
+    def object_store(self) -> InstrumentedObjectStore:
+        """The broker's object store, with switches that may be set from any thread: `failing`, `delay_ms`, `bytes_per_s`."""
+        return self.node.running.store
 
     def start(self) -> None:
         """Start the broker. Raises what the broker raises when it cannot."""

@@ -28,10 +28,11 @@ from controller.config import ControllerSettings
 from controller.controller import Controller
 from controller.image import Applied
 from s3stream.config import CompactionSettings, ReadSettings, StorageSettings
-from s3stream.local import LocalObjectStore
+from s3stream.instrumented import InstrumentedObjectStore
 from s3stream.object_reader import ObjectReader
 from s3stream.objectstore import ObjectStore
-from s3stream.paths import Paths
+from s3stream.open import open_object_store
+from s3stream.probe import probe
 from s3stream.storage import Storage
 from wal.arena import ALIGNMENT_BYTES, Arena
 from wal.open import open_wal
@@ -54,7 +55,8 @@ class Running:
     broker: Broker
     server: Server
     storage: Storage
-    store: ObjectStore
+    store: InstrumentedObjectStore
+    """With counters, and switches for tests."""
     listeners: tuple[Listener, ...]
     """As bound, ports filled in."""
     wal_id: str
@@ -127,9 +129,12 @@ async def start_broker(
     """
     async with AsyncExitStack() as stack:
         storage_config = storage_settings(settings)
-        paths = Paths()
-        store = wrap_store(LocalObjectStore(Path(urlsplit(absolute_uri(settings.object_store_uri)).path)))
+        opened = open_object_store(
+            absolute_uri(settings.object_store_uri), rng=rng, settings=storage_config.object_store
+        )
+        store, paths = InstrumentedObjectStore(wrap_store(opened.store)), opened.paths
         stack.push_async_callback(store.close)
+        await probe(store, paths, f"{rng.getrandbits(64):016x}")
         metrics = Metrics()
         controller = await Controller.start(
             store=store,
