@@ -19,7 +19,6 @@ except ImportError:
 class Aiokafka:
     name = "aiokafka"
     keeps_timestamps = True
-    administers = True
 
     def __init__(self, bootstrap: str) -> None:
         self.bootstrap = bootstrap

@@ -40,8 +40,6 @@ class Client(Protocol):
     name: str
     keeps_timestamps: bool
     """Whether its producer lets the user set timestamps."""
-    administers: bool
-    """Whether it can create and delete topics."""
 
     def check(self) -> None:
         """Raise ClientUnavailable where it is not installed."""

@@ -18,7 +18,6 @@ except ImportError:
 class Confluent:
     name = "confluent-kafka"
     keeps_timestamps = True
-    administers = True
 
     def __init__(self, bootstrap: str) -> None:
         self.bootstrap = bootstrap

@@ -23,7 +23,6 @@ except ImportError:
 class KafkaPython:
     name = "kafka-python"
     keeps_timestamps = True
-    administers = True
 
     def __init__(self, bootstrap: str) -> None:
         self.bootstrap = bootstrap

@@ -16,7 +16,6 @@ _RECORD_SEPARATOR = "~"
 class Kcat:
     name = "kcat"
     keeps_timestamps = False
-    administers = False
 
     def __init__(self, bootstrap: str) -> None:
         self.bootstrap = bootstrap
