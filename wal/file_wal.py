@@ -214,14 +214,14 @@ class FileWal:
         self._recovery_begun = True
         scan = FrameScan(self._header, self._seed)
         reader = _RingReader(self._disk, self.capacity_bytes, floor_block(scan.next_offset), scan.limit_offset)
-        while True:
-            found = scan.step(reader.view, reader.start_offset)
-            if isinstance(found, RecoveredFrame):
-                yield found
-            elif isinstance(found, Need):
+        step = scan.step
+        view, start_offset = reader.view, reader.start_offset
+        while not isinstance(found := step(view, start_offset), Hole):
+            if isinstance(found, Need):
                 await reader.extend(floor_block(scan.next_offset), found.end_offset)
+                view, start_offset = reader.view, reader.start_offset
             else:
-                break
+                yield found
         scan.check_hole(found)
         if not self._header.closed:
             await self._look_beyond(scan, found, reader)

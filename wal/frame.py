@@ -57,21 +57,25 @@ FRAME_HEADER_SIZE_BYTES = _CRC_AT + _CRC.size
 
 _pack_header_into = _HEADER.pack_into
 _pack_crc_into = _CRC.pack_into
+_unpack_header_from = _HEADER.unpack_from
+_unpack_crc_from = _CRC.unpack_from
+_new_tuple = tuple.__new__
 
 
 class FrameHeader(NamedTuple):
-    """What stands before a payload."""
+    """What stands before a payload, in the order in which it stands there."""
 
+    magic: int
+    wal_epoch: int
     log_offset: int
     confirmed_offset: int
-    wal_epoch: int
     padding_before: int
-    stream_id: int
-    leader_epoch: int
-    base_offset: int
-    record_count: int
     payload_size: int
     payload_crc: int
+    leader_epoch: int
+    stream_id: int
+    base_offset: int
+    record_count: int
 
     @property
     def end_offset(self) -> int:
@@ -139,34 +143,12 @@ def read_header(buffer: memoryview, position: int, seed: int) -> FrameHeader | N
     """The header at `position`, or None where no intact one stands. Says nothing of the payload."""
     if position + FRAME_HEADER_SIZE_BYTES > len(buffer):
         return None
-    (
-        magic,
-        wal_epoch,
-        log_offset,
-        confirmed_offset,
-        padding_before,
-        payload_size,
-        payload_crc,
-        leader_epoch,
-        stream_id,
-        base_offset,
-        record_count,
-    ) = _HEADER.unpack_from(buffer, position)
+    # Not FrameHeader(*…): recovery reads millions of them.
+    header = _new_tuple(FrameHeader, _unpack_header_from(buffer, position))
     crc_at = position + _CRC_AT
-    if magic != MAGIC or crc32c(buffer[position:crc_at], seed) != _CRC.unpack_from(buffer, crc_at)[0]:
+    if header.magic != MAGIC or crc32c(buffer[position:crc_at], seed) != _unpack_crc_from(buffer, crc_at)[0]:
         return None
-    return FrameHeader(
-        log_offset,
-        confirmed_offset,
-        wal_epoch,
-        padding_before,
-        stream_id,
-        leader_epoch,
-        base_offset,
-        record_count,
-        payload_size,
-        payload_crc,
-    )
+    return header
 
 
 def payload_is_intact(buffer: memoryview, position: int, header: FrameHeader, seed: int) -> bool:

@@ -24,6 +24,7 @@ from wal.frame import (
     MAGIC,
     FrameHeader,
     align_block,
+    frame_size,
     payload_is_intact,
     read_header,
 )
@@ -58,11 +59,21 @@ def floor_block(offset: int) -> int:
 class FrameScan:
     """Follows the frames from the trim offset on. It is fed with bytes and never reads itself."""
 
-    __slots__ = ("_header", "_last_epoch", "_seed", "limit_offset", "next_offset")
+    __slots__ = (
+        "_epoch_start_offset",
+        "_header",
+        "_last_epoch",
+        "_seed",
+        "_wal_epoch",
+        "limit_offset",
+        "next_offset",
+    )
 
     def __init__(self, header: WalHeader, seed: int) -> None:
         self._header = header
         self._seed = seed
+        self._wal_epoch = header.wal_epoch
+        self._epoch_start_offset = header.epoch_start_offset
         self._last_epoch = 0
         self.next_offset = header.trim_offset
         """Exclusive end of what was accepted so far."""
@@ -74,39 +85,45 @@ class FrameScan:
     def step(self, buffer: memoryview, buffer_offset: int) -> RecoveredFrame | Need | Hole:
         """Accept the next frame out of `buffer`, which holds the log from `buffer_offset` on."""
         at = self.next_offset
-        buffer_end = buffer_offset + len(buffer)
-        reason = "no frame of this log follows"
-        for candidate in (at,) if at == align_block(at) else (at, align_block(at)):
-            if candidate + FRAME_HEADER_SIZE_BYTES > buffer_end:
-                if candidate + FRAME_HEADER_SIZE_BYTES > self.limit_offset:
-                    continue
-                return Need(end_offset=candidate + FRAME_HEADER_SIZE_BYTES)
-            frame = read_header(buffer, candidate - buffer_offset, self._seed)
-            if frame is None or frame.log_offset != candidate or frame.padding_before != candidate - at:
-                continue
-            self._check_known_epoch(frame)
-            if not self._epoch_fits(frame) or frame.end_offset > self.limit_offset:
-                continue
-            if frame.end_offset > buffer_end:
-                return Need(end_offset=frame.end_offset)
-            position = candidate - buffer_offset
-            if not payload_is_intact(buffer, position, frame, self._seed):
-                # Not the end yet: a former recovery may have stopped here too, and the log went on at the next block.
-                reason = f"the frame at {candidate} does not match its payload CRC"
-                continue
-            self._last_epoch = frame.wal_epoch
-            self.next_offset = frame.end_offset
-            payload_at = position + FRAME_HEADER_SIZE_BYTES
-            return RecoveredFrame(
-                offset=candidate,
-                end_offset=frame.end_offset,
-                stream_id=frame.stream_id,
-                leader_epoch=frame.leader_epoch,
-                base_offset=frame.base_offset,
-                record_count=frame.record_count,
-                payload=buffer[payload_at : payload_at + frame.payload_size],
-            )
-        return Hole(offset=at, reason=reason)
+        found = self._accept(buffer, buffer_offset, at, at)
+        if found is None and at != (block := align_block(at)):
+            # A write ended here, or a torn one was given up here by a former recovery, which went on at the next block.
+            found = self._accept(buffer, buffer_offset, block, at)
+        if found is not None:
+            return found
+        if (frame := read_header(buffer, at - buffer_offset, self._seed)) is not None and frame.log_offset == at:
+            return Hole(offset=at, reason="the frame there does not match its payload CRC, or is not of this epoch")
+        return Hole(offset=at, reason="no frame of this log follows")
+
+    def _accept(self, buffer: memoryview, buffer_offset: int, offset: int, at: int) -> RecoveredFrame | Need | None:
+        """The frame at `offset`, if it is the one that follows the end `at`."""
+        position = offset - buffer_offset
+        if position + FRAME_HEADER_SIZE_BYTES > len(buffer):
+            header_end = offset + FRAME_HEADER_SIZE_BYTES
+            return Need(end_offset=header_end) if header_end <= self.limit_offset else None
+        frame = read_header(buffer, position, self._seed)
+        if frame is None or frame.log_offset != offset or frame.padding_before != offset - at:
+            return None
+        payload_size = frame.payload_size
+        end_offset = offset + frame_size(payload_size)
+        if not self._epoch_fits(frame) or end_offset > self.limit_offset:
+            return None
+        if end_offset > buffer_offset + len(buffer):
+            return Need(end_offset=end_offset)
+        if not payload_is_intact(buffer, position, frame, self._seed):
+            return None
+        self._last_epoch = frame.wal_epoch
+        self.next_offset = end_offset
+        payload_at = position + FRAME_HEADER_SIZE_BYTES
+        return RecoveredFrame(
+            offset,
+            end_offset,
+            frame.stream_id,
+            frame.leader_epoch,
+            frame.base_offset,
+            frame.record_count,
+            buffer[payload_at : payload_at + payload_size],
+        )
 
     def check_hole(self, hole: Hole) -> None:
         """Hold the hole against what the header knows.
@@ -153,9 +170,11 @@ class FrameScan:
             )
 
     def _epoch_fits(self, frame: FrameHeader) -> bool:
-        if frame.log_offset >= self._header.epoch_start_offset:
-            return frame.wal_epoch == self._header.wal_epoch
-        return self._last_epoch <= frame.wal_epoch < self._header.wal_epoch
+        wal_epoch = frame.wal_epoch
+        if wal_epoch == self._wal_epoch:
+            return frame.log_offset >= self._epoch_start_offset
+        self._check_known_epoch(frame)
+        return self._last_epoch <= wal_epoch and frame.log_offset < self._epoch_start_offset
 
     def _could_follow(self, frame: FrameHeader, hole: Hole) -> bool:
         # What a former recovery gave up stays given up, whatever it says of its own time.
