@@ -1,4 +1,8 @@
-"""What every object store promises, run on each implementation."""
+"""What every object store promises, run on each implementation.
+
+S3 is played by moto's server, which checks If-None-Match and If-Match (alone, not against each other at the same
+moment: races between clients are left out for it).
+"""
 
 from __future__ import annotations
 
@@ -13,18 +17,23 @@ import pytest
 from s3stream.local import LocalObjectStore
 from s3stream.memory import MemoryObjectStore
 from s3stream.objectstore import Buffer, NotFound, ObjectStore, PreconditionFailed, WriteConflict
+from tests.s3stream.moto import new_bucket
 
 
 @asynccontextmanager
 async def open_store(kind: str, tmp_path: Path) -> AsyncIterator[ObjectStore]:
-    store: ObjectStore = LocalObjectStore(tmp_path / "objects") if kind == "local" else MemoryObjectStore()
+    store: ObjectStore
+    if kind == "s3":
+        store = await new_bucket()
+    else:
+        store = LocalObjectStore(tmp_path / "objects") if kind == "local" else MemoryObjectStore()
     try:
         yield store
     finally:
         await store.close()
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ObjectStore]:
     async with open_store(request.param, tmp_path) as opened:
         yield opened

@@ -1,0 +1,99 @@
+"""From a URI to an object store and the keys within it.
+
+- `file:///var/lib/tidelog/objects`: a local directory.
+- `s3://bucket/some/prefix?region=eu-central-1`: AWS S3.
+- `s3://bucket/prefix?endpoint=http://127.0.0.1:9000&path_style=true`: another store that speaks S3;
+  `checksums=false` for one that refuses CRC32C headers.
+- `mem://`: nothing that outlives the process, for tests.
+
+Credentials are never part of the URI: they would end up in logs. They come from the AWS chain (environment, files,
+container, instance).
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from s3stream.config import InvalidSettings, ObjectStoreSettings
+from s3stream.local import LocalObjectStore
+from s3stream.memory import MemoryObjectStore
+from s3stream.objectstore import ObjectStore
+from s3stream.paths import Paths
+from s3stream.s3 import S3ObjectStore
+
+__all__ = ["OpenedStore", "open_object_store"]
+
+
+class OpenedStore(NamedTuple):
+    """A store, and where in it the cluster lives."""
+
+    store: ObjectStore
+    paths: Paths
+
+
+def open_object_store(uri: str, *, rng: random.Random, settings: ObjectStoreSettings | None = None) -> OpenedStore:
+    """Open what a URI names. Nothing is contacted yet.
+
+    Raises:
+        InvalidSettings: the URI cannot be understood.
+        AccessDenied: a local directory cannot be used.
+    """
+    settings = settings or ObjectStoreSettings()
+    parts = urlsplit(uri)
+    if parts.username or parts.password:
+        raise InvalidSettings("object store URI: credentials do not belong in it; set them in the environment")
+    options = _options(uri, parts.query)
+    path = unquote(parts.path)
+    try:
+        if parts.scheme == "file":
+            if parts.netloc not in ("", "localhost") or not path.startswith("/"):
+                raise InvalidSettings(f"object store URI {uri!r}: write file:///absolute/path")
+            _refuse_unknown(uri, options)
+            return OpenedStore(LocalObjectStore(Path(path), threads=settings.local_threads), Paths())
+        if parts.scheme == "mem":
+            _refuse_unknown(uri, options)
+            return OpenedStore(MemoryObjectStore(rng=rng, uri=uri), Paths(path.strip("/")))
+        if parts.scheme == "s3":
+            if not parts.netloc:
+                raise InvalidSettings(f"object store URI {uri!r} names no bucket: write s3://bucket/prefix")
+            paths = Paths(path.strip("/"))
+            store = S3ObjectStore(
+                parts.netloc,
+                rng=rng,
+                settings=settings,
+                endpoint_url=options.pop("endpoint", None),
+                region=options.pop("region", None),
+                path_style=_flag(uri, options, "path_style", default=False),
+                send_checksums=_flag(uri, options, "checksums", default=True),
+            )
+            _refuse_unknown(uri, options)
+            return OpenedStore(store, paths)
+    except InvalidSettings:
+        raise
+    except ValueError as error:
+        raise InvalidSettings(f"object store URI {uri!r}: {error}") from error
+    raise InvalidSettings(f"object store URI {uri!r}: the scheme must be file, s3 or mem")
+
+
+def _options(uri: str, query: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name in options:
+            raise InvalidSettings(f"object store URI {uri!r}: {name} is given twice")
+        options[name] = value
+    return options
+
+
+def _flag(uri: str, options: dict[str, str], name: str, *, default: bool) -> bool:
+    value = options.pop(name, None)
+    if value not in (None, "true", "false"):
+        raise InvalidSettings(f"object store URI {uri!r}: {name} must be true or false")
+    return default if value is None else value == "true"
+
+
+def _refuse_unknown(uri: str, options: dict[str, str]) -> None:
+    if options:
+        raise InvalidSettings(f"object store URI {uri!r}: unknown options {', '.join(sorted(options))}")

@@ -1,0 +1,48 @@
+"""An S3 server for tests: moto's, in this process, on a free port of the loopback interface."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+
+from moto.server import ThreadedMotoServer
+
+from s3stream.config import ObjectStoreSettings
+from s3stream.s3 import S3ObjectStore
+
+_numbers = itertools.count()
+
+QUICK = ObjectStoreSettings(retry_first_delay_ms=1, retry_max_delay_ms=10)
+
+
+@functools.cache
+def endpoint_url() -> str:
+    """Where the server is; started on first use, and ended with the process."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    return f"http://{host}:{port}"
+
+
+def open_bucket(bucket: str, settings: ObjectStoreSettings = QUICK, *, url: str | None = None) -> S3ObjectStore:
+    """A client of a bucket, with credentials that mean nothing."""
+    return S3ObjectStore(
+        bucket,
+        rng=random.Random(0),
+        settings=settings,
+        endpoint_url=url or endpoint_url(),
+        region="us-east-1",
+        path_style=True,
+        access_key_id="test",
+        secret_access_key="test",
+    )
+
+
+async def new_bucket(settings: ObjectStoreSettings = QUICK) -> S3ObjectStore:
+    """A client of a new, empty bucket."""
+    bucket = f"bucket-{next(_numbers)}"
+    store = open_bucket(bucket, settings)
+    client = await store._open()
+    await client.create_bucket(Bucket=bucket)
+    return store
