@@ -149,6 +149,18 @@ class Wire:
             record.value for record in records_in(await self.fetch(topic, offset, **fields)) if record.offset >= offset
         ]
 
+    async def fetch_all(self, topic: str, *, partition: int = 0) -> list[bytes | None]:
+        """Every value of a partition, as a consumer gets them: fetch by fetch, until the high watermark."""
+        values: list[bytes | None] = []
+        offset = 0
+        while True:
+            data = await self.fetch(topic, offset, partition=partition)
+            if offset == data.high_watermark:
+                return values
+            records = [record for record in records_in(data) if record.offset >= offset]
+            values += [record.value for record in records]
+            offset = records[-1].offset + 1
+
     async def list_offset(self, topic: str, timestamp: int, *, version: int = 9, partition: int = 0) -> Any:
         response = await self.call(
             "ListOffsets",

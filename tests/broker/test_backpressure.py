@@ -1,0 +1,128 @@
+"""Full logs, spent budgets and clients that do not read: who has to wait, and that nobody else has to (I13, I14)."""
+
+from __future__ import annotations
+
+import asyncio
+
+from broker.node import Node
+from broker.server import Connection
+from protocol.messages.api_versions import ApiVersionsRequest
+from protocol.messages.metadata import MetadataRequest
+from tests.broker.conftest import StartNode
+from tests.broker.wire import Wire, batch, fetch_request, produce_request
+
+
+async def eventually(condition: object, what: str) -> None:
+    """Wait until a condition holds; a test that waits for ever is stopped after a while."""
+    assert callable(condition)
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{what} did not come about")
+
+
+def server_side(node: Node, wire: Wire) -> Connection:
+    """The broker's end of a connection."""
+    name = str(wire.writer.get_extra_info("sockname"))
+    return next(one for one in node.running.server._connections if one.peer == name)
+
+
+async def test_producers_wait_while_the_object_store_is_away_and_the_log_is_full(start_node: StartNode) -> None:
+    async with (
+        start_node() as node,  # a WAL of 16 MiB
+        await Wire.connect(node.bootstrap_servers) as wire,
+        await Wire.connect(node.bootstrap_servers) as other,
+    ):
+        await wire.create_topic("t", partitions=3)
+        store = node.running.store
+        store.failing = True
+        # Acknowledgements go on until the WAL is full; then the socket is not read any more.
+        count = 40
+        for n in range(count):
+            value = b"%04d" % n + bytes(300_000)
+            wire.send("Produce", 9, produce_request("t", *[batch(value)] * 3))
+        await eventually(lambda: node.running.server.metrics.produce_stalls > 0, "a stall")
+        connection = server_side(node, wire)
+        assert connection.acks.pending
+        assert not connection._reading
+        # Requests of other kinds are served meanwhile.
+        assert (await other.call("Metadata", 9, MetadataRequest(topics=None))).topics[0].name == "t"
+        store.failing = False
+        for n in range(count):
+            (answer,) = (await wire.receive()).responses
+            # Those that stalled half-way went on where they were: no batch is missing, none is there twice.
+            assert [(one.error_code, one.base_offset) for one in answer.partition_responses] == [(0, n)] * 3
+        for partition in range(3):
+            for n in (0, 17, count - 1):
+                (value,) = await other.fetch_values("t", n, partition=partition, partition_max_bytes=1)
+                assert value is not None
+                assert value[:4] == b"%04d" % n
+
+
+async def test_a_client_that_never_reads_is_not_read_either(node: Node) -> None:
+    async with (
+        await Wire.connect(node.bootstrap_servers) as deaf,
+        await Wire.connect(node.bootstrap_servers) as other,
+    ):
+        deaf.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        for _ in range(200_000):
+            deaf.send("ApiVersions", 0, ApiVersionsRequest())
+        flushed = asyncio.create_task(deaf.writer.drain())
+        connection = server_side(node, deaf)
+        await eventually(lambda: not connection._reading, "back-pressure")
+        assert connection.transport is not None
+        assert connection.transport.get_write_buffer_size() < 1 << 20
+        assert (await other.call("ApiVersions", 0, ApiVersionsRequest())).error_code == 0
+        # As soon as it reads, it is served: in order, and all of it.
+        deaf.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        for _ in range(1000):
+            await deaf.receive()
+        flushed.cancel()
+        await asyncio.gather(flushed, return_exceptions=True)
+
+
+async def test_a_consumer_too_slow_for_the_memory_it_holds_is_disconnected(start_node: StartNode) -> None:
+    async with (
+        start_node(wal_uri="null://") as node,  # an arena of 64 MiB
+        await Wire.connect(node.bootstrap_servers) as producer,
+        await Wire.connect(node.bootstrap_servers) as slow,
+    ):
+        await producer.create_topic("t", max_message_bytes="4000000")
+        value = bytes(1_000_000)
+        for _ in range(40):
+            await producer.produce("t", batch(value))
+        slow.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        slow.send("Fetch", 12, fetch_request("t", partition_max_bytes=1 << 26))
+        await slow.writer.drain()
+        connection = server_side(node, slow)
+        await eventually(lambda: connection._blocks, "a pinned block")
+        # The ring comes round to what the slow one holds: producers go on, it does not.
+        for _ in range(80):
+            assert (await producer.produce("t", batch(value))).error_code == 0
+        assert connection.transport is None
+        assert not connection._blocks
+
+
+async def test_receive_memory_is_shared_fairly(start_node: StartNode) -> None:
+    async with start_node(queued_max_request_bytes=1 << 20) as node:
+        clients = [await Wire.connect(node.bootstrap_servers) for _ in range(6)]
+        await clients[0].create_topic("t", max_message_bytes="4000000")
+        value = bytes(3_000_000)  # each of them alone is more than the budget
+        answers = await asyncio.gather(*(client.produce("t", batch(value)) for client in clients for _ in range(1)))
+        assert sorted(answer.base_offset for answer in answers) == list(range(6))
+        for client in clients:
+            client.writer.close()
+        await eventually(lambda: node.running.server.connection_count == 0, "the end of all connections")
+        assert node.running.server.budget.free_bytes == 1 << 20
+
+
+async def test_connections_leave_nothing_behind(node: Node) -> None:
+    for _ in range(20):
+        async with await Wire.connect(node.bootstrap_servers) as wire:
+            wire.writer.write((5000).to_bytes(4, "big") + bytes(1000))  # leaves in the middle of a request
+            await wire.writer.drain()
+    server = node.running.server
+    await eventually(lambda: server.connection_count == 0, "the end of all connections")
+    assert not server._dirty
+    assert server.budget.free_bytes == node.settings.queued_max_request_bytes

@@ -1,0 +1,101 @@
+"""The command line, as a user meets it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from broker import __main__ as command_line
+from broker import origin
+from broker.origin import ForeignPackage, check_packages
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "broker", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_help_explains(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command_line.main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for part in ("serve", "dev", "settings", "TIDELOG_NUM_PARTITIONS", "tidelog serve -c broker.toml"):
+        assert part in text
+
+
+def test_settings_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["settings"]) == 0
+    assert "num.partitions = 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve", "--set", "num.partitons=3"], "unknown setting num.partitons"),
+        (["serve", "--set", "num.partitions"], "NAME=VALUE"),
+        (["serve", "-c", "/does/not/exist.toml"], "cannot read /does/not/exist.toml"),
+        (["serve", "--set", "wal.uri=ftp://x"], "ftp"),
+        (["serve", "--set", "object.store.uri=ftp://x"], "ftp"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        command_line.main(
+            [*arguments, "--set", "listeners=PLAINTEXT://127.0.0.1:0"] if "-c" not in arguments else arguments
+        )
+        == 1
+    )
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert error[0].startswith("tidelog: ")
+    assert message in error[0]
+
+
+def test_packages_from_elsewhere_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_packages()
+    monkeypatch.setattr(origin, "PACKAGES", ("broker", "json"))
+    with pytest.raises(ForeignPackage, match="virtual environment of its own"):
+        check_packages()
+
+
+def test_dev_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "broker",
+            "dev",
+            "--data",
+            str(tmp_path / "data"),
+            "--port",
+            "0",
+            "--set",
+            "memory.bytes=128MiB",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(7)]
+        assert lines[0].startswith("Tidelog serves Kafka on PLAINTEXT://localhost:")
+        port = lines[0].rstrip().rpartition(":")[2]
+        assert (tmp_path / "data" / "wal").as_uri() in lines[1]
+        assert (tmp_path / "data" / "objects").as_uri() in lines[2]
+        assert all(f"localhost:{port}" in line for line in lines[4:])
+
+        second = run("dev", "--data", str(tmp_path / "data"), "--port", "0")
+        assert second.returncode == 1
+        assert second.stderr.startswith("tidelog: ")
+        assert "Traceback" not in second.stderr
+
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+        assert "stopped" in process.stdout.read()
