@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 from s3stream.metadata import StreamId
@@ -117,6 +117,7 @@ class CacheBlock:
     """A contiguous stretch of the arena and what lies in it."""
 
     __slots__ = (
+        "_on_unpinned",
         "end_position",
         "opened_at",
         "parts",
@@ -127,7 +128,8 @@ class CacheBlock:
         "wal_end_offset",
     )
 
-    def __init__(self, start_position: int, wal_end_offset: int) -> None:
+    def __init__(self, start_position: int, wal_end_offset: int, on_unpinned: Callable[[], None]) -> None:
+        self._on_unpinned = on_unpinned
         self.start_position = start_position
         self.end_position = start_position
         """Exclusive; set when the block is sealed."""
@@ -146,12 +148,14 @@ class CacheBlock:
         self.pins[holder] = self.pins.get(holder, 0) + 1
 
     def unpin(self, holder: PinHolder) -> None:
-        """Undo one `pin`."""
+        """Undo one `pin`; with the last one, whoever waits for the memory looks again."""
         count = self.pins[holder] - 1
         if count:
             self.pins[holder] = count
         else:
             del self.pins[holder]
+            if not self.pins:
+                self._on_unpinned()
 
 
 class TailRead(NamedTuple):

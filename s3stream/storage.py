@@ -21,7 +21,7 @@ from typing import Protocol
 
 from s3stream.config import StorageSettings
 from s3stream.errors import StorageError, StorageFenced, StreamClosed, StreamFenced
-from s3stream.log_cache import BlockPart, BlockState, CacheBlock, PinHolder
+from s3stream.log_cache import BlockPart, BlockState, CacheBlock
 from s3stream.metadata import CommitResult, OpenedStream, SkipReason, StreamId, StreamMetadata
 from s3stream.object_writer import DataBlock, StreamSource
 from s3stream.objectstore import Buffer, ObjectStore
@@ -105,7 +105,7 @@ class Storage:
             stream_object_min_bytes=settings.stream_object_min_bytes,
             rng=rng,
         )
-        self._block = CacheBlock(arena.head, wal.trim_offset)
+        self._block = CacheBlock(arena.head, wal.trim_offset, self._wake_room)
         self._blocks: deque[CacheBlock] = deque()
         """Sealed and committed blocks that still hold memory, oldest first."""
         self._pending: deque[tuple[int, Stream, int, OnDone | None]] = deque()
@@ -339,12 +339,6 @@ class Storage:
                 stream.listener()
         self._uploader.durable(wal_offset)
 
-    def unpin(self, block: CacheBlock, holder: PinHolder) -> None:
-        """Undo one `block.pin(holder)`; whoever waits for room looks again."""
-        block.unpin(holder)
-        if not block.pins:
-            self._wake_room()
-
     async def room(self) -> None:
         """Wait until a reservation that got None is worth trying again."""
         if self._room is None:
@@ -371,7 +365,7 @@ class Storage:
         block.state = BlockState.SEALED
         block.end_position = self.arena.head
         self._blocks.append(block)
-        self._block = CacheBlock(self.arena.head, block.wal_end_offset)
+        self._block = CacheBlock(self.arena.head, block.wal_end_offset, self._wake_room)
         self._uploader.submit(block)
 
     async def flush(self, stream_id: StreamId, end_offset: int) -> None:

@@ -25,7 +25,7 @@ class Cache:
         self.model: list[tuple[int, int, bytes]] = []
 
     def block(self, payloads: list[tuple[int, int]]) -> CacheBlock:
-        block = CacheBlock(self.arena.head, 0)
+        block = CacheBlock(self.arena.head, 0, lambda: None)
         part = self.tail.open_part(STREAM, block, self.next_offset)
         for size, count in payloads:
             position = self.arena.reserve(size)
@@ -98,14 +98,17 @@ def test_pins_count_per_holder() -> None:
         def revoke(self) -> None:
             raise AssertionError("nobody asked for memory")
 
-    block = CacheBlock(0, 0)
+    freed: list[bool] = []
+    block = CacheBlock(0, 0, lambda: freed.append(True))
     holder = Holder()
     block.pin(holder)
     block.pin(holder)
     block.unpin(holder)
     assert block.pins
+    assert not freed
     block.unpin(holder)
     assert not block.pins
+    assert freed
 
 
 @given(st.data())

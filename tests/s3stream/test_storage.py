@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from s3stream.object_reader import ObjectReader
 
 from s3stream.config import MIB, StorageSettings
 from s3stream.errors import OffsetOutOfRange, StorageError, StorageFenced, StreamClosed
@@ -25,6 +24,7 @@ from s3stream.metadata import (
     SkipReason,
     StreamId,
 )
+from s3stream.object_reader import ObjectReader
 from s3stream.paths import Paths
 from s3stream.payload import PayloadBounds
 from s3stream.storage import Storage
@@ -426,7 +426,7 @@ async def test_pinned_memory_is_not_recycled_and_its_holder_is_asked_to_let_go(w
                 await storage.room()
             filled += 100_000
         assert found.payloads[0] == first
-        storage.unpin(found.block, socket)
+        found.block.unpin(socket)
         await put_durably(storage, streams[TWO], 100_000)
 
 
