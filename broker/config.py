@@ -131,6 +131,9 @@ class BrokerSettings:
     upload_size_bytes: int = _setting(64 << 20, "a cache block of this size is uploaded", least=64 << 10)
     upload_interval_ms: int = _setting(5_000, "a cache block of this age is uploaded", least=10)
     upload_parallelism: int = _setting(4, "objects put at the same time", least=1, most=64)
+    metadata_log_max_record_bytes_between_snapshots: int = _setting(
+        16 << 20, "the metadata log is snapshotted at the latest after so many bytes", least=1 << 10
+    )
 
     # -- topics
     auto_create_topics_enable: bool = _setting(True, "create a topic when a client asks for its metadata")
@@ -170,7 +173,7 @@ class BrokerSettings:
     producer_id_expiration_ms: int = _setting(86_400_000, "an idle producer id is forgotten after", least=1)
 
     # -- the process
-    shutdown_timeout_ms: int = _setting(4_000, "how long an orderly stop may take to upload", least=0)
+    shutdown_timeout_ms: int = _setting(3_000, "how long an orderly stop may take to upload", least=0)
 
     def __post_init__(self) -> None:
         problems = list(self._problems())

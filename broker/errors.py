@@ -25,7 +25,7 @@ from s3stream.errors import (
     StreamClosed,
 )
 from s3stream.objectstore import ObjectStoreError
-from wal.errors import PayloadTooLarge
+from wal.errors import PayloadTooLarge, WalError
 
 __all__ = ["KafkaError", "code_of"]
 
@@ -49,6 +49,7 @@ _CODES: dict[type[BaseException], ErrorCode] = {
     ObjectStoreError: ErrorCode.KAFKA_STORAGE_ERROR,
     StorageError: ErrorCode.KAFKA_STORAGE_ERROR,
     PayloadTooLarge: ErrorCode.MESSAGE_TOO_LARGE,
+    WalError: ErrorCode.KAFKA_STORAGE_ERROR,
     # Producers. 47 rather than 90 on Produce: old clients know no other (KIP-588).
     InvalidProducerEpoch: ErrorCode.INVALID_PRODUCER_EPOCH,
     OutOfOrderSequence: ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER,

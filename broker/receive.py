@@ -106,6 +106,11 @@ class ReceiveBuffer:
         """Size of the own buffer, 0 without one."""
         return len(self._view) if self.own else 0
 
+    @property
+    def charged_bytes(self) -> int:
+        """What it took of the shared budget."""
+        return self._charged
+
     def writable(self) -> memoryview:
         """Where the next bytes go; never empty unless `settle` said that there is no room."""
         if not self.own:

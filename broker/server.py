@@ -45,8 +45,12 @@ _PRODUCE_KEY = 0
 _MIN_REQUEST_BYTES = 8
 """API key, version and correlation id: the shortest header there is."""
 
-IDLE_SWEEP_INTERVAL_S = 10.0
-"""How often idle receive buffers are given back and idle connections closed."""
+SWEEP_INTERVAL_S = 10.0
+"""How often idle receive buffers are given back, and idle or stuck connections closed."""
+
+STUCK_TIMEOUT_S = 60.0
+"""A client that takes nothing of its response, or does not go on with a large request while others wait for its memory, for so
+long, is gone: clients themselves give up after 30 s (`request.timeout.ms`)."""
 
 LISTEN_BACKLOG = 1024
 """Connections that the kernel holds until they are accepted: a client application that starts opens hundreds at once."""
@@ -86,15 +90,18 @@ class Connection(asyncio.BufferedProtocol):
         "_buffer",
         "_busy",
         "_closing",
+        "_idle_s",
         "_on_lost",
         "_out",
         "_processing",
         "_reading",
+        "_stuck_s",
+        "_unsent_bytes",
         "_waits_for_memory",
         "_write_paused",
         "acks",
+        "active",
         "flush_scheduled",
-        "last_active",
         "listener",
         "peer",
         "server",
@@ -110,7 +117,8 @@ class Connection(asyncio.BufferedProtocol):
         self.acks = AckQueue(self)
         """Produce requests that are not answered yet."""
         self.flush_scheduled = False
-        self.last_active = 0.0
+        self.active = True
+        """Something was received or sent since the last sweep."""
         self._buffer = ReceiveBuffer(server.scratch, server.budget)
         self._out: list[bytes | memoryview] = []
         self._blocks: list[CacheBlock] = []
@@ -123,6 +131,9 @@ class Connection(asyncio.BufferedProtocol):
         self._reading = True
         self._waits_for_memory = False
         self._write_paused = False
+        self._idle_s = 0.0
+        self._stuck_s = 0.0
+        self._unsent_bytes = 0
 
     # ---- the transport calls ----------------------------------------------------------------------------------
 
@@ -132,7 +143,6 @@ class Connection(asyncio.BufferedProtocol):
         # No queue of our own making in the transport: whatever the kernel does not take pauses this connection,
         # and resume_writing means that nothing of ours is referenced any more.
         stream.set_write_buffer_limits(high=0)
-        self.last_active = self.server.loop.time()
         self.server.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -151,6 +161,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._buffer.writable()
 
     def buffer_updated(self, nbytes: int) -> None:
+        self.active = True
         self._buffer.end += nbytes
         self._process()
 
@@ -308,7 +319,7 @@ class Connection(asyncio.BufferedProtocol):
         out, self._out = self._out, []
         transport = self.transport
         assert transport is not None
-        self.last_active = self.server.loop.time()
+        self.active = True
         if len(out) == 1:
             transport.write(out[0])
         elif self._blocks:
@@ -351,13 +362,27 @@ class Connection(asyncio.BufferedProtocol):
         if self.transport is not None:
             self.transport.abort()
 
-    def sweep(self, now: float, max_idle_s: float) -> None:
-        """Give an idle buffer back; close when nothing happened for long."""
-        idle_s = now - self.last_active
-        if idle_s > IDLE_SWEEP_INTERVAL_S and self._buffer.own and self._buffer.start == self._buffer.end:
-            self._buffer.release()
-        if idle_s > max_idle_s and not self._busy and not self.acks.pending:
+    def sweep(self, elapsed_s: float, max_idle_s: float) -> None:
+        """Give an idle buffer back; end what has been idle or stuck for too long."""
+        self._idle_s = 0.0 if self.active else self._idle_s + elapsed_s
+        self.active = False
+        if self.transport is None:
+            return
+        unsent_bytes = self.transport.get_write_buffer_size()
+        stuck = unsent_bytes > 0 and unsent_bytes >= self._unsent_bytes
+        self._stuck_s = self._stuck_s + elapsed_s if stuck else 0.0
+        self._unsent_bytes = unsent_bytes
+        buffer = self._buffer
+        if self._stuck_s >= STUCK_TIMEOUT_S:
+            log.warning("closing %s: it did not take a byte of its response for %d s", self.peer, self._stuck_s)
+            self.abort()
+        elif buffer.charged_bytes and self.server.budget.contended and self._idle_s >= STUCK_TIMEOUT_S:
+            log.warning("closing %s: it holds memory for a request that others wait for", self.peer)
+            self.abort()
+        elif self._idle_s >= max_idle_s and not self._busy and not self.acks.pending:
             self.abort()  # silently, as Kafka does: an idle client reconnects
+        elif self._idle_s and buffer.own and buffer.start == buffer.end:
+            buffer.release()
 
 
 class Server:
@@ -492,11 +517,11 @@ class Server:
             connection.resume()
 
     async def _sweep(self) -> None:
+        interval_s = min(SWEEP_INTERVAL_S, self._max_idle_s / 2)
         while True:
-            await asyncio.sleep(IDLE_SWEEP_INTERVAL_S)
-            now = self.loop.time()
+            await asyncio.sleep(interval_s)
             for connection in list(self._connections):
-                connection.sweep(now, self._max_idle_s)
+                connection.sweep(interval_s, self._max_idle_s)
 
 
 async def bind(loop: asyncio.AbstractEventLoop, listener: Listener) -> list[socket.socket]:

@@ -42,6 +42,9 @@ __all__ = ["Running", "start_broker", "storage_settings"]
 FETCH_SESSION_EVICTION_MS = 120_000
 """A fetch session that was idle for less keeps its place in the cache (`min.incremental.fetch.session.eviction.ms`)."""
 
+CONTROLLER_CLOSE_TIMEOUT_MS = 1_000
+"""How long a stop waits for the metadata log's entry in flight, after the streams are closed."""
+
 LOAD_WAIT_S = 0.5
 """How long a start waits for producer state before it serves: clients then see no retriable error at all, as a rule."""
 
@@ -140,13 +143,15 @@ async def start_broker(
             store=store,
             paths=paths,
             settings=ControllerSettings(
-                cluster_id=settings.cluster_id, max_partitions=settings.max_partitions_per_broker
+                cluster_id=settings.cluster_id,
+                max_partitions=settings.max_partitions_per_broker,
+                snapshot_interval_bytes=settings.metadata_log_max_record_bytes_between_snapshots,
             ),
             now_ms=now_ms,
             rng=rng,
             on_failure=on_failed,
         )
-        stack.push_async_callback(controller.close)
+        stack.push_async_callback(controller.close, timeout_ms=CONTROLLER_CLOSE_TIMEOUT_MS)
 
         arena = Arena(storage_config.arena_bytes)
         wal = await open_wal(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from broker import server
 from broker.node import Node
 from broker.server import Connection
 from protocol.messages.api_versions import ApiVersionsRequest
@@ -115,6 +118,28 @@ async def test_receive_memory_is_shared_fairly(start_node: StartNode) -> None:
             client.writer.close()
         await eventually(lambda: node.running.server.connection_count == 0, "the end of all connections")
         assert node.running.server.budget.free_bytes == 1 << 20
+
+
+async def test_idle_connections_are_closed(start_node: StartNode) -> None:
+    async with (
+        start_node(connections_max_idle_ms=1000) as node,
+        await Wire.connect(node.bootstrap_servers) as idle,
+        await Wire.connect(node.bootstrap_servers) as waiting,
+    ):
+        await waiting.create_topic("t")
+        waiting.send("Fetch", 12, fetch_request("t", max_wait_ms=2500))  # silent too, but served
+        assert await idle.closed_by_broker()
+        assert (await waiting.receive()).error_code == 0
+
+
+async def test_a_client_that_takes_nothing_is_closed(start_node: StartNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SWEEP_INTERVAL_S", 0.05)
+    monkeypatch.setattr(server, "STUCK_TIMEOUT_S", 0.3)
+    async with start_node() as node, await Wire.connect(node.bootstrap_servers) as deaf:
+        deaf.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        for _ in range(200_000):
+            deaf.send("ApiVersions", 0, ApiVersionsRequest())
+        await eventually(lambda: node.running.server.connection_count == 0, "the end of the connection")
 
 
 async def test_connections_leave_nothing_behind(node: Node) -> None:
