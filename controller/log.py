@@ -154,21 +154,25 @@ class MetadataLog:
         """Become the leader, under a controller epoch that is higher than any before."""
         nonce = self._rng.randbytes(16).hex()
         backoff = self._backoff()
+        attempt: _Leader | None = None
         while True:
             found = await self._get(self._paths.leader)
             current = None if found is None else _decode_json(found.data, _Leader, self._paths.leader)
-            if current is not None and current.nonce == nonce:
-                return Claim(controller_epoch=current.controller_epoch, nonce=nonce)
-            controller_epoch = max(newer_than, current.controller_epoch if current is not None else 0) + 1
-            data = msgspec.json.encode(_Leader(controller_epoch=controller_epoch, leader=leader, nonce=nonce))
-            if await self._swap_once(self._paths.leader, data, found):
-                return Claim(controller_epoch=controller_epoch, nonce=nonce)
-            await backoff()
+            if attempt is None or current != attempt:
+                controller_epoch = max(newer_than, current.controller_epoch if current is not None else 0) + 1
+                attempt = _Leader(controller_epoch=controller_epoch, leader=leader, nonce=nonce)
+                if not await self._swap_once(self._paths.leader, msgspec.json.encode(attempt), found):
+                    await backoff()
+                    continue
+            return Claim(controller_epoch=attempt.controller_epoch, nonce=nonce)
 
     async def still_leads(self, claim: Claim) -> bool:
         """True where nobody has taken office since."""
         found = await self._get(self._paths.leader)
-        return found is not None and _decode_json(found.data, _Leader, self._paths.leader).nonce == claim.nonce
+        if found is None:
+            return False
+        current = _decode_json(found.data, _Leader, self._paths.leader)
+        return (current.controller_epoch, current.nonce) == (claim.controller_epoch, claim.nonce)
 
     # ---- entries
 
@@ -182,9 +186,7 @@ class MetadataLog:
                 await self._store.put_if_absent(key, parts)
             except PreconditionFailed:
                 found = await self._get(key)
-                return (
-                    found is not None and decode_entry(found.data, header.index, where=key).header.nonce == header.nonce
-                )
+                return found is not None and decode_entry(found.data, header.index, where=key).header == header
             except (Unavailable, WriteConflict, AccessDenied) as error:
                 self._bear(error)
                 await backoff()

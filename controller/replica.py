@@ -67,7 +67,7 @@ class Replica:
                 continue
             for entry in read.entries:
                 if watched is not None and entry.header.index == watched.index:
-                    outcome = entry.header.nonce == watched.nonce
+                    outcome = entry.header == watched
                 self.apply(entry)
             if read.at_tail:
                 return outcome

@@ -1,0 +1,335 @@
+"""Random commands against a model that knows what each object really holds.
+
+After every command: all invariants hold, another replica that applied the encoded records is in the same state (I9), a
+snapshot brings back that state, every committed offset is read from a referenced object that holds it (I1, I5, I8), and
+holders of a stream never share a leader epoch (I4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from controller.errors import NodeRefused, StreamNotDrained
+from controller.records import decode_records, encode_records
+from controller.snapshot import capture, digest, encode, restore
+from controller.state import State
+from controller.streams import AbandonWal, RecoverWal
+from controller.tables import StreamState, StreamStatus
+from s3stream.errors import ObjectExpired, SourcesChanged
+from s3stream.metadata import NewObject, StreamId, StreamRange
+from tests.controller.machine import Machine, new_object, stream_range
+
+NODES = (1, 2)
+NAMES = ("a", "b")
+
+
+@dataclass
+class Held:
+    """What the model knows of a stream."""
+
+    committed: list[tuple[int, int]] = field(default_factory=list)
+    """Offsets that were acknowledged as committed."""
+    state_end: int | None = None
+    """End of the newest range with a state block."""
+    holders: dict[int, int] = field(default_factory=dict)
+    """Who held each leader epoch."""
+
+
+class MetadataMachine(RuleBasedStateMachine):
+    uploads = Bundle("uploads")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.machine = Machine()
+        self.replica = State()
+        self.replicated = 0
+        self.streams: dict[int, Held] = {}
+        self.store: dict[int, NewObject] = {}
+        """Objects that were put and not deleted."""
+        self.disks = dict.fromkeys(NODES, 0)
+        for node_id in NODES:
+            self.register(node_id)
+        self.create("a", 2)
+        self.create("b", 1)
+        self.open(1, {1, 2})
+        self.open(2, {3})
+
+    def wal_id(self, node_id: int) -> str:
+        return f"wal-{node_id}-{self.disks[node_id]}"
+
+    @rule(
+        what=st.sampled_from(["restart", "change disk", "recover", "abandon", "create", "delete"]),
+        node_id=st.sampled_from(NODES),
+        name=st.sampled_from(NAMES),
+        number=st.integers(1, 3),
+    )
+    def disturb(self, what: str, node_id: int, name: str, number: int) -> None:
+        """What is rare in a cluster's life, and changes much: one rule, so that there is room for work between."""
+        match what:
+            case "restart":
+                self.register(node_id)
+                self.open(node_id, self.led_by(node_id))
+            case "change disk":
+                self.change_disk(node_id)
+            case "recover":
+                self.recover_the_other(node_id)
+            case "abandon":
+                self.abandon(node_id, number - 1)
+            case "create":
+                self.create(name, number)
+                self.open(node_id, self.led_by(node_id))
+            case "delete":
+                self.delete(name)
+
+    def led_by(self, node_id: int) -> set[int]:
+        return {each.stream_id for each in self.machine.state.tables.streams.values() if each.node_id == node_id}
+
+    # ---- nodes
+
+    def register(self, node_id: int) -> None:
+        self.machine.register(node_id, self.wal_id(node_id))
+
+    def change_disk(self, node_id: int) -> None:
+        before = self.wal_id(node_id)
+        self.disks[node_id] += 1
+        try:
+            self.machine.register(node_id, self.wal_id(node_id))
+        except NodeRefused:
+            self.disks[node_id] -= 1
+            assert any(stream.wal_id == before for stream in self.machine.state.tables.streams.values())
+        else:
+            assert not any(stream.wal_id == before for stream in self.machine.state.tables.streams.values())
+
+    def recover_the_other(self, node_id: int) -> None:
+        wal_id = self.wal_id(3 - node_id)
+        epoch = self.machine.node_epoch(node_id)
+        for opened in self.machine.do(RecoverWal(node_id=node_id, node_epoch=epoch, wal_id=wal_id)):
+            self.hold(node_id, opened.stream_id, opened.leader_epoch)
+
+    def abandon(self, node_id: int, slack: int) -> None:
+        try:
+            self.machine.do(AbandonWal(wal_id=self.wal_id(node_id), slack_offsets=slack, at_ms=self.machine.now_ms))
+        except NodeRefused:
+            return
+
+    def hold(self, node_id: int, stream_id: int, leader_epoch: int) -> None:
+        holders = self.streams[stream_id].holders
+        assert leader_epoch not in holders, "every leader epoch has one holder (I4)"
+        holders[leader_epoch] = node_id
+
+    # ---- topics and streams
+
+    def create(self, name: str, partitions: int) -> None:
+        if name not in self.machine.state.tables.topic_ids:
+            for stream_id in self.machine.create(name, partitions):
+                assert stream_id not in self.streams
+                self.streams[stream_id] = Held()
+
+    def delete(self, name: str) -> None:
+        if name in self.machine.state.tables.topic_ids:
+            self.machine.delete(name)
+
+    @rule(node_id=st.sampled_from(NODES), pick=st.sets(st.integers(1, 8), min_size=1))
+    def open(self, node_id: int, pick: set[int]) -> None:
+        for opened in self.machine.open(node_id, sorted(pick)):
+            assert self.committed_end(opened.stream_id) <= opened.committed_end_offset
+            self.hold(node_id, opened.stream_id, opened.leader_epoch)
+
+    @rule(data=st.data(), error=st.sampled_from([0, 0, 1]))
+    def close(self, data: st.DataObject, error: int) -> None:
+        stream = data.draw(self.some_stream())
+        if stream is None:
+            return
+        try:
+            self.machine.close(stream.node_id, {stream.stream_id: stream.committed_end_offset + error})
+        except StreamNotDrained:
+            assert error
+
+    @rule(data=st.data(), part=st.sampled_from([0.3, 0.6, 1.0]))
+    def trim(self, data: st.DataObject, part: float) -> None:
+        stream = data.draw(self.some_stream())
+        if stream is not None:
+            length = stream.committed_end_offset - stream.log_start_offset
+            self.machine.trim(stream.node_id, {stream.stream_id: stream.log_start_offset + int(length * part)})
+
+    def some_stream(self) -> st.SearchStrategy[StreamState | None]:
+        return st.sampled_from([None, *self.machine.state.tables.streams.values()])
+
+    # ---- objects
+
+    @rule(data=st.data())
+    def work(self, data: st.DataObject) -> None:
+        """Upload and commit, as most of the time."""
+        self.commit(self.put(data, data.draw(st.sampled_from(NODES)), ""), twice=False)
+
+    @rule(
+        target=uploads,
+        data=st.data(),
+        node_id=st.sampled_from(NODES),
+        stale=st.sampled_from(["", "", "epoch", "offset", "node"]),
+    )
+    def put(self, data: st.DataObject, node_id: int, stale: str) -> tuple[int, NewObject]:
+        """Put an object with the next offsets of some streams, perhaps not quite right, to be committed later."""
+        (object_id,) = self.machine.ids(node_id)
+        held = sorted(self.led_by(node_id)) if stale != "node" else sorted(self.streams)
+        ranges: list[StreamRange] = []
+        for stream_id in data.draw(st.sets(st.sampled_from(held or [8]), min_size=1, max_size=3).map(sorted)):
+            stream = self.machine.state.tables.streams.get(StreamId(stream_id))
+            base_offset = stream.committed_end_offset if stream is not None else 0
+            leader_epoch = stream.leader_epoch if stream is not None else 0
+            base_offset += stale == "offset"
+            leader_epoch -= stale == "epoch"
+            end_offset = base_offset + data.draw(st.integers(1, 9))
+            has_state = data.draw(st.booleans())
+            ranges.append(
+                stream_range(stream_id, base_offset, end_offset, leader_epoch=leader_epoch, has_state=has_state)
+            )
+        self.store[object_id] = new_object(object_id, *ranges)
+        return node_id, self.store[object_id]
+
+    @rule(upload=uploads, twice=st.booleans())
+    def commit(self, upload: tuple[int, NewObject], twice: bool) -> None:
+        """Commit an object, perhaps late, perhaps again."""
+        node_id, new = upload
+        known = new.object_id in self.machine.referenced() | self.machine.unreferenced()
+        try:
+            result = self.machine.commit(node_id, new)
+        except ObjectExpired:
+            assert new.object_id in self.machine.state.tables.gone
+            return
+        assert new.object_id in self.store, "what was deleted is never referenced again (I8)"
+        if twice:
+            assert self.machine.commit(node_id, new) == result
+        if not known:
+            for value in new.ranges:
+                if value.stream_id not in result.skipped:
+                    held = self.streams[value.stream_id]
+                    assert held.holders[value.leader_epoch] == node_id
+                    assert value.base_offset >= self.committed_end(value.stream_id)
+                    held.committed.append((value.base_offset, value.end_offset))
+                    if value.has_state:
+                        held.state_end = value.end_offset
+
+    @rule(node_id=st.sampled_from(NODES), pick=st.sets(st.integers(0, 20), min_size=1, max_size=4), split=st.booleans())
+    def compact(self, node_id: int, pick: set[int], split: bool) -> None:
+        """Rewrite some objects as a compactor would: into one object per contiguous run."""
+        tables = self.machine.state.tables
+        known = sorted(tables.objects)
+        sources = [known[index] for index in sorted(pick) if index < len(known)]
+        live = sorted(
+            (value for source in sources for value in tables.live_ranges(tables.objects[source])),
+            key=lambda value: (value.stream_id, value.base_offset),
+        )
+        runs: list[StreamRange] = []
+        for value in live:
+            last = runs[-1] if runs else None
+            if (
+                last is not None
+                and not split
+                and last.stream_id == value.stream_id
+                and last.end_offset == value.base_offset
+            ):
+                runs[-1] = stream_range(
+                    last.stream_id,
+                    last.base_offset,
+                    value.end_offset,
+                    leader_epoch=value.leader_epoch,
+                    has_state=value.has_state or last.has_state,
+                )
+            else:
+                runs.append(value.value())
+        if not runs:
+            return
+        outputs = []
+        for object_id, run in zip(self.machine.ids(node_id, len(runs)), runs, strict=True):
+            self.store[object_id] = new_object(object_id, run)
+            outputs.append(self.store[object_id])
+        before = {stream_id: self.offsets(stream_id) for stream_id in tables.streams}
+        try:
+            self.machine.commit(node_id, *outputs, sources=sources)
+        except SourcesChanged as error:
+            raise AssertionError(f"nothing changed meanwhile, yet: {error}") from error
+        assert not set(sources) & self.machine.referenced()
+        assert {stream_id: self.offsets(stream_id) for stream_id in tables.streams} == before
+
+    @rule(data=st.data(), node_id=st.sampled_from(NODES), shift=st.integers(-3, 3), has_state=st.booleans())
+    def compact_wrongly(self, data: st.DataObject, node_id: int, shift: int, has_state: bool) -> None:
+        """A compactor whose picture of the world is wrong is refused, or does no harm."""
+        stream = data.draw(self.some_stream())
+        if stream is None or not stream.ranges or not self.machine.referenced():
+            return
+        first, last = sorted(data.draw(st.tuples(*[st.integers(0, len(stream.ranges) - 1)] * 2)))
+        end_offset = max(stream.ranges[last].end_offset + shift, stream.ranges[first].base_offset + 1)
+        sources = data.draw(st.sets(st.sampled_from(sorted(self.machine.referenced())), min_size=1, max_size=3))
+        (object_id,) = self.machine.ids(node_id)
+        output = stream_range(stream.stream_id, stream.ranges[first].base_offset, end_offset, has_state=has_state)
+        before, offsets = digest(self.machine.state), self.offsets(stream.stream_id)
+        self.store[object_id] = new_object(object_id, output)
+        try:
+            self.machine.commit(node_id, self.store[object_id], sources=sorted(sources))
+        except SourcesChanged:
+            assert digest(self.machine.state) == before
+        else:
+            assert not sources & self.machine.referenced()
+            assert self.offsets(stream.stream_id) == offsets
+
+    @rule(data=st.data(), forget=st.booleans())
+    def collect(self, data: st.DataObject, forget: bool) -> None:
+        """Expire, delete, forget: whatever may go."""
+        object_ids = data.draw(st.sets(st.sampled_from([1, *self.store]), min_size=1, max_size=5).map(sorted))
+        expired = self.machine.expire(*object_ids)
+        for object_id in expired:
+            self.store.pop(object_id, None)
+        if forget:
+            self.machine.forget(*expired)
+
+    # ---- what must hold
+
+    def committed_end(self, stream_id: int) -> int:
+        return max((end for _, end in self.streams[stream_id].committed), default=0)
+
+    def offsets(self, stream_id: int) -> set[int]:
+        """Offsets past the log start that objects in the store really hold."""
+        stream = self.machine.stream(stream_id)
+        found: set[int] = set()
+        for value, object_id in zip(stream.ranges, stream.object_ids, strict=True):
+            stored = {each.stream_id: each for each in self.store[object_id].ranges}[stream.stream_id]
+            assert (stored.base_offset, stored.end_offset) == (value.base_offset, value.end_offset)
+            found.update(range(max(value.base_offset, stream.log_start_offset), value.end_offset))
+        return found
+
+    @invariant()
+    def every_committed_offset_can_be_read(self) -> None:
+        for stream_id, stream in self.machine.state.tables.streams.items():
+            held = self.streams[stream_id]
+            wanted = {
+                offset for base, end in held.committed for offset in range(max(base, stream.log_start_offset), end)
+            }
+            assert self.offsets(stream_id) == wanted
+            assert (stream.status is StreamStatus.CLOSED) or held.holders[stream.leader_epoch] == stream.node_id
+            if held.state_end is not None:
+                assert stream.newest_state is not None
+                assert stream.newest_state[1].end_offset >= held.state_end
+                assert stream.newest_state[0] in self.store
+
+    @invariant()
+    def replicas_and_snapshots_agree(self) -> None:
+        fresh = self.machine.log[self.replicated :]
+        self.replicated = len(self.machine.log)
+        for record in decode_records(encode_records(fresh), where="the log"):
+            self.replica.apply(record)
+        expected = digest(self.machine.state)
+        assert digest(self.replica) == expected
+        *_, restored = restore(b"".join(encode(capture(self.replica, 1))), where="the snapshot")
+        assert restored is not None
+        assert digest(restored[0]) == expected
+
+
+TestMetadata = MetadataMachine.TestCase
+TestMetadata.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
