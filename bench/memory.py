@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 from bench import wire
@@ -45,27 +46,32 @@ def run(work_dir: Path) -> None:
         readers = [_LaggingReader(broker, partition, stop) for partition in range(LAGGING_READERS)]
         sampler = _Sampler(broker.pid, stop)
         idle_bytes = resident_bytes(broker.pid)
-        sampler.start()
         began = time.perf_counter()
         load = _produce(broker)
-        time.sleep(_STALL_AFTER_S)
-        for reader in readers:
-            reader.start()
-        time.sleep(_STALL_AFTER_S)
-        broker.process.send_signal(signal.SIGUSR1)
-        time.sleep(STALL_S)
-        broker.process.send_signal(signal.SIGUSR2)
-        _, errors = load.communicate(timeout=_LOAD_TIMEOUT_S)
-        took_s = time.perf_counter() - began
-        stop.set()
-        for thread in (*readers, sampler):
-            thread.join()
+        sampler.start()
+        try:
+            time.sleep(_STALL_AFTER_S)
+            for reader in readers:
+                reader.start()
+            time.sleep(_STALL_AFTER_S)
+            broker.process.send_signal(signal.SIGUSR1)
+            time.sleep(STALL_S)
+            broker.process.send_signal(signal.SIGUSR2)
+            _, errors = load.communicate(timeout=_LOAD_TIMEOUT_S)
+            took_s = time.perf_counter() - began
+        finally:
+            stop.set()
+            load.kill()
+            for thread in (*readers, sampler):
+                if thread.is_alive():
+                    thread.join()
         if load.returncode != 0:
             raise BrokerFailed(f"{errors}\n{broker.log_path.read_text()[-4000:]}")
+        ends = sum((reader.ends for reader in readers), Counter[str]())
         print(
             f"produced {TOTAL_BYTES >> 30} GiB over {PARTITIONS} partitions and {CONNECTIONS} connections in {took_s:.0f} s, "
             f"{STALL_S:.0f} s of it without object store, {LAGGING_READERS} lagging readers "
-            f"(they read {sum(reader.read_bytes for reader in readers) >> 20} MiB, {sum(r.dropped for r in readers)} given up)"
+            f"(they read {sum(reader.read_bytes for reader in readers) >> 20} MiB; their connections ended with {dict(ends)})"
         )
         print(
             f"resident: {idle_bytes >> 20} MiB at the start, {sampler.largest_bytes >> 20} MiB at most "
@@ -106,9 +112,9 @@ class _LaggingReader(threading.Thread):
     def __init__(self, broker: Broker, partition: int, stop: threading.Event) -> None:
         super().__init__()
         self.read_bytes = 0
-        self.dropped = 0
-        """Connections that the broker closed."""
-        self._bootstrap = broker.bootstrap
+        self.ends: Counter[str] = Counter()
+        """Why connections ended, and how often."""
+        self._address = broker.bootstrap
         self._partition = partition
         self._stop_event = stop
         self._offset = 0
@@ -117,14 +123,14 @@ class _LaggingReader(threading.Thread):
         while not self._stop_event.is_set():
             try:
                 self._read_until_dropped()
-            except (LoadFailed, OSError):
-                self.dropped += 1
+            except (LoadFailed, OSError) as error:
+                self.ends[str(error)] += 1
                 self._stop_event.wait(1.0)
 
     def _read_until_dropped(self) -> None:
         batch = wire.record_batch([bytes(_RECORD_BYTES)], timestamp_ms=0)
         view = memoryview(bytearray(_READER_BYTES))
-        with connect(self._bootstrap) as sock:
+        with connect(self._address) as sock:
             sock.settimeout(120)
             reader = FetchConnection(
                 sock=sock,
