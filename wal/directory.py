@@ -47,6 +47,10 @@ class FenceWord:
         epoch: int = _FENCE.unpack_from(self._map)[0]
         return epoch - 1
 
+    def clear(self) -> None:
+        """Fence nothing: the log is a new one."""
+        _FENCE.pack_into(self._map, 0, 0)
+
     def close(self) -> None:
         """Unmap it."""
         self._map.close()
@@ -69,7 +73,10 @@ class WalDirectory:
         """
         self.path = path
         try:
+            missing = [parent for parent in (path, *path.parents) if not parent.exists()]
             path.mkdir(parents=True, exist_ok=True)
+            for made in missing:  # else a power loss may take the whole directory, acknowledged frames and all
+                _sync_directory(made.parent)
             self._lock_fd = os.open(path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise _unavailable(path, error) from error
@@ -110,9 +117,9 @@ class WalDirectory:
                 os.fsync(fd)
             finally:
                 os.close(fd)
+            self.fence.clear()
             os.rename(new, self.path / _WAL_NAME)
-            for directory in (self.path, self.path.parent):
-                _sync_directory(directory)
+            _sync_directory(self.path)
         except OSError as error:
             new.unlink(missing_ok=True)
             raise _unavailable(self.path, error, size_bytes) from error
@@ -145,12 +152,22 @@ def fence(path: Path) -> int:
 
     What was acknowledged before this call returns can be read from then on; nothing is acknowledged after it.
     """
-    with open(path / _WAL_NAME, "rb") as file:
-        header = choose_header(file.read(RING_START_BYTES))
     word = FenceWord(path)
-    word.raise_to(header.wal_epoch)
-    word.close()
-    return header.wal_epoch
+    try:
+        while True:
+            wal_epoch = _read_epoch(path)
+            word.raise_to(wal_epoch)
+            # A process that is starting may have moved to its next epoch meanwhile. If it does so after this
+            # look, it sees the word changed since it began, and stops by itself.
+            if _read_epoch(path) == wal_epoch:
+                return wal_epoch
+    finally:
+        word.close()
+
+
+def _read_epoch(path: Path) -> int:
+    with open(path / _WAL_NAME, "rb") as file:
+        return choose_header(file.read(RING_START_BYTES)).wal_epoch
 
 
 def _open_direct(path: Path, flags: int) -> int | None:

@@ -98,7 +98,7 @@ class ThreadDisk:
                 else:
                     work, on_done = job
                     work()
-            except OSError as failure:
+            except Exception as failure:  # handed over: a thread that died of it would leave everybody waiting
                 error = failure
             complete(on_done, error)
         os.close(fd)

@@ -22,6 +22,7 @@ Always true:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import mmap
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -98,6 +99,7 @@ class FileWal:
         self._disk = disk
         self._header = header
         self._fenced_epoch = fenced_epoch
+        self._fenced_at_open = fenced_epoch()
         self._format_in_background = format_in_background
         self._seed = crc_seed(header.wal_id)
 
@@ -209,7 +211,12 @@ class FileWal:
     # -- recovery
 
     async def recover(self) -> AsyncIterator[RecoveredFrame]:
-        """See `WriteAheadLog`. The log takes appends once the last frame was asked for."""
+        """See `WriteAheadLog`. The log takes appends once the last frame was asked for.
+
+        Raises:
+            WalCorrupt: acknowledged frames are provably missing.
+            WalFenced: the log was fenced, or could not be written, while it was recovered.
+        """
         assert not self._recovery_begun, "a WAL is recovered once"
         self._recovery_begun = True
         scan = FrameScan(self._header, self._seed)
@@ -246,6 +253,11 @@ class FileWal:
             self._formatted_bytes = self.capacity_bytes
         for _ in range(HEADER_SLOT_COUNT):  # both: an epoch must not be lost with one damaged block
             await self._write_header_and_wait()
+        if self._fenced_epoch() != self._fenced_at_open:
+            # The fence was meant for this log, and its epoch was read before it moved on.
+            self._fail(None)
+        if self._failure is not None:
+            raise self._failure
         self._ready = True
         if self._format_in_background and self._formatted_bytes < self.capacity_bytes:
             self._format_task = self._loop.create_task(self._format())
@@ -544,7 +556,8 @@ class FileWal:
                 await self._drain()
             if self._ready and self._failure is None:
                 self._header = replace(self._header, closed=True)
-                await self._write_header_and_wait()
+                with contextlib.suppress(WalFenced):  # the listener was told; the next start recovers
+                    await self._write_header_and_wait()
         finally:
             await self._disk.close()
             self._closed.set_result(None)

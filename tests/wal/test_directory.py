@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import struct
@@ -40,6 +41,17 @@ def fence_from_another_process(path: Path) -> int:
     program = "import sys; from pathlib import Path; from wal.directory import fence; print(fence(Path(sys.argv[1])))"
     done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
     return int(done.stdout)
+
+
+def fill(path: Path) -> None:
+    """Take all the room that is left on a small file system."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 16, 4096, 1):
+            try:
+                while file.write(bytes(size)):
+                    pass
+            except OSError as error:
+                assert error.errno == errno.ENOSPC  # noqa: PT017 (the loop ends no other way)
 
 
 @pytest.fixture
@@ -191,18 +203,12 @@ async def test_a_read_only_disk_is_said_to_be_one(mounted: Path) -> None:
 
 
 @pytest.mark.parametrize("mounted", [("tmpfs", 8, ""), ("ext4", 8, "")], indirect=True, ids=["tmpfs", "ext4"])
-async def test_a_disk_that_turns_read_only_or_fills_up_does_not_stop_what_was_set_aside(mounted: Path) -> None:
+async def test_a_disk_that_fills_up_does_not_stop_what_was_set_aside(mounted: Path) -> None:
     """The log's space is its own: others filling the disk do not fail its writes."""
     wal = await opened(mounted / "wal")
     await recover(wal)
     told = Listener().listen(wal)
-    with (mounted / "others").open("wb", buffering=0) as others:
-        try:
-            while others.write(bytes(1 << 16)):
-                pass
-        except OSError:
-            full = True
-    assert full
+    fill(mounted / "others")
 
     for _ in range(3):
         while wal.durable_offset - wal.trim_offset < MIB // 2:
@@ -212,6 +218,31 @@ async def test_a_disk_that_turns_read_only_or_fills_up_does_not_stop_what_was_se
 
     assert told.failures == []
     await wal.close()
+
+
+@pytest.mark.parametrize("mounted", [("tmpfs", 2, ""), ("ext4", 8, "")], indirect=True, ids=["tmpfs", "ext4"])
+async def test_a_write_that_finds_the_disk_full_fences_the_log(mounted: Path) -> None:
+    """Somebody punched holes into the file: its space is not its own any more."""
+    wal = await opened(mounted / "wal", capacity="1MiB")
+    await recover(wal)
+    assert wal._format_task is not None
+    await wal._format_task
+    await wal.close()
+    size = (mounted / "wal" / "wal").stat().st_size
+    os.truncate(mounted / "wal" / "wal", RING_START_BYTES)
+    os.truncate(mounted / "wal" / "wal", size)
+    fill(mounted / "others")
+
+    wal = await opened(mounted / "wal", capacity="1MiB")
+    await recover(wal)
+    told = Listener().listen(wal)
+    append(wal, bytes(100_000))
+    await wal.close()
+
+    assert told.durable == []
+    (failure,) = told.failures
+    assert isinstance(failure, WalFenced)
+    assert "No space left" in str(failure)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -252,6 +283,20 @@ async def test_the_next_incarnation_is_not_fenced(tmp_path: Path) -> None:
     told = Listener().listen(wal)
     end = await append_durably(wal, b"fine")
     assert told.durable == [end]
+    await wal.close()
+
+
+async def test_a_new_log_does_not_inherit_the_fence_of_the_one_before(tmp_path: Path) -> None:
+    for _ in range(2):
+        wal = await opened(tmp_path)
+        await recover(wal)
+        await wal.close()
+    assert fence(tmp_path) == 2
+    os.remove(tmp_path / "wal")
+
+    wal = await opened(tmp_path)
+    await recover(wal)
+    assert await append_durably(wal, b"fine") > 0
     await wal.close()
 
 

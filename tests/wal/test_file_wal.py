@@ -391,6 +391,39 @@ async def test_a_fence_of_an_older_epoch_does_not_bother_the_next() -> None:
     await wal.close()
 
 
+async def test_a_fence_that_comes_during_recovery_stops_the_epoch_that_follows() -> None:
+    """Whoever fences reads the epoch of the header, and the log is about to move on to its next one."""
+    disk = MemoryDisk.formatted()
+    fenced = [-1]
+    disk.hold = True
+    starting = asyncio.ensure_future(with_fence(disk, fenced))
+    await turns(10)
+    assert disk.in_flight, "the header of the next epoch is being written"
+    fenced[0] = 0
+    for _ in range(2):
+        disk.complete()
+        await turns()
+
+    with pytest.raises(WalFenced, match="somebody else recovers it"):
+        await starting
+
+
+async def test_a_close_whose_last_header_fails_still_closes() -> None:
+    disk = MemoryDisk.formatted()
+    wal, _, told = await started(disk)
+    end = await append_durably(wal, b"a")
+    disk.hold = True
+    closing = asyncio.ensure_future(wal.close())
+    await turns()
+    disk.fail()
+    await closing
+
+    assert disk.closed
+    assert len(told.failures) == 1
+    _, frames, _ = await started(disk_again(disk))
+    assert [frame.end_offset for frame in frames] == [end]
+
+
 async def test_a_payload_that_can_never_fit_is_an_error_of_its_own() -> None:
     wal, _, _ = await started(MemoryDisk.formatted(capacity_bytes=64 * KIB), arena_bytes=1024 * KIB)
     assert wal.max_payload_bytes < 32 * KIB

@@ -166,6 +166,23 @@ async def test_a_hole_at_the_very_start_is_corruption() -> None:
         await payloads_on(disk)
 
 
+async def test_the_very_next_write_proves_the_one_before_it() -> None:
+    """Its frames were laid out while that one was in flight, when less was durable than when they were written."""
+    disk = MemoryDisk.formatted()
+    wal, _, _ = await started(disk)
+    disk.hold = True
+    end = append(wal, b"first")
+    await turns()
+    append(wal, b"second")
+    disk.complete()
+    disk.complete()
+    disk = disk.kill()
+    disk.flip(at(20))
+
+    with pytest.raises(WalCorrupt, match=f"the frame at 4096 was written when {end} was durable"):
+        await payloads_on(disk)
+
+
 async def test_frames_before_the_loss_are_yielded_first() -> None:
     disk, _ = await filled(b"first", b"second", b"third")
     disk.flip(at(BLOCK))
