@@ -168,6 +168,8 @@ def digest(state: State) -> str:
     hasher = hashlib.sha256()
     for payload in capture(state, 0).frames():
         hasher.update(payload)
+    for stream_id, stream in sorted(state.tables.streams.items()):
+        hasher.update(msgspec.msgpack.encode((stream_id, stream.object_ids)))
     return hasher.hexdigest()
 
 

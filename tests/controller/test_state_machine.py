@@ -7,13 +7,14 @@ holders of a stream never share a leader epoch (I4).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from controller.errors import NodeRefused, StreamNotDrained
+from controller.invariants import check_all
 from controller.records import decode_records, encode_records
 from controller.snapshot import capture, digest, encode, restore
 from controller.state import State
@@ -144,10 +145,13 @@ class MetadataMachine(RuleBasedStateMachine):
         stream = data.draw(self.some_stream())
         if stream is None:
             return
+        was_held = stream.status is not StreamStatus.CLOSED
         try:
             self.machine.close(stream.node_id, {stream.stream_id: stream.committed_end_offset + error})
         except StreamNotDrained:
             assert error
+        else:
+            assert not (error and was_held)
 
     @rule(data=st.data(), part=st.sampled_from([0.3, 0.6, 1.0]))
     def trim(self, data: st.DataObject, part: float) -> None:
@@ -214,9 +218,17 @@ class MetadataMachine(RuleBasedStateMachine):
                     if value.has_state:
                         held.state_end = value.end_offset
 
-    @rule(node_id=st.sampled_from(NODES), pick=st.sets(st.integers(0, 20), min_size=1, max_size=4), split=st.booleans())
-    def compact(self, node_id: int, pick: set[int], split: bool) -> None:
-        """Rewrite some objects as a compactor would: into one object per contiguous run."""
+    @rule(
+        node_id=st.sampled_from(NODES),
+        pick=st.sets(st.integers(0, 20), min_size=1, max_size=4),
+        split=st.booleans(),
+        forgetful=st.sampled_from([False, False, True]),
+    )
+    def compact(self, node_id: int, pick: set[int], split: bool, forgetful: bool) -> None:
+        """Rewrite some objects as a compactor would, into one object per contiguous run; twice, if a reply was lost.
+
+        A forgetful one leaves state blocks behind; it is refused where that would lose the newest.
+        """
         tables = self.machine.state.tables
         known = sorted(tables.objects)
         sources = [known[index] for index in sorted(pick) if index < len(known)]
@@ -246,13 +258,15 @@ class MetadataMachine(RuleBasedStateMachine):
             return
         outputs = []
         for object_id, run in zip(self.machine.ids(node_id, len(runs)), runs, strict=True):
-            self.store[object_id] = new_object(object_id, run)
+            self.store[object_id] = new_object(object_id, replace(run, has_state=run.has_state and not forgetful))
             outputs.append(self.store[object_id])
         before = {stream_id: self.offsets(stream_id) for stream_id in tables.streams}
         try:
-            self.machine.commit(node_id, *outputs, sources=sources)
-        except SourcesChanged as error:
-            raise AssertionError(f"nothing changed meanwhile, yet: {error}") from error
+            result = self.machine.commit(node_id, *outputs, sources=sources)
+        except SourcesChanged:
+            assert forgetful, "nothing changed meanwhile"
+            return
+        assert self.machine.commit(node_id, *outputs, sources=sources) == result
         assert not set(sources) & self.machine.referenced()
         assert {stream_id: self.offsets(stream_id) for stream_id in tables.streams} == before
 
@@ -327,6 +341,7 @@ class MetadataMachine(RuleBasedStateMachine):
         *_, restored = restore(b"".join(encode(capture(self.replica, 1))), where="the snapshot")
         assert restored is not None
         assert digest(restored[0]) == expected
+        check_all(restored[0].tables)
 
 
 TestMetadata = MetadataMachine.TestCase
