@@ -46,19 +46,16 @@ from wal.header import (
     RING_START_BYTES,
     WalHeader,
     choose_header,
-    pack_header,
-    slot_position,
 )
+from wal.header_writer import HeaderWriter
 from wal.log import RecoveredFrame
 from wal.recovery import FrameScan, Hole, Need, floor_block
+from wal.ring_reader import RingReader, complete
 
 __all__ = ["GROUP_WRITE_LIMIT_BYTES", "FileWal"]
 
 GROUP_WRITE_LIMIT_BYTES = 4 << 20
 """Frames stop joining a write at this size: a larger one gains no throughput and makes everybody in it wait."""
-
-RECOVERY_READ_BYTES = 8 << 20
-"""How much recovery reads at once; the buffer grows for frames that are larger."""
 
 FORMAT_STEP_BYTES = 1 << 20
 FORMAT_PAUSE_S = 0.002
@@ -144,12 +141,14 @@ class FileWal:
         self._parts_in_flight = 0
         self._drained: list[asyncio.Future[None]] = []
 
-        self._header_memory = mmap.mmap(-1, BLOCK_SIZE_BYTES)
-        self._header_block = memoryview(self._header_memory)
-        self._header_in_flight = False
-        self._header_wanted = False
         self._trim_wanted = header.trim_offset
-        self._header_waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._header_writer = HeaderWriter(
+            disk=disk,
+            generation=header.generation,
+            compose=self._compose_header,
+            on_written=self._header_written,
+            on_failed=self._fail,
+        )
 
         self._formatted_bytes = header.formatted_bytes
         self._formatting_from = -1
@@ -187,7 +186,7 @@ class FileWal:
             WalCorrupt: neither copy of the header is intact.
         """
         memory = mmap.mmap(-1, RING_START_BYTES)
-        await _complete(partial(disk.read, 0, memoryview(memory)))
+        await complete(partial(disk.read, 0, memoryview(memory)))
         header = choose_header(memory[:])
         _check_identity(header, cluster_id=cluster_id, node_id=node_id, capacity_bytes=capacity_bytes)
         if disk.size_bytes < RING_START_BYTES + header.capacity_bytes:
@@ -220,7 +219,7 @@ class FileWal:
         assert not self._recovery_begun, "a WAL is recovered once"
         self._recovery_begun = True
         scan = FrameScan(self._header, self._seed)
-        reader = _RingReader(self._disk, self.capacity_bytes, floor_block(scan.next_offset), scan.limit_offset)
+        reader = RingReader(self._disk, self.capacity_bytes, floor_block(scan.next_offset), scan.limit_offset)
         step = scan.step
         view, start_offset = reader.view, reader.start_offset
         while not isinstance(found := step(view, start_offset), Hole):
@@ -234,7 +233,7 @@ class FileWal:
             await self._look_beyond(scan, found, reader)
         await self._begin(found.offset)
 
-    async def _look_beyond(self, scan: FrameScan, hole: Hole, reader: _RingReader) -> None:
+    async def _look_beyond(self, scan: FrameScan, hole: Hole, reader: RingReader) -> None:
         offset = align_block(hole.offset)
         while offset < scan.limit_offset:
             await reader.extend(offset, offset + BLOCK_SIZE_BYTES)
@@ -245,14 +244,14 @@ class FileWal:
     async def _begin(self, end_offset: int) -> None:
         # What the scan saw may lie in a cache only: a write of the last incarnation that never completed. From
         # here on it counts as durable, so it has to be; and the header that says so comes after.
-        await _complete(self._disk.sync)
+        await complete(self._disk.sync)
         self.end_offset = self.durable_offset = end_offset
         self.wal_epoch += 1
         self._header = replace(self._header, wal_epoch=self.wal_epoch, epoch_start_offset=end_offset, closed=False)
         if end_offset >= self.capacity_bytes:
             self._formatted_bytes = self.capacity_bytes
         for _ in range(HEADER_SLOT_COUNT):  # both: an epoch must not be lost with one damaged block
-            await self._write_header_and_wait()
+            await self._header_writer.write()
         if self._fenced_epoch() != self._fenced_at_open:
             # The fence was meant for this log, and its epoch was read before it moved on.
             self._fail(None)
@@ -439,10 +438,7 @@ class FileWal:
         self._failure = failure
         self._open_limit = 0  # so that `reserve` looks
         self._waiting.clear()
-        waiters, self._header_waiters = self._header_waiters, []
-        for _, waiter in waiters:
-            if not waiter.done():
-                waiter.set_exception(failure)
+        self._header_writer.fail(failure)
         self._tell_drained()
         self._on_failed(failure)
 
@@ -466,50 +462,19 @@ class FileWal:
         if offset <= self.trim_offset:
             return
         self._trim_wanted = max(self._trim_wanted, offset)
-        await self._write_header_and_wait()
+        await self._header_writer.write()
 
-    async def _write_header_and_wait(self) -> None:
-        """Return once a header that was composed after this call is durable."""
-        if self._failure is not None:
-            raise self._failure
-        waiter = self._loop.create_future()
-        generation = self._header.generation + (2 if self._header_in_flight else 1)
-        self._header_waiters.append((generation, waiter))
-        self._header_wanted = True
-        self._write_header()
-        await waiter
-
-    def _write_header(self) -> None:
-        if self._header_in_flight or not self._header_wanted or self._failure is not None:
-            return
-        self._header_in_flight = True
-        self._header_wanted = False
-        header = replace(
+    def _compose_header(self) -> WalHeader:
+        return replace(
             self._header,
-            generation=self._header.generation + 1,
             trim_offset=self._trim_wanted,
             confirmed_offset=self.durable_offset,
             formatted_bytes=self._formatted_bytes,
         )
-        self._header_block[:] = pack_header(header)
-        self._disk.write(slot_position(header.generation), self._header_block, partial(self._on_header_written, header))
 
-    def _on_header_written(self, header: WalHeader, error: BaseException | None) -> None:
-        self._header_in_flight = False
-        if error is not None:
-            self._fail(error)
-            return
-        self._header = replace(self._header, generation=header.generation)
+    def _header_written(self, header: WalHeader) -> None:
         self.trim_offset = header.trim_offset
         self._ring_limit = floor_block(header.trim_offset) + self.capacity_bytes
-        waiters, self._header_waiters = self._header_waiters, []
-        for waiter in waiters:
-            generation, future = waiter
-            if generation > header.generation:
-                self._header_waiters.append(waiter)
-            elif not future.done():
-                future.set_result(None)
-        self._write_header()
 
     # -- formatting
 
@@ -557,7 +522,7 @@ class FileWal:
             if self._ready and self._failure is None:
                 self._header = replace(self._header, closed=True)
                 with contextlib.suppress(WalFenced):  # the listener was told; the next start recovers
-                    await self._write_header_and_wait()
+                    await self._header_writer.write()
         finally:
             await self._disk.close()
             self._closed.set_result(None)
@@ -567,58 +532,6 @@ class FileWal:
             waiter = self._loop.create_future()
             self._drained.append(waiter)
             await waiter
-
-
-class _RingReader:
-    """A window over the log that is read from the ring, in large aligned pieces, into one buffer."""
-
-    def __init__(self, disk: Disk, capacity_bytes: int, start_offset: int, limit_offset: int) -> None:
-        self._disk = disk
-        self._capacity_bytes = capacity_bytes
-        self._limit_offset = limit_offset
-        self._buffer = memoryview(mmap.mmap(-1, RECOVERY_READ_BYTES))
-        self._size = 0
-        self.start_offset = start_offset
-
-    @property
-    def view(self) -> memoryview:
-        """The log from `start_offset` on, as far as it was read."""
-        return self._buffer[: self._size]
-
-    async def extend(self, start_offset: int, end_offset: int) -> None:
-        """Move the window to `start_offset` and read on, at least to `end_offset`."""
-        kept = max(self.start_offset + self._size - start_offset, 0)
-        needed = align_block(end_offset) - start_offset
-        buffer = self._buffer
-        if needed > len(buffer):
-            buffer = memoryview(mmap.mmap(-1, needed + RECOVERY_READ_BYTES))
-        buffer[:kept] = self._buffer[self._size - kept : self._size]
-        self._buffer = buffer
-        self.start_offset = start_offset
-        self._size = kept
-        wanted = min(len(buffer), self._limit_offset - start_offset)
-        while self._size < wanted:
-            position = (start_offset + self._size) % self._capacity_bytes
-            size = min(wanted - self._size, self._capacity_bytes - position)
-            into = buffer[self._size : self._size + size]
-            await _complete(partial(self._disk.read, RING_START_BYTES + position, into))
-            self._size += size
-
-
-async def _complete(operation: Callable[[Callable[[BaseException | None], None]], None]) -> None:
-    """Await one operation of a disk."""
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def on_done(error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)
-
-    operation(on_done)
-    await future
 
 
 def _check_identity(header: WalHeader, *, cluster_id: str, node_id: int, capacity_bytes: int | None) -> None:

@@ -8,11 +8,9 @@ import random
 
 import pytest
 
-from tests.wal.driving import Listener, append, append_durably, open_file_wal, recover, started, turns
+from tests.wal.driving import append, append_durably, open_file_wal, started, turns
 from tests.wal.memory_disk import MemoryDisk
-from wal.arena import Arena
 from wal.errors import PayloadTooLarge, WalCorrupt, WalFenced, WalMismatch
-from wal.file_wal import FileWal
 from wal.frame import FRAME_HEADER_SIZE_BYTES, frame_size
 from wal.header import RING_START_BYTES, choose_header
 
@@ -363,51 +361,6 @@ async def test_a_write_that_completes_after_the_failure_is_not_acknowledged() ->
     await wal.close()
 
 
-async def test_the_fence_is_read_between_durable_and_acknowledged() -> None:
-    disk = MemoryDisk.formatted()
-    fenced = [-1]
-    wal = await with_fence(disk, fenced)
-    told = Listener().listen(wal)
-    disk.hold = True
-    append(wal, b"durable, but too late")
-    await turns()
-    fenced[0] = wal.wal_epoch
-    disk.complete()
-
-    assert told.durable == []
-    assert "somebody else recovers it" in str(told.failures[0])
-    disk.let_go()
-    await wal.close()
-
-
-async def test_a_fence_of_an_older_epoch_does_not_bother_the_next() -> None:
-    disk = MemoryDisk.formatted()
-    wal = await with_fence(disk, [0])
-    told = Listener().listen(wal)
-
-    end = await append_durably(wal, b"fine")
-
-    assert (told.durable, told.failures) == ([end], [])
-    await wal.close()
-
-
-async def test_a_fence_that_comes_during_recovery_stops_the_epoch_that_follows() -> None:
-    """Whoever fences reads the epoch of the header, and the log is about to move on to its next one."""
-    disk = MemoryDisk.formatted()
-    fenced = [-1]
-    disk.hold = True
-    starting = asyncio.ensure_future(with_fence(disk, fenced))
-    await turns(10)
-    assert disk.in_flight, "the header of the next epoch is being written"
-    fenced[0] = 0
-    for _ in range(2):
-        disk.complete()
-        await turns()
-
-    with pytest.raises(WalFenced, match="somebody else recovers it"):
-        await starting
-
-
 async def test_a_close_whose_last_header_fails_still_closes() -> None:
     disk = MemoryDisk.formatted()
     wal, _, told = await started(disk)
@@ -515,75 +468,6 @@ async def test_a_file_that_was_cut_short_is_corrupt() -> None:
     disk = MemoryDisk.formatted()
     with pytest.raises(WalCorrupt, match="cut short"):
         await open_file_wal(MemoryDisk(bytes(disk.content[:-4096])))
-
-
-async def test_formatting_writes_through_fresh_space_and_never_over_frames() -> None:
-    disk = MemoryDisk.formatted(capacity_bytes=256 * KIB)
-    wal, _ = await formatting(disk)
-    await append_durably(wal, b"before")
-    await asyncio.sleep(0.02)
-    end = await append_durably(wal, b"after")
-
-    assert end < 3 * 4096
-    written = sum(len(data) for position, data in disk.written if position >= RING_START_BYTES)
-    assert written >= 256 * KIB - 4096
-    await wal.close()
-    assert choose_header(bytes(disk.content[:RING_START_BYTES])).formatted_bytes == 256 * KIB
-    _, frames, _ = await started(disk_again(disk))
-    assert [frame.payload for frame in frames] == [b"before", b"after"]
-
-
-async def test_an_append_waits_for_the_formatting_of_its_own_place() -> None:
-    disk = MemoryDisk.formatted(capacity_bytes=256 * KIB)
-    disk.hold = False
-    wal, told = await formatting(disk, hold=True)
-    (formatting_write,) = disk.in_flight
-    end = append(wal, b"not to be zeroed")
-    await turns()
-    assert disk.in_flight == [formatting_write]
-
-    disk.complete()
-    await turns()
-    disk.complete()
-
-    assert told.durable == [end]
-    disk.let_go()
-    await wal.close()
-    _, frames, _ = await started(disk_again(disk))
-    assert [frame.payload for frame in frames] == [b"not to be zeroed"]
-
-
-async def test_formatting_that_fails_fences_the_log() -> None:
-    disk = MemoryDisk.formatted(capacity_bytes=256 * KIB)
-    wal, told = await formatting(disk, hold=True)
-    append(wal, b"waits")
-    await turns()
-    disk.fail()
-    await turns()
-
-    assert len(told.failures) == 1
-    assert disk.in_flight == []
-    disk.let_go()
-    await wal.close()
-
-
-async def formatting(disk: MemoryDisk, *, hold: bool = False) -> tuple[FileWal, Listener]:
-    """A log that formats its space in the background, listened to."""
-    wal = await FileWal.open(arena=Arena(256 * KIB), disk=disk, cluster_id="tide", node_id=1, format_in_background=True)
-    await recover(wal)
-    disk.hold = hold
-    told = Listener().listen(wal)
-    await turns()
-    return wal, told
-
-
-async def with_fence(disk: MemoryDisk, fenced: list[int]) -> FileWal:
-    """A log whose fence word is the first of `fenced`."""
-    wal = await FileWal.open(
-        arena=Arena(256 * KIB), disk=disk, cluster_id="tide", node_id=1, fenced_epoch=lambda: fenced[0]
-    )
-    await recover(wal)
-    return wal
 
 
 def disk_again(disk: MemoryDisk) -> MemoryDisk:

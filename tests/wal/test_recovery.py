@@ -387,7 +387,7 @@ async def test_frames_of_a_log_that_lay_here_before_do_not_count() -> None:
 
 
 async def test_recovery_reads_on_across_its_buffer_and_the_end_of_the_ring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wal.file_wal.RECOVERY_READ_BYTES", 2 * BLOCK)
+    monkeypatch.setattr("wal.ring_reader.RECOVERY_READ_BYTES", 2 * BLOCK)
     rng = random.Random(3)
     disk = MemoryDisk.formatted(capacity_bytes=128 << 10)
     wal, _, _ = await started(disk)
