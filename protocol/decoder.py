@@ -201,7 +201,7 @@ class Decoder(Emitter):
                         self._tagged(field, values[field.name], layout)
                 with self.block("else:"):
                     self.line(f"pos = {stop}")
-                with self.block(f"if pos != {stop} or pos > end:"):
+                with self.block(f"if pos != {stop}:"):
                     self.line(f"bad_tag({number}, {size})")
 
     def _tagged(self, field: Field, variable: str, layout: Layout) -> None:

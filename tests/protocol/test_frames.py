@@ -52,6 +52,11 @@ def test_a_header_cut_short_is_malformed(size: int) -> None:
         frames.parse_request_header(whole[:size])
 
 
+def test_a_client_id_that_reaches_past_the_end_is_malformed() -> None:
+    with pytest.raises(Malformed, match="client id"):
+        frames.parse_request_header(bytes.fromhex("00030000000000070005616263"))
+
+
 def test_client_id_of_bad_utf8_is_malformed() -> None:
     with pytest.raises(Malformed, match="utf-8"):
         frames.parse_request_header(bytes.fromhex("00030000000000070001ff"))

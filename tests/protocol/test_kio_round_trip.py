@@ -21,7 +21,7 @@ from protocol.types import NULL_UUID, Buffer, Message
 
 from .examples import BODIES, Body, blank, filled, messages
 
-EXAMPLES = 25
+EXAMPLES = 20
 """Random messages for each of the more than two hundred bodies, besides the blank and the filled one."""
 
 each_body = pytest.mark.parametrize("body", BODIES, ids=str)

@@ -196,7 +196,7 @@ def test_header_names_are_never_null_and_counts_never_negative() -> None:
 @pytest.mark.parametrize("before", ["", "80801000", "8080100000", "808010000000", "8080100000000101"])
 def test_a_varint_without_end_is_refused_at_its_tenth_byte(before: str) -> None:
     """Else it would grow bit by bit into an integer as large as the batch."""
-    raw = bytearray(build_batch([Record()])[:61] + bytes.fromhex(before) + b"\x80" * (1 << 18))
+    raw = bytearray(build_batch([Record()])[:61] + bytes.fromhex(before) + b"\x80" * 10 + b"\x01" * (1 << 18))
     raw[8:12] = (len(raw) - 12).to_bytes(4, "big")
     with pytest.raises(Malformed, match="wider than 64 bits"):
         read(bytes(raw))
