@@ -8,6 +8,7 @@ Always true:
 from __future__ import annotations
 
 import inspect
+import struct
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from broker.handlers import (
     produce,
 )
 from broker.server import CloseConnection, Connection
-from protocol.apis import API, decode_request, encode_response
+from protocol.apis import API, decode_request, encode_response, request_decoder
 from protocol.frames import parse_request_header
 from protocol.messages.api_versions import ApiVersion
 
@@ -42,6 +43,11 @@ _MODULES: tuple[ModuleType, ...] = (
 )
 
 
+_HEADER = struct.Struct(">hhih").unpack_from  # key, version, correlation id, size of the client id
+_HEADER_BYTES = 10
+_PRODUCE = API[produce.API_KEY]
+
+
 class _Entry(NamedTuple):
     min_version: int
     max_version: int
@@ -57,6 +63,10 @@ class Dispatch:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
+        self._produce_decoders = {
+            version: request_decoder(produce.API_KEY, version)
+            for version in range(produce.MIN_VERSION, produce.MAX_VERSION + 1)
+        }
         broker.api_versions = sorted(
             [
                 ApiVersion(
@@ -74,16 +84,22 @@ class Dispatch:
 
     def produce(self, connection: Connection, frame: memoryview) -> bool:
         """Submit a Produce request; see `Dispatcher`."""
-        header = parse_request_header(frame)
-        version = header.api_version
-        if not produce.MIN_VERSION <= version <= produce.MAX_VERSION:
+        _, version, correlation_id, client_id_size = _HEADER(frame)
+        decode = self._produce_decoders.get(version)
+        if decode is None:
             raise CloseConnection(f"Produce v{version} is not served")
-        request = decode_request(produce.API_KEY, version, frame, header.body_position)
-        call = Call(produce.API_KEY, version, header.correlation_id, header.client_id, connection.listener)
+        position = _HEADER_BYTES if client_id_size < 0 else _HEADER_BYTES + client_id_size
+        if version >= _PRODUCE.flexible_since:
+            # Nearly always there are no tags: one zero byte. Anything else takes the long way.
+            if position >= len(frame) or frame[position]:
+                position = parse_request_header(frame).body_position
+            else:
+                position += 1
+        request = decode(frame, position)
         metrics = self._broker.metrics
         metrics.produce_requests += 1
         metrics.produce_bytes += len(frame)
-        return produce.submit(self._broker, connection, call, request)
+        return produce.submit(self._broker, connection, version, correlation_id, request)
 
     def request(self, connection: Connection, frame: memoryview) -> None:
         """Start any other request; see `Dispatcher`."""

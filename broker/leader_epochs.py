@@ -33,16 +33,13 @@ def check_leader_epoch(asked: int, current: int) -> EpochCheck:
 class LeaderEpochs:
     """Start offsets of leader epochs."""
 
-    __slots__ = ("_epochs", "_starts")
+    __slots__ = ("_epochs", "_starts", "newest")
 
     def __init__(self) -> None:
         self._epochs: list[int] = []
         self._starts: list[int] = []
-
-    @property
-    def newest(self) -> int:
+        self.newest = -1
         """The newest epoch known, -1 for none."""
-        return self._epochs[-1] if self._epochs else -1
 
     def entries(self) -> list[tuple[int, int]]:
         """(leader epoch, start offset), oldest first; `begin` with each of them makes the same again."""
@@ -50,15 +47,16 @@ class LeaderEpochs:
 
     def begin(self, leader_epoch: int, start_offset: int) -> None:
         """A batch of `leader_epoch` was, or will be, appended at `start_offset`."""
-        epochs, starts = self._epochs, self._starts
-        if epochs and leader_epoch <= epochs[-1]:
+        if leader_epoch <= self.newest:
             return
+        epochs, starts = self._epochs, self._starts
         if starts and starts[-1] >= start_offset:
             # The former epoch left no record behind.
             epochs.pop()
             starts.pop()
         epochs.append(leader_epoch)
         starts.append(start_offset)
+        self.newest = leader_epoch
 
     def end_offset(self, leader_epoch: int, log_end_offset: int) -> tuple[int, int]:
         """The largest known epoch at or below the asked one, and where it ends (exclusive); (-1, -1) for none."""

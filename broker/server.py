@@ -42,8 +42,8 @@ log = logging.getLogger("tidelog.server")
 _INT32 = struct.Struct(">i").unpack_from
 _KEY_AND_VERSION = struct.Struct(">hh").unpack_from
 _PRODUCE_KEY = 0
-_MIN_REQUEST_BYTES = 8
-"""API key, version and correlation id: the shortest header there is."""
+_MIN_REQUEST_BYTES = 10
+"""API key, version, correlation id and client id: the shortest header of what is served."""
 
 SWEEP_INTERVAL_S = 10.0
 """How often idle receive buffers are given back, and idle or stuck connections closed."""
@@ -64,7 +64,7 @@ class Dispatcher(Protocol):
     """Starts requests. What the server needs to know of the Kafka protocol."""
 
     def produce(self, connection: Connection, frame: memoryview) -> bool:
-        """Submit a Produce request; False: no room in the log, keep the frame and try again after `room`.
+        """Submit a Produce request of at least ten bytes; False: no room in the log, keep the frame and try again after `room`.
 
         Raises:
             ProtocolError, CloseConnection: close the connection.

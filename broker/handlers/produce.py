@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from broker.ack_queue import PendingProduce
-from broker.broker import Broker, Call
+from broker.broker import Broker
 from broker.errors import KafkaError, code_of
 from broker.partition import NO_ROOM, AlreadyAppended, Partition
 from broker.producer_state import InvalidProducerEpoch, OutOfOrderSequence
@@ -49,13 +49,13 @@ _REFUSALS = (ProtocolError, KafkaError, StorageError, WalError, InvalidProducerE
 """What a batch can be refused with; anything else is a bug and ends the connection."""
 
 
-def submit(broker: Broker, connection: Connection, call: Call, request: ProduceRequest) -> bool:
+def submit(broker: Broker, connection: Connection, version: int, correlation_id: int, request: ProduceRequest) -> bool:
     """Append what the request carries; False: no room, call again with the same request (its views may have moved)."""
     acks = connection.acks
     quiet = request.acks == 0
     pending = acks.stalled
     if pending is None:
-        pending = PendingProduce(call.version, call.correlation_id)
+        pending = PendingProduce(version, correlation_id)
         if not quiet:
             acks.add(pending)
     else:
@@ -75,7 +75,7 @@ def submit(broker: Broker, connection: Connection, call: Call, request: ProduceR
             response = PartitionProduceResponse(index=data.index)
             try:
                 partition = _partition_for(request, topic, name, data.index)
-                base_offset, append_time = partition.append(data.records or b"", call.version, now_ms, on_done)
+                base_offset, append_time = partition.append(data.records or b"", version, now_ms, on_done)
                 if base_offset == NO_ROOM:
                     pending.resume_at = seen - 1
                     acks.stalled = pending
