@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+from pathlib import Path
 
 import confluent_kafka
 
@@ -36,3 +39,9 @@ async def test_the_object_store_can_be_switched_off(tidelog: TidelogServer) -> N
         assert (await wire.produce("orders", batch(b"during the outage"))).error_code == 0
         tidelog.object_store.failing = False
         assert await wire.fetch_values("orders") == [b"during the outage"]
+
+
+def test_the_example_in_the_documentation_runs() -> None:
+    example = Path(__file__).parents[2] / "examples" / "embedding" / "one_process.py"
+    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=60, check=True)
+    assert "number 9" in done.stdout
