@@ -25,15 +25,12 @@ from bench.load import BLOB_BYTES, RECEIVE_BYTES, round_trips
 __all__ = [
     "BaselineUnavailable",
     "fio_dsync",
-    "http_put_cpu_s_per_gb",
     "loopback_bytes_per_s",
     "loopback_round_trip_us",
-    "sink_server",
 ]
 
 _FIO_FILE_BYTES = 1 << 30
 _STREAM_CHUNK_BYTES = 1 << 20
-_GB = 1e9
 
 
 class BaselineUnavailable(Exception):
@@ -126,29 +123,6 @@ def loopback_round_trip_us(*, request_bytes: int, response_bytes: int, seconds: 
     return result["p50_us"]
 
 
-@contextmanager
-def sink_server() -> Iterator[int]:
-    """An HTTP server that takes any PUT as S3 does and forgets it: the cheapest store there is. Yields its port."""
-    with _far_end("http") as port:
-        yield port
-
-
-def http_put_cpu_s_per_gb(*, object_bytes: int, seconds: float) -> float:
-    """Client CPU of PUTs written to a bare socket: what any HTTP client must spend at least."""
-    data = memoryview(bytes(object_bytes))
-    head = f"PUT /bucket/key HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {object_bytes}\r\n\r\n".encode()
-    with sink_server() as port, socket.create_connection(("127.0.0.1", port)) as sock:
-        puts = 0
-        began, cpu_began = time.perf_counter(), time.process_time()
-        while time.perf_counter() - began < seconds:
-            sock.sendall(head)
-            sock.sendall(data)
-            if not sock.recv(4096).startswith(b"HTTP/1.1 200"):
-                raise BaselineUnavailable("the HTTP sink refused a PUT")
-            puts += 1
-        return (time.process_time() - cpu_began) / (puts * object_bytes / _GB)
-
-
 def _serve_drain(sock: socket.socket) -> None:
     buffer = bytearray(RECEIVE_BYTES)
     while sock.recv_into(buffer):
@@ -164,36 +138,9 @@ def _serve_echo(sock: socket.socket, request_bytes: int, response_bytes: int) ->
         sock.sendall(response)
 
 
-def _serve_http(sock: socket.socket) -> None:
-    buffer = bytearray(RECEIVE_BYTES)
-    pending = b""
-    while True:
-        while b"\r\n\r\n" not in pending:
-            size = sock.recv_into(buffer)
-            if size == 0:
-                return
-            pending += buffer[:size]
-        head, _, body = pending.partition(b"\r\n\r\n")
-        length = 0
-        for line in head.split(b"\r\n")[1:]:
-            name, _, value = line.partition(b":")
-            if name.lower() == b"content-length":
-                length = int(value)
-            if name.lower() == b"expect":
-                sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        missing = length - len(body)
-        pending = body[length:]
-        while missing > 0:
-            size = sock.recv_into(buffer, min(missing, len(buffer)))
-            if size == 0:
-                return
-            missing -= size
-        sock.sendall(b'HTTP/1.1 200 OK\r\nETag: "0123456789abcdef0123456789abcdef"\r\nContent-Length: 0\r\n\r\n')
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.baselines")
-    parser.add_argument("role", choices=["drain", "echo", "http"])
+    parser.add_argument("role", choices=["drain", "echo"])
     parser.add_argument("--request-bytes", type=int, default=0)
     parser.add_argument("--response-bytes", type=int, default=0)
     args = parser.parse_args()
@@ -205,10 +152,8 @@ def main() -> None:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if args.role == "drain":
                     _serve_drain(sock)
-                elif args.role == "echo":
-                    _serve_echo(sock, args.request_bytes, args.response_bytes)
                 else:
-                    _serve_http(sock)
+                    _serve_echo(sock, args.request_bytes, args.response_bytes)
 
 
 if __name__ == "__main__":

@@ -183,6 +183,24 @@ def _librdkafka(broker: str) -> Callable[[Context], Figures]:
     return measure
 
 
+_S3_FIGURE = re.compile(r"^(PUT|GET) (bare HTTP|S3 store) +([\d.]+) CPU s/GB", re.MULTILINE)
+
+
+def _s3(context: Context) -> Figures:
+    """CPU of the S3 client against a server that keeps nothing, beside a bare socket; see `bench.s3`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.s3", "--gigabytes", "1", "--rounds", "1"],
+        capture_output=True,
+        text=True,
+        timeout=_LOAD_TIMEOUT_S,
+        check=False,
+    )
+    figures = {f"{method} {client}": float(cost) for method, client, cost in _S3_FIGURE.findall(done.stdout)}
+    if done.returncode != 0 or len(figures) != 4:
+        raise MeasurementFailed(f"bench.s3: {done.stdout}{done.stderr}")
+    return figures
+
+
 MEASUREMENTS: Mapping[str, Callable[[Context], Figures]] = {
     "loopback": _loopback,
     "round_trip": _round_trip,
@@ -198,6 +216,7 @@ MEASUREMENTS: Mapping[str, Callable[[Context], Figures]] = {
     "librdkafka_null": _librdkafka("without_wal"),
     "librdkafka_wal": _librdkafka("durable"),
     "sustained": _sustained,
+    "s3": _s3,
 }
 """In the order in which one round takes them."""
 
@@ -231,7 +250,7 @@ def _figure(title: str, name: str, figure: str, unit: str, *, scale: float = 1.0
         value=lambda found: found[name][figure] / scale,
         unit=unit,
         goal=goal,
-        lower_is_better=figure in ("p50_us", "p99_us", "cpu_s_per_gb"),
+        lower_is_better=unit in ("µs", "s/GB"),
     )
 
 
@@ -269,4 +288,8 @@ LINES: tuple[Line, ...] = (
     _figure("  broker CPU", "fetch", "cpu_s_per_gb", "s/GB"),
     _figure("sustained produce 1 MB, uploads included", "sustained", "bytes_per_s", "MB/s", scale=1e6),
     _figure("  broker CPU", "sustained", "cpu_s_per_gb", "s/GB"),
+    _figure("S3 PUT of 8 MiB, client CPU", "s3", "PUT S3 store", "s/GB", goal=0.5),
+    _figure("  bare socket", "s3", "PUT bare HTTP", "s/GB"),
+    _figure("S3 GET of 8 MiB, client CPU", "s3", "GET S3 store", "s/GB"),
+    _figure("  bare socket", "s3", "GET bare HTTP", "s/GB"),
 )

@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 from broker.config import settings_from
 from broker.node import Node
+from s3stream.instrumented import InstrumentedObjectStore
 from s3stream.objectstore import ObjectStore
 from wal.header import RING_START_BYTES, WalHeader, choose_header
 
@@ -139,25 +140,17 @@ def running_broker(directory: Path, port: int) -> Iterator[RunningBroker]:
 
 async def serve(config: Path) -> None:
     """What `tidelog serve -c` does, with the calls of the object store counted: one line of JSON at the end."""
-    calls: Counter[str] = Counter()
+    stores: list[InstrumentedObjectStore] = []
+
+    def instrumented(store: ObjectStore) -> ObjectStore:
+        stores.append(InstrumentedObjectStore(store))
+        return stores[-1]
+
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    async with Node(settings_from(file=config), wrap_store=lambda store: counting(store, calls)):
+    async with Node(settings_from(file=config), wrap_store=instrumented):
         await stop.wait()
-    print(json.dumps(calls))
-
-
-def counting(store: ObjectStore, calls: Counter[str]) -> ObjectStore:
-    """The same store, with its calls counted."""
-
-    class Counting:
-        def __getattr__(self, name: str) -> Any:
-            found = getattr(store, name)
-            if callable(found):
-                calls[name] += 1
-            return found
-
-    return Counting()  # type: ignore[return-value]
+    print(json.dumps(stores[0].requests))
 
 
 def _accepts(port: int) -> bool:
