@@ -75,3 +75,14 @@ async def test_the_high_watermark_is_there_at_once(start_node: StartNode) -> Non
         for partition in range(100):
             expected = 2 if partition % 7 == 0 else 0
             assert (await wire.list_offset("t", -1, partition=partition)).offset == expected
+
+
+async def test_a_stop_during_an_outage_is_bounded_and_loses_nothing(start_node: StartNode) -> None:
+    async with start_node(shutdown_timeout_ms=100) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        await wire.create_topic("t")
+        node.running.store.failing = True
+        for n in range(20):
+            await wire.produce("t", batch(b"%d" % n))
+    async with start_node() as node, await Wire.connect(node.bootstrap_servers) as wire:
+        assert await wire.fetch_all("t") == [b"%d" % n for n in range(20)]
+        assert (await wire.produce("t", batch(b"next"))).base_offset == 20

@@ -1,0 +1,94 @@
+"""Damaged requests: they end their own connection at most, without a traceback, and harm nobody else (I14)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import struct
+
+import pytest
+
+from broker.node import Node
+from protocol.apis import encode_request
+from protocol.messages.api_versions import ApiVersionsRequest
+from protocol.messages.create_topics import CreatableTopic, CreatableTopicConfig, CreateTopicsRequest
+from protocol.messages.delete_topics import DeleteTopicsRequest, DeleteTopicState
+from protocol.messages.init_producer_id import InitProducerIdRequest
+from protocol.messages.list_offsets import ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic
+from protocol.messages.metadata import MetadataRequest, MetadataRequestTopic
+from protocol.types import Message
+from tests.broker.wire import Wire, batch, fetch_request, produce_request
+
+VERSIONS: list[tuple[int, range, Message]] = [
+    (0, range(3, 12), produce_request("t", batch(b"a", b"b"), batch(b"c"))),
+    (1, range(4, 19), fetch_request("t", 0, max_wait_ms=1)),
+    (
+        2,
+        range(1, 12),
+        ListOffsetsRequest(
+            topics=[ListOffsetsTopic(name="t", partitions=[ListOffsetsPartition(partition_index=0, timestamp=500)])]
+        ),
+    ),
+    (3, range(14), MetadataRequest(topics=[MetadataRequestTopic(name="t")])),
+    (18, range(5), ApiVersionsRequest(client_software_name="a", client_software_version="1")),
+    (
+        19,
+        range(2, 8),
+        CreateTopicsRequest(
+            topics=[
+                CreatableTopic(
+                    name="new",
+                    num_partitions=1,
+                    replication_factor=1,
+                    configs=[CreatableTopicConfig(name="retention.ms", value="1")],
+                )
+            ],
+            timeout_ms=1000,
+            validate_only=True,
+        ),
+    ),
+    (20, range(1, 7), DeleteTopicsRequest(topics=[DeleteTopicState(name="x")], topic_names=["x"], timeout_ms=1000)),
+    (22, range(6), InitProducerIdRequest(transactional_id=None)),
+]
+
+
+def damaged(rng: random.Random, frame: bytes) -> bytes:
+    """The frame with something wrong in it; its size prefix is right, so that the damage reaches the decoders."""
+    body = bytearray(frame[4:])
+    for _ in range(rng.choice([1, 1, 1, 2, 5])):
+        match rng.randrange(4):
+            case 0:
+                body[rng.randrange(len(body))] ^= 1 << rng.randrange(8)
+            case 1:
+                body[rng.randrange(len(body))] = rng.choice([0, 1, 0x7F, 0x80, 0xFF])
+            case 2:
+                del body[rng.randrange(len(body) // 2, len(body)) :]
+                body += bytes(max(10 - len(body), 0))
+            case 3:
+                body += rng.randbytes(rng.randrange(1, 9))
+    return struct.pack(">i", len(body)) + bytes(body)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_damage_stays_in_its_connection(node: Node, seed: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    rng = random.Random(seed)
+    frames = [
+        b"".join(encode_request(key, version, 1, "test", request))
+        for key, versions, request in VERSIONS
+        for version in versions
+    ]
+    async with await Wire.connect(node.bootstrap_servers) as other:
+        await other.create_topic("t", partitions=2)
+        for _ in range(150):
+            async with await Wire.connect(node.bootstrap_servers) as bad:
+                for frame in rng.sample(frames, 3):
+                    bad.writer.write(damaged(rng, frame))
+                # What is left unread goes with the connection: an answer, or the end.
+                bad.writer.write_eof()
+                await asyncio.wait_for(bad.reader.read(), 20)
+        # What a damaged request may have appended passed its CRC; the rest of the partition is as it was.
+        end = (await other.produce("t", batch(b"still here"))).base_offset
+        assert await other.fetch_values("t", end) == [b"still here"]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
