@@ -50,6 +50,16 @@ def test_a_batch_above_the_limit_is_refused_and_harms_nothing(confluent: Conflue
     assert values(confluent.consume(topic, count=2)) == [b"before", b"after"]
 
 
+@pytest.mark.parametrize("client", [Confluent, Aiokafka, KafkaPython], ids=lambda made: made.name)
+def test_a_transactional_producer_is_told_at_once(
+    client: type[Confluent | Aiokafka | KafkaPython], bootstrap: str
+) -> None:
+    transactional = installed(client(bootstrap))
+    assert isinstance(transactional, Confluent | Aiokafka | KafkaPython)
+    with pytest.raises(Exception, match=r"(?i)transactional_?id_?authorization_?failed"):
+        transactional.begin_transactional("some-id")
+
+
 def test_offsets_of_an_empty_and_of_a_filled_partition(confluent: Confluent, topic: str) -> None:
     confluent.create_topic(topic, 1)
     assert confluent.watermarks(topic) == (0, 0)

@@ -59,6 +59,16 @@ class Aiokafka:
 
         _run(send())
 
+    def begin_transactional(self, transactional_id: str) -> None:
+        async def begin() -> None:
+            producer = aiokafka.AIOKafkaProducer(bootstrap_servers=self.bootstrap, transactional_id=transactional_id)
+            try:
+                await producer.start()
+            finally:
+                await producer.stop()
+
+        _run(begin())
+
     def consume(self, topic: str, *, offset: int = 0, count: int, partition: int = 0) -> list[Record]:
         async def read() -> list[Record]:
             async with self._consumer() as consumer:

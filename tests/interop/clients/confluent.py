@@ -89,6 +89,12 @@ class Confluent:
         finally:
             consumer.close()
 
+    def begin_transactional(self, transactional_id: str) -> None:
+        producer = ck.Producer(
+            {"bootstrap.servers": self.bootstrap, "transactional.id": transactional_id, "log_level": 0}
+        )
+        producer.init_transactions(DEADLINE_S)
+
     def watermarks(self, topic: str, partition: int = 0) -> tuple[int, int]:
         consumer = self._consumer()
         try:

@@ -64,6 +64,13 @@ class KafkaPython:
             for future in futures:
                 future.get(timeout=DEADLINE_S)
 
+    def begin_transactional(self, transactional_id: str) -> None:
+        producer = kafka.KafkaProducer(bootstrap_servers=self.bootstrap, transactional_id=transactional_id)
+        try:
+            producer.init_transactions()
+        finally:
+            producer.close(timeout=1)
+
     def consume(self, topic: str, *, offset: int = 0, count: int, partition: int = 0) -> list[Record]:
         with closing(self._consumer()) as consumer:
             place = kafka.TopicPartition(topic, partition)
