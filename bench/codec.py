@@ -1,4 +1,4 @@
-"""What the codec costs: µs per call, best of several rounds, no I/O. Run `python bench/codec.py`, alone on a quiet core."""
+"""What the codec costs: µs of CPU per call, best of several rounds, no I/O. Run `python bench/codec.py`, alone on a quiet core."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import timeit
 from collections.abc import Callable
 from pathlib import Path
 from sys import path
+from time import process_time
 from typing import Any
 
 path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -21,7 +22,7 @@ SECONDS_PER_ROUND = 0.1
 
 
 def measure(name: str, call: Callable[[], Any]) -> None:
-    timer = timeit.Timer(call)
+    timer = timeit.Timer(call, timer=process_time)  # so that a busy neighbour distorts less
     calls = 1
     while timer.timeit(calls) < SECONDS_PER_ROUND / 10:
         calls *= 4
