@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import random
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections import deque
@@ -276,6 +278,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(line_buffering=True)
     directory: Path = arguments.directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
     try:

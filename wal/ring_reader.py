@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from wal.disk import Disk, OnDone
+from wal.errors import WalUnavailable
 from wal.frame import align_block
 from wal.header import RING_START_BYTES
 
@@ -55,7 +56,11 @@ class RingReader:
 
 
 async def complete(operation: Callable[[OnDone], None]) -> None:
-    """Await one operation of a disk."""
+    """Await one operation of a disk.
+
+    Raises:
+        WalUnavailable: the disk reports an error.
+    """
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def on_done(error: BaseException | None) -> None:
@@ -64,7 +69,11 @@ async def complete(operation: Callable[[OnDone], None]) -> None:
         if error is None:
             future.set_result(None)
         else:
-            future.set_exception(error)
+            failure = WalUnavailable(
+                f"the disk under the WAL fails ({error}): repair it and start again; the log is as it was"
+            )
+            failure.__cause__ = error
+            future.set_exception(failure)
 
     operation(on_done)
     await future

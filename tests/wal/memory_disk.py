@@ -61,6 +61,7 @@ class MemoryDisk:
         self.hold = False
         self.shuffle = False
         self.lies_about_durability = False
+        self.fail_read: Callable[[int], bool] = lambda position: False
         self.fail_write: Callable[[int], bool] = lambda position: False
         self._dead = False
         self.closed = False
@@ -106,7 +107,8 @@ class MemoryDisk:
             return
         assert position + len(into) <= self.size_bytes, "read past the end of the file"
         into[:] = self.content[position : position + len(into)]
-        asyncio.get_running_loop().call_soon(self._announce, on_done)
+        error = OSError(5, "Input/output error") if self.fail_read(position) else None
+        asyncio.get_running_loop().call_soon(self._announce, on_done, error)
 
     def sync(self, on_done: OnDone) -> None:
         assert not self.closed, "the disk is closed"
@@ -186,9 +188,9 @@ class MemoryDisk:
 
     # -- how it does it
 
-    def _announce(self, on_done: OnDone) -> None:
+    def _announce(self, on_done: OnDone, error: BaseException | None = None) -> None:
         if not self._dead:
-            on_done(None)
+            on_done(error)
 
     def _turn(self) -> None:
         if self._dead or not self.in_flight or self.hold:

@@ -1,7 +1,8 @@
-"""Power cuts, kills and torn writes by the hundred: what was acknowledged is there, in order, and nothing made up."""
+"""Power cuts, kills, torn and failed writes by the hundred: what was acknowledged is there, in order, and nothing made up."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.wal.driving import append, open_file_wal, recover, turns
 from tests.wal.memory_disk import MemoryDisk
-from wal.errors import WalCorrupt
+from wal.errors import WalCorrupt, WalFenced
 
 CAPACITY_BYTES = 64 << 10
 SIZES = (0, 1, 30, 500, 1000, 4032, 4096, 9000)
@@ -41,6 +42,8 @@ async def one_life(disk: MemoryDisk, history: History, rng: random.Random) -> Me
     wal.set_listeners(on_durable, lambda failure: None)
     disk.shuffle = True
     disk.hold = rng.random() < 0.3
+    failing = rng.random() < 0.2
+    disk.fail_write = lambda position: failing and rng.random() < 0.1
     trims = []
     for _ in range(rng.randrange(30)):
         if rng.random() < 0.3:
@@ -55,7 +58,11 @@ async def one_life(disk: MemoryDisk, history: History, rng: random.Random) -> Me
             history.trimmed = number + 1
             trims.append(wal._loop.create_task(wal.trim(wal.durable_offset)))
         payload = rng.randbytes(rng.choice(SIZES))
-        view = wal.reserve(len(payload))
+        try:
+            view = wal.reserve(len(payload))
+        except WalFenced:
+            assert failing
+            break
         if view is None:
             continue
         wal.cancel()
@@ -66,6 +73,7 @@ async def one_life(disk: MemoryDisk, history: History, rng: random.Random) -> Me
     await turns(rng.randrange(4))
     for trim in trims:
         trim.cancel()
+    await asyncio.gather(*trims, return_exceptions=True)
     return disk.power_loss() if rng.random() < 0.5 else disk.kill()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.wal.driving import append, append_durably, open_file_wal, recover, started, turns
 from tests.wal.memory_disk import MemoryDisk
-from wal.errors import WalCorrupt
+from wal.errors import WalCorrupt, WalUnavailable
 from wal.frame import FRAME_HEADER_SIZE_BYTES, crc_seed, frame_size, pack_frame
 from wal.header import RING_START_BYTES, choose_header, pack_header, slot_position
 
@@ -415,6 +415,20 @@ async def test_after_an_orderly_close_only_the_log_itself_is_read(monkeypatch: p
 
     assert await payloads_on(disk) == [b"a"]
     assert sum(reads) == RING_START_BYTES + BLOCK
+
+
+@pytest.mark.parametrize("where", ["header", "ring"])
+async def test_a_disk_that_cannot_be_read_is_said_and_nothing_is_changed(where: str) -> None:
+    disk, _ = await filled(b"a")
+    before = bytes(disk.content)
+    disk.fail_read = lambda position: (position < RING_START_BYTES) == (where == "header")
+
+    with pytest.raises(WalUnavailable, match=r"Input/output error.*repair it and start again"):
+        await payloads_on(disk)
+
+    assert disk.content == before
+    disk.fail_read = lambda position: False
+    assert await payloads_on(disk) == [b"a"]
 
 
 async def test_a_log_is_recovered_once_and_before_it_is_appended_to() -> None:
