@@ -94,9 +94,7 @@ def unregister_node(tables: Tables, command: UnregisterNode) -> Decision[None]:
 def apply_node_registered(tables: Tables, record: NodeRegistered, touched: Touched) -> None:
     tables.nodes[record.node_id] = record
     tables.next_node_epoch = record.node_epoch + 1
-    touched.nodes.add(record.node_id)
 
 
 def apply_node_unregistered(tables: Tables, record: NodeUnregistered, touched: Touched) -> None:
     tables.nodes.pop(record.node_id, None)
-    touched.nodes.add(record.node_id)

@@ -189,7 +189,6 @@ class Touched:
     """Per stream, the offsets [low, high) whose ranges changed; (0, 0) where none did."""
     topics: set[bytes] = field(default_factory=set)
     objects: set[ObjectId] = field(default_factory=set)
-    nodes: set[int] = field(default_factory=set)
 
     def stream(self, stream_id: StreamId, low: int = 0, high: int = 0) -> None:
         before = self.streams.get(stream_id)

@@ -371,6 +371,40 @@ def test_a_leader_that_slept_commits_nothing_until_it_has_caught_up() -> None:
     run(scenario)
 
 
+def test_a_leader_that_slept_does_not_answer_from_memory() -> None:
+    async def scenario(world: World) -> None:
+        sleeper = await world.start()
+        await with_topic(sleeper)
+        topic = sleeper.image.topic("orders")
+        assert topic is not None
+        await (await world.start()).delete_topics([topic.topic_id])
+        again = await sleeper.create_topics([TopicSpec(name="orders", partition_count=1)])
+        assert isinstance(again["orders"], Topic), "it does not exist any more"
+
+    run(scenario)
+
+
+def test_an_entry_that_got_in_before_the_office_was_lost_is_answered_as_done() -> None:
+    async def scenario(world: World) -> None:
+        controller = await world.start()
+        await with_topic(controller)
+        other = await world.start()
+
+        async def lose_the_office(operation: str, key: str) -> Fault | None:
+            if key == PATHS.leader:
+                world.stores[0].hook = None
+                await other.register_node(2, "wal-2")
+            return None
+
+        world.stores[0].hook = lose_the_office
+        (made,) = (await controller.create_topics([TopicSpec(name="just in time", partition_count=1)])).values()
+        assert isinstance(made, Topic)
+        assert other.image.topic("just in time") is not None
+        assert controller.image.node(2) is not None
+
+    run(scenario)
+
+
 def test_a_leader_that_slept_past_the_floor_finds_its_slot_free_and_is_not_believed() -> None:
     async def scenario(world: World) -> None:
         sleeper = await world.start()
@@ -548,6 +582,7 @@ def test_a_change_that_would_break_an_invariant_is_refused_and_not_written(monke
         assert "ranges_are_contiguous" in str(outcomes[1])
         assert digest(controller.image.state) != before
         assert metadata.ranges(stream) == []
+        await upload(metadata, stream, 0, 10)
 
     run(scenario)
 

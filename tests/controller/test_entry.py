@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.entry import EntryHeader, decode_entry, encode_entry
@@ -26,6 +26,7 @@ def test_the_layout_does_not_change() -> None:
     )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(ENTRY) * 8 - 1))
 def test_every_flipped_bit_is_noticed(bit: int) -> None:
     damaged = bytearray(ENTRY)
@@ -34,6 +35,7 @@ def test_every_flipped_bit_is_noticed(bit: int) -> None:
         decode_entry(bytes(damaged), 7, where="log/7")
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(ENTRY) - 1))
 def test_every_truncation_is_noticed(size: int) -> None:
     with pytest.raises(MetadataCorrupt, match="log/7"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.errors import MetadataCorrupt, UnsupportedMetadata
@@ -98,6 +98,7 @@ RECORDS: dict[type, st.SearchStrategy[Record]] = {
 }
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(*RECORDS.values()), max_size=5).map(tuple))
 def test_records_come_back_as_they_were(records: tuple[Record, ...]) -> None:
     assert decode_records(encode_records(records), where="here") == records

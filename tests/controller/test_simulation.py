@@ -177,6 +177,8 @@ class Simulation:
             (made,) = (await controller.create_topics([TopicSpec(name=name, partition_count=2)])).values()
             if isinstance(made, Topic):
                 history.topics[name] = made.topic_id
+            else:
+                history.problems.append(f"a command was carried out twice: {made!r}")
 
         async def take_producer_ids() -> None:
             history.producer_ids.append(await metadata.allocate_producer_ids(10))

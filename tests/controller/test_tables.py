@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.tables import IdSet
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 40)))
 def test_an_id_set_is_a_set(values: list[int]) -> None:
     ids, model = IdSet(), set[int]()
