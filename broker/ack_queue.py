@@ -22,7 +22,7 @@ from protocol.apis import encode_response
 from protocol.messages.produce import PartitionProduceResponse, ProduceResponse, TopicProduceResponse
 
 if TYPE_CHECKING:
-    from broker.server import Connection
+    from broker.connection import Connection
 
 __all__ = ["AckQueue", "PendingProduce", "encode_single"]
 

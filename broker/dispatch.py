@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from broker.broker import Broker, Call
+from broker.connection import CloseConnection, Connection
 from broker.handlers import (
     api_versions,
     create_topics,
@@ -24,7 +25,6 @@ from broker.handlers import (
     metadata,
     produce,
 )
-from broker.server import CloseConnection, Connection
 from protocol.apis import API, decode_request, encode_response, request_decoder
 from protocol.frames import parse_request_header
 from protocol.messages.api_versions import ApiVersion

@@ -19,7 +19,7 @@ from protocol.errors import ErrorCode
 from protocol.messages.api_versions import ApiVersion, ApiVersionsRequest, ApiVersionsResponse
 
 if TYPE_CHECKING:
-    from broker.server import Connection
+    from broker.connection import Connection
 
 __all__ = ["API_KEY", "MAX_VERSION", "MIN_VERSION", "handle", "unsupported_version"]
 

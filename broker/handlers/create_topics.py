@@ -35,7 +35,7 @@ from protocol.messages.create_topics import (
 from s3stream.errors import MetadataUnavailable
 
 if TYPE_CHECKING:
-    from broker.server import Connection
+    from broker.connection import Connection
 
 __all__ = ["API_KEY", "MAX_VERSION", "MIN_VERSION", "handle", "wait_until_open"]
 

@@ -40,7 +40,7 @@ from protocol.messages.fetch import (
 )
 
 if TYPE_CHECKING:
-    from broker.server import Connection
+    from broker.connection import Connection
     from s3stream.log_cache import CacheBlock
 
 __all__ = ["API_KEY", "MAX_VERSION", "MIN_VERSION", "handle"]

@@ -21,7 +21,7 @@ from protocol.messages.init_producer_id import InitProducerIdRequest, InitProduc
 from s3stream.errors import MetadataUnavailable
 
 if TYPE_CHECKING:
-    from broker.server import Connection
+    from broker.connection import Connection
 
 __all__ = ["API_KEY", "MAX_VERSION", "MIN_VERSION", "handle"]
 

@@ -36,7 +36,7 @@ from s3stream.errors import StorageError
 from s3stream.objectstore import Buffer, ObjectStoreError
 
 if TYPE_CHECKING:
-    from broker.server import Connection
+    from broker.connection import Connection
 
 __all__ = ["API_KEY", "MAX_VERSION", "MIN_VERSION", "handle"]
 

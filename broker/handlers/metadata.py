@@ -40,7 +40,7 @@ from protocol.types import NULL_UUID
 from s3stream.errors import MetadataUnavailable
 
 if TYPE_CHECKING:
-    from broker.server import Connection
+    from broker.connection import Connection
 
 __all__ = ["API_KEY", "MAX_VERSION", "MIN_VERSION", "handle"]
 

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 
 from broker.ack_queue import PendingProduce
 from broker.broker import Broker
+from broker.connection import CloseConnection
 from broker.errors import KafkaError, code_of
 from broker.partition import NO_ROOM, AlreadyAppended, Partition
 from broker.producer_state import InvalidProducerEpoch, OutOfOrderSequence
-from broker.server import CloseConnection
 from broker.topics import Topic
 from protocol.errors import ErrorCode, ProtocolError
 from protocol.messages.produce import (
@@ -36,7 +36,7 @@ from s3stream.errors import StorageError
 from wal.errors import WalError
 
 if TYPE_CHECKING:
-    from broker.server import Connection
+    from broker.connection import Connection
 
 __all__ = ["ADVERTISED_MIN_VERSION", "API_KEY", "MAX_VERSION", "MIN_VERSION", "submit"]
 

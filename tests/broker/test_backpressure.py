@@ -6,9 +6,10 @@ import asyncio
 
 import pytest
 
+from broker import connection as connections
 from broker import server
+from broker.connection import Connection
 from broker.node import Node
-from broker.server import Connection
 from protocol.messages.api_versions import ApiVersionsRequest
 from protocol.messages.metadata import MetadataRequest
 from tests.broker.conftest import StartNode
@@ -134,7 +135,7 @@ async def test_idle_connections_are_closed(start_node: StartNode) -> None:
 
 async def test_a_client_that_takes_nothing_is_closed(start_node: StartNode, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "SWEEP_INTERVAL_S", 0.05)
-    monkeypatch.setattr(server, "STUCK_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connections, "STUCK_TIMEOUT_S", 0.3)
     async with start_node() as node, await Wire.connect(node.bootstrap_servers) as deaf:
         deaf.writer.transport.pause_reading()  # type: ignore[attr-defined]
         for _ in range(200_000):

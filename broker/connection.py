@@ -1,0 +1,376 @@
+"""One client's connection: bytes in, requests started, responses out in order.
+
+Theory of operation. A connection is an `asyncio.BufferedProtocol`. All requests that one read brought are started in
+that same callback, and what they answer at once leaves in one write at its end. Produce requests are
+submitted without waiting for each other; they are acknowledged when the WAL calls back, and all acknowledgements of
+one wake-up leave in one write as well. There is no task and no future per produce request.
+
+Always true:
+- Responses leave in the order of their requests. Produce may be pipelined behind Produce; any other request starts only
+  when everything before it has been answered, and nothing starts behind it before it is (Kafka's muting of channels).
+- What cannot start stays in the receive buffer, and the socket is not read meanwhile: back-pressure reaches the client
+  when the log is full, when it does not read its responses, and when it pipelines more than is served.
+- Malformed input closes its own connection with one line in the log (I14); nothing else is touched.
+- Views into the arena that a socket still holds are pinned. A client too slow for the memory it holds is disconnected.
+- Tasks of a connection are cancelled when it is lost, and awaited when the server closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from broker.ack_queue import AckQueue
+from broker.config import Listener
+from broker.receive import ReceiveBuffer
+from protocol.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from broker.server import Server
+    from s3stream.log_cache import CacheBlock
+
+__all__ = ["STUCK_TIMEOUT_S", "CloseConnection", "Connection", "Dispatcher"]
+
+log = logging.getLogger("tidelog.connection")
+
+_INT32 = struct.Struct(">i").unpack_from
+_KEY_AND_VERSION = struct.Struct(">hh").unpack_from
+_PRODUCE_KEY = 0
+_MIN_REQUEST_BYTES = 10
+"""API key, version, correlation id and client id: the shortest header of what is served."""
+
+STUCK_TIMEOUT_S = 60.0
+"""A client that takes nothing of its response, or does not go on with a large request while others wait for its memory, for so
+long, is gone: clients themselves give up after 30 s (`request.timeout.ms`)."""
+
+
+class CloseConnection(Exception):
+    """This request ends its connection; the message says why, for the log."""
+
+
+class Dispatcher(Protocol):
+    """Starts requests. What the server needs to know of the Kafka protocol."""
+
+    def produce(self, connection: Connection, frame: memoryview) -> bool:
+        """Submit a Produce request of at least ten bytes; False: no room in the log, keep the frame and try again after `room`.
+
+        Raises:
+            ProtocolError, CloseConnection: close the connection.
+        """
+
+    def request(self, connection: Connection, frame: memoryview) -> None:
+        """Start any other request: respond at once, or mark the connection busy until it responds.
+
+        Raises:
+            ProtocolError, CloseConnection: close the connection.
+        """
+
+    async def room(self) -> None:
+        """Return when a produce request that found no room is worth trying again."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client."""
+
+    __slots__ = (
+        "__weakref__",
+        "_blocks",
+        "_buffer",
+        "_busy",
+        "_closing",
+        "_idle_s",
+        "_on_lost",
+        "_out",
+        "_processing",
+        "_reading",
+        "_stuck_s",
+        "_unsent_bytes",
+        "_waits_for_memory",
+        "_write_paused",
+        "acks",
+        "active",
+        "flush_scheduled",
+        "listener",
+        "peer",
+        "server",
+        "transport",
+    )
+
+    def __init__(self, server: Server, listener: Listener) -> None:
+        self.server = server
+        self.listener = listener
+        """The listener that the client came in by: Metadata answers with that one's advertised address."""
+        self.peer = "?"
+        self.transport: asyncio.Transport | None = None
+        self.acks = AckQueue(self)
+        """Produce requests that are not answered yet."""
+        self.flush_scheduled = False
+        self.active = True
+        """Something was received or sent since the last sweep."""
+        self._buffer = ReceiveBuffer(server.scratch, server.budget)
+        self._out: list[bytes | memoryview] = []
+        self._blocks: list[CacheBlock] = []
+        """Blocks of the log cache that the socket still holds views of, each pinned once."""
+        self._busy = False
+        """A request other than Produce is under way."""
+        self._on_lost: Callable[[], None] | None = None
+        self._closing = False
+        self._processing = False
+        self._reading = True
+        self._waits_for_memory = False
+        self._write_paused = False
+        self._idle_s = 0.0
+        self._stuck_s = 0.0
+        self._unsent_bytes = 0
+
+    # ---- the transport calls ----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = stream = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
+        self.peer = str(transport.get_extra_info("peername"))
+        # No queue of our own making in the transport: whatever the kernel does not take pauses this connection,
+        # and resume_writing means that nothing of ours is referenced any more.
+        stream.set_write_buffer_limits(high=0)
+        self.server.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self._closing = True
+        self.server.remove(self)
+        self.server.budget.forget(self._memory_freed)
+        self._buffer.release()
+        self._out.clear()
+        self._unpin()
+        if self._on_lost is not None:
+            on_lost, self._on_lost = self._on_lost, None
+            on_lost()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer.writable()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.active = True
+        self._buffer.end += nbytes
+        self._process()
+
+    def eof_received(self) -> bool:
+        return False  # the transport closes itself; a half-closed client gets no more answers, as with Kafka
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        self._unpin()
+        self.flush()
+
+    # ---- requests ---------------------------------------------------------------------------------------------
+
+    def _process(self) -> None:
+        """Start every request that is there and may start, then write what they answered."""
+        if self._processing or self._closing or self.server.stopping:
+            return
+        self._processing = True
+        buffer = self._buffer
+        view = buffer.view
+        start, end = buffer.start, buffer.end
+        server = self.server
+        need = 0
+        blocked = False
+        try:
+            while end - start >= 4:
+                (size,) = _INT32(view, start)
+                if not _MIN_REQUEST_BYTES <= size <= server.max_request_bytes:
+                    raise CloseConnection(
+                        f"a request of {size} bytes (socket.request.max.bytes = {server.max_request_bytes})"
+                    )
+                need = size + 4
+                if end - start < need:
+                    break
+                if self._busy or self._write_paused:
+                    blocked = True
+                    break
+                frame = view[start + 4 : start + need]
+                (key, _) = _KEY_AND_VERSION(frame)
+                if key == _PRODUCE_KEY:
+                    if not server.dispatcher.produce(self, frame):
+                        server.wait_for_room(self)
+                        blocked = True
+                        break
+                elif self.acks.pending:
+                    blocked = True
+                    break
+                else:
+                    server.dispatcher.request(self, frame)
+                start += need
+                need = 0
+                buffer.consumed(size)
+        except (ProtocolError, CloseConnection) as error:
+            self.close(str(error))
+            return
+        except Exception:
+            log.exception("request of %s failed; closing its connection", self.peer)
+            self.close(None)
+            return
+        finally:
+            self._processing = False
+        buffer.start = start
+        room = buffer.settle(need)
+        if not room and not self._waits_for_memory:
+            self._waits_for_memory = True
+            server.budget.wait(self._memory_freed)
+        self._set_reading(room and not blocked)
+        if self._out:
+            self._write()
+
+    def _set_reading(self, reading: bool) -> None:
+        if reading is not self._reading:
+            assert self.transport is not None
+            self._reading = reading
+            if reading:
+                self.transport.resume_reading()
+            else:
+                self.transport.pause_reading()
+
+    def stop_reading(self) -> None:
+        """The server stops: nothing more is started, so nothing more may fill the receive buffer."""
+        if not self._closing:
+            self._set_reading(False)
+
+    def _memory_freed(self) -> None:
+        self._waits_for_memory = False
+        self._process()
+
+    def resume(self) -> None:
+        """Something that held requests back is over: go on with those in the buffer."""
+        if self._buffer.own or not self._reading:
+            self._process()
+
+    # ---- responses --------------------------------------------------------------------------------------------
+
+    def respond(self, parts: list[bytes | memoryview], block: CacheBlock | None = None) -> None:
+        """Queue a response to the request that is being started; it leaves with the others of this callback."""
+        self._out.extend(parts)
+        if block is not None:
+            block.pin(self)
+            self._blocks.append(block)
+
+    def begin(self, on_lost: Callable[[], None]) -> None:
+        """The request cannot be answered in this callback: nothing else starts until `finish`."""
+        self._busy = True
+        self._on_lost = on_lost
+
+    def finish(self, parts: list[bytes | memoryview], block: CacheBlock | None = None) -> None:
+        """Answer the request that `begin` was called for, and go on with those behind it."""
+        self._busy = False
+        self._on_lost = None
+        if self._closing:
+            return
+        self.respond(parts, block)
+        self._write()
+        self.resume()
+
+    def run(self, handler: Coroutine[Any, Any, list[bytes | memoryview]]) -> None:
+        """Answer the request with the frame that a coroutine returns. It is cancelled when the client goes away."""
+
+        async def answer() -> None:
+            self.finish(await handler)
+
+        task = self.server.start_task(answer())
+
+        def cancel() -> None:
+            task.cancel()
+
+        self.begin(cancel)
+        task.add_done_callback(self.check_task)
+
+    def check_task(self, task: asyncio.Task[None]) -> None:
+        """A task that was to answer a request has ended: where it failed, the connection ends."""
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, ProtocolError | CloseConnection):
+            self.close(str(error))
+        elif error is not None:
+            log.error("request of %s failed; closing its connection", self.peer, exc_info=error)
+            self.close(None)
+
+    def flush(self) -> None:
+        """Send the acknowledgements that are ready, in order; then start what waited for them."""
+        self.flush_scheduled = False
+        if self._closing:
+            return
+        self.acks.take_ready(self._out)
+        if self._out:
+            self._write()
+        self.resume()
+
+    def _write(self) -> None:
+        out, self._out = self._out, []
+        transport = self.transport
+        assert transport is not None
+        self.active = True
+        if len(out) == 1:
+            transport.write(out[0])
+        elif self._blocks:
+            transport.writelines(out)
+        else:
+            transport.write(b"".join(out))
+        if self._blocks and not self._write_paused:
+            self._unpin()
+
+    # ---- memory that the socket holds -----------------------------------------------------------------------------
+
+    def _unpin(self) -> None:
+        blocks, self._blocks = self._blocks, []
+        for block in blocks:
+            block.unpin(self)
+
+    def revoke(self) -> None:
+        """The arena needs the memory that this slow client holds (a `PinHolder` of the log cache)."""
+        if self.transport is not None:
+            log.warning("closing %s: it reads too slowly for the memory that its response holds", self.peer)
+            self.transport.abort()
+
+    # ---- end --------------------------------------------------------------------------------------------------
+
+    def close(self, reason: str | None) -> None:
+        """Close for good; `reason` goes to the log in one line, unless None (already logged, or ours)."""
+        if self._closing:
+            return
+        if reason is not None:
+            log.warning("closing %s: %s", self.peer, reason)
+        self.acks.take_ready(self._out)
+        if self._out:
+            self._write()  # what was answered before the bad request still reaches the client
+        self._closing = True
+        assert self.transport is not None
+        self.transport.close()
+
+    def abort(self) -> None:
+        """Close at once, giving up what the socket did not take."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def sweep(self, elapsed_s: float, max_idle_s: float) -> None:
+        """Give an idle buffer back; end what has been idle or stuck for too long."""
+        self._idle_s = 0.0 if self.active else self._idle_s + elapsed_s
+        self.active = False
+        if self.transport is None:
+            return
+        unsent_bytes = self.transport.get_write_buffer_size()
+        stuck = unsent_bytes > 0 and unsent_bytes >= self._unsent_bytes
+        self._stuck_s = self._stuck_s + elapsed_s if stuck else 0.0
+        self._unsent_bytes = unsent_bytes
+        buffer = self._buffer
+        if self._stuck_s >= STUCK_TIMEOUT_S:
+            log.warning("closing %s: it did not take a byte of its response for %d s", self.peer, self._stuck_s)
+            self.abort()
+        elif buffer.charged_bytes and self.server.budget.contended and self._idle_s >= STUCK_TIMEOUT_S:
+            log.warning("closing %s: it holds memory for a request that others wait for", self.peer)
+            self.abort()
+        elif self._idle_s >= max_idle_s and not self._busy and not self.acks.pending:
+            self.abort()  # silently, as Kafka does: an idle client reconnects
+        elif self._idle_s and buffer.own and buffer.start == buffer.end:
+            buffer.release()

@@ -1,0 +1,56 @@
+"""Binding the addresses that a listener names."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+
+from broker.config import Listener
+
+__all__ = ["bind"]
+
+
+async def bind(loop: asyncio.AbstractEventLoop, listener: Listener) -> list[socket.socket]:
+    """Bind every address that a listener's host has, all on the same port. Raises OSError."""
+    if listener.host in ("", "::"):
+        # One socket takes both families, where the machine has IPv6 at all.
+        try:
+            return [_bound(socket.AF_INET6, ("::", listener.port), dual_stack=True)]
+        except OSError:
+            return [_bound(socket.AF_INET, ("0.0.0.0", listener.port))]
+    found = await loop.getaddrinfo(listener.host, listener.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    failure: OSError | None = None
+    port = listener.port
+    try:
+        for family, _, _, _, address in dict.fromkeys(sorted(found, key=lambda item: item[0] != socket.AF_INET)):
+            try:
+                sockets.append(_bound(family, (str(address[0]), port)))
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                failure = error  # "localhost" names ::1 also on machines without IPv6
+            else:
+                port = sockets[0].getsockname()[1]
+    except BaseException:
+        for one in sockets:
+            one.close()
+        raise
+    if not sockets:
+        raise failure or OSError(errno.EADDRNOTAVAIL, f"{listener.host} has no address")
+    return sockets
+
+
+def _bound(family: int, address: tuple[str, int], *, dual_stack: bool = False) -> socket.socket:
+    one = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        one.setblocking(False)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual_stack else 1)
+        one.bind(address)
+    except BaseException:
+        one.close()
+        raise
+    return one
