@@ -15,7 +15,7 @@ from broker.metrics import Metrics
 from broker.partitions import Partitions
 from broker.payload import RecordBatchFormat
 from broker.producer_ids import ProducerIds
-from broker.server import Connection, Server
+from broker.connection import Connection, Server
 from broker.topics import Topics
 from controller.config import ControllerSettings
 from controller.controller import Controller
