@@ -9,13 +9,14 @@ from functools import partial
 
 from broker.broker import Broker
 from broker.config import BrokerSettings, Listener
+from broker.connection import Connection
 from broker.dispatch import Dispatch
 from broker.fetch_session import FetchSessionCache
 from broker.metrics import Metrics
 from broker.partitions import Partitions
 from broker.payload import RecordBatchFormat
 from broker.producer_ids import ProducerIds
-from broker.connection import Connection, Server
+from broker.server import Server
 from broker.topics import Topics
 from controller.config import ControllerSettings
 from controller.controller import Controller
