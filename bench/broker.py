@@ -19,13 +19,15 @@ from pathlib import Path
 
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from bench.cpu import cpu_seconds
+from bench.cpu import cpu_seconds, written_bytes
 
 __all__ = ["Broker", "BrokerFailed", "running_broker"]
 
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 60.0
-_QUIET_CPU_SHARE = 0.02
+_QUIET_SAMPLE_S = 0.25
+_QUIET_CPU_SHARE = 0.04
+_QUIET_WRITTEN_BYTES = 64 << 10
 _QUIET_TIMEOUT_S = 120.0
 _POLL_S = 0.01
 
@@ -54,17 +56,21 @@ class Broker:
         admin.create_topics([new])[topic].result(_START_TIMEOUT_S)
 
     def wait_until_quiet(self, quiet_s: float) -> None:
-        """Wait until it has used next to no CPU for a while: uploads and other background work are done."""
+        """Wait until it has used next to no CPU and written nothing for a while.
+
+        Then its memory is touched, its WAL formatted, and what was produced before is uploaded.
+        """
         deadline = time.monotonic() + _QUIET_TIMEOUT_S
-        quiet_since, cpu = time.monotonic(), cpu_seconds(self.pid)
+        quiet_since = time.monotonic()
+        cpu, written = cpu_seconds(self.pid), written_bytes(self.pid)
         while time.monotonic() < deadline:
-            time.sleep(0.25)
-            now_cpu = cpu_seconds(self.pid)
-            if now_cpu - cpu > 0.25 * _QUIET_CPU_SHARE:
+            time.sleep(_QUIET_SAMPLE_S)
+            now_cpu, now_written = cpu_seconds(self.pid), written_bytes(self.pid)
+            if now_cpu - cpu > _QUIET_SAMPLE_S * _QUIET_CPU_SHARE or now_written - written > _QUIET_WRITTEN_BYTES:
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since >= quiet_s:
                 return
-            cpu = now_cpu
+            cpu, written = now_cpu, now_written
         raise BrokerFailed(f"the broker is still busy after {_QUIET_TIMEOUT_S} s:\n{self.log_path.read_text()}")
 
     def kill(self) -> None:
