@@ -117,7 +117,8 @@ def main() -> int:
         else:
             if not args.only or any(name.startswith("librdkafka") for name in args.only):
                 rdkafka_performance(_BUILD_DIR)
-            rounds = _measure(work_dir, args.only or list(MEASUREMENTS), args.rounds, args.seconds)
+            names = [name for name in MEASUREMENTS if not args.only or name in args.only]
+            rounds = _measure(work_dir, names, args.rounds, args.seconds)
             print(f"{time.strftime('%Y-%m-%d')}, Linux {platform.release()}, Python {platform.python_version()}\n")
             print("\n".join(_table(rounds)))
     except (BaselineUnavailable, BrokerFailed, LibrdkafkaUnavailable, MeasurementFailed) as error:
