@@ -161,9 +161,9 @@ class BrokerSettings:
         104_857_600, "largest request; a larger one closes its connection", least=1024
     )
     queued_max_request_bytes: int = _setting(
-        64 << 20, "receive memory that all connections share for requests larger than 64 KiB", least=1 << 20
+        -1, "receive memory that all connections share for large requests; -1: a sixteenth of memory.bytes", least=-1
     )
-    max_connections: int = _setting(20_000, "connections at the same time; more are closed at once", least=1)
+    max_connections: int = _setting(10_000, "connections at the same time; more are closed at once", least=1)
     connections_max_idle_ms: int = _setting(600_000, "a connection silent for so long is closed", least=1000)
     max_incremental_fetch_session_cache_slots: int = _setting(1000, "fetch sessions (KIP-227)", least=0)
     fetch_max_bytes: int = _setting(57_671_680, "largest fetch response, first batch aside", least=1024)
@@ -205,8 +205,18 @@ class BrokerSettings:
                     yield f"advertised.listeners: {listener} is no address that a client can connect to"
         except InvalidSettings as error:
             yield str(error)
-        if self.queued_max_request_bytes > self.memory_bytes // 2:
-            yield "queued.max.request.bytes is more than half of memory.bytes"
+        if self.queued_max_request_bytes > self.memory_bytes // 8:
+            yield (
+                f"queued.max.request.bytes = {self.queued_max_request_bytes} is more than an eighth of "
+                f"memory.bytes = {self.memory_bytes}: the rest is spoken for"
+            )
+        if 0 <= self.queued_max_request_bytes < 1 << 20:
+            yield f"queued.max.request.bytes = {self.queued_max_request_bytes} is below 1 MiB; -1: from memory.bytes"
+
+    @property
+    def receive_budget_bytes(self) -> int:
+        """`queued.max.request.bytes`, or what it is by default."""
+        return self.memory_bytes // 16 if self.queued_max_request_bytes < 0 else self.queued_max_request_bytes
 
     def replace(self, **changes: Any) -> BrokerSettings:
         """The same with changes, validated again."""

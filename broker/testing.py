@@ -68,7 +68,6 @@ class TidelogServer:
             "wal_uri": f"{(self._directory / 'wal').absolute().as_uri()}?capacity=64MiB",
             "object_store_uri": (self._directory / "objects").absolute().as_uri(),
             "memory_bytes": 128 << 20,
-            "queued_max_request_bytes": 16 << 20,
             "upload_size_bytes": 4 << 20,
             "upload_interval_ms": 500,
             "listeners": f"PLAINTEXT://127.0.0.1:{self._port}",

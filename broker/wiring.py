@@ -68,7 +68,8 @@ class Running:
 
 
 def storage_settings(settings: BrokerSettings) -> StorageSettings:
-    """Divide the memory bound: half for the arena, a fifth for catch-up reads, little for the rest."""
+    """Divide the memory bound: half for the arena, three sixteenths for catch-up reads, a sixteenth each for what else is
+    kept and for requests that arrive; the rest is the interpreter's."""
     memory_bytes = settings.memory_bytes
     arena_bytes = memory_bytes // 2 // ALIGNMENT_BYTES * ALIGNMENT_BYTES
     read_bytes = memory_bytes * 3 // 16
@@ -167,7 +168,7 @@ async def start_broker(
         server = Server(
             metrics=metrics,
             max_request_bytes=settings.socket_request_max_bytes,
-            receive_budget_bytes=settings.queued_max_request_bytes,
+            receive_budget_bytes=settings.receive_budget_bytes,
             max_connections=settings.max_connections,
             max_idle_ms=settings.connections_max_idle_ms,
         )

@@ -43,7 +43,6 @@ async def main() -> None:
             wal_uri=f"{(Path(directory) / 'wal').as_uri()}?capacity=64MiB",
             object_store_uri=(Path(directory) / "objects").as_uri(),
             memory_bytes=128 << 20,
-            queued_max_request_bytes=16 << 20,
         )
         async with Node(settings) as node:
             print("serving on", node.bootstrap_servers)

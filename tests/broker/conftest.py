@@ -29,7 +29,6 @@ def start_node(tmp_path: Path) -> StartNode:
                 "wal_uri": f"{(tmp_path / 'wal').as_uri()}?capacity=16MiB",
                 "object_store_uri": (tmp_path / "objects").as_uri(),
                 "memory_bytes": 128 << 20,
-                "queued_max_request_bytes": 8 << 20,
                 "upload_size_bytes": 1 << 20,
                 **changes,
             }

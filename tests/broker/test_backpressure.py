@@ -151,4 +151,4 @@ async def test_connections_leave_nothing_behind(node: Node) -> None:
     server = node.running.server
     await eventually(lambda: server.connection_count == 0, "the end of all connections")
     assert not server._dirty
-    assert server.budget.free_bytes == node.settings.queued_max_request_bytes
+    assert server.budget.free_bytes == node.settings.receive_budget_bytes

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from broker.config import BrokerSettings, InvalidSettings, Listener, parse_listeners, parse_size, settings_from
+from broker.wiring import storage_settings
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
@@ -78,6 +79,15 @@ def test_advertised_listeners_must_make_sense() -> None:
         BrokerSettings(advertised_listeners="OTHER://h:1")
     with pytest.raises(InvalidSettings, match="no address that a client can connect to"):
         BrokerSettings(advertised_listeners="PLAINTEXT://0.0.0.0:1")
+
+
+@pytest.mark.parametrize("memory_bytes", [64 << 20, 100_000_001, 1 << 30, 64 << 30])
+def test_any_memory_bound_can_be_divided(memory_bytes: int) -> None:
+    settings = BrokerSettings(memory_bytes=memory_bytes)
+    parts = storage_settings(settings)  # which checks itself that the parts fit
+    assert parts.arena_bytes + parts.read.memory_bytes + settings.receive_budget_bytes < memory_bytes * 13 // 16
+    with pytest.raises(InvalidSettings, match="queued"):
+        settings.replace(queued_max_request_bytes=memory_bytes // 4)
 
 
 def test_every_setting_is_described_and_its_default_allowed() -> None:

@@ -13,6 +13,7 @@ from protocol.messages.init_producer_id import InitProducerIdRequest
 from protocol.messages.produce import PartitionProduceData, ProduceRequest, TopicProduceData
 from protocol.record_set import Record, build_batch
 from protocol.records import parse_batch_header
+from tests.broker.conftest import StartNode
 from tests.broker.wire import Wire, batch, fetch_request, produce_request, records_in
 
 
@@ -223,6 +224,21 @@ async def test_pipelined_retries_wait_for_their_original(wire: Wire, node: Node)
     partitions = [answer.responses[0].partition_responses[0] for answer in answers]
     assert [(one.error_code, one.base_offset) for one in partitions] == [(0, 0)] * 6
     assert await wire.fetch_values("t") == [b"a"]
+
+
+async def test_idle_producers_are_forgotten(start_node: StartNode) -> None:
+    async with (
+        start_node(producer_id_expiration_ms=100) as node,
+        await Wire.connect(node.bootstrap_servers) as wire,
+    ):
+        await wire.create_topic("t")
+        await wire.produce("t", numbered(1, 0, b"a"))
+        partition = node.running.broker.topics.by_name["t"].partitions[0]
+        assert partition is not None
+        while len(partition.producers):
+            await asyncio.sleep(0.02)
+        # KIP-360: an unknown producer may go on wherever it was.
+        assert (await wire.produce("t", numbered(1, 7, b"b"))).base_offset == 1
 
 
 async def test_one_request_with_batches_for_many_partitions(wire: Wire) -> None:

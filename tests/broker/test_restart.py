@@ -53,7 +53,6 @@ async def test_everything_acknowledged_is_known_after_a_crash(node: Node, wire: 
         wal_uri=f"{(crashed / 'wal').as_uri()}?capacity=16MiB",
         object_store_uri=(crashed / "objects").as_uri(),
         memory_bytes=128 << 20,
-        queued_max_request_bytes=8 << 20,
     )
     async with Node(settings) as again, await Wire.connect(again.bootstrap_servers) as client:
         assert await client.fetch_all("t") == [b"%d" % n for n in range(7)]
