@@ -181,6 +181,23 @@ async def test_a_full_arena_takes_more_after_a_release() -> None:
     await wal.close()
 
 
+async def test_padding_never_reaches_memory_that_is_still_in_use() -> None:
+    """What is released need not end at a block boundary; a write does."""
+    disk = MemoryDisk.formatted(capacity_bytes=1024 * KIB)
+    wal, _, _ = await started(disk, arena_bytes=128 * KIB)
+    arena = wal._arena
+    for _ in range(16):
+        await append_durably(wal, bytes(7 * KIB))
+        assert arena.head % 4096 == 0, "the padding under a write belongs to somebody too"
+
+    arena.release_to(13_000)
+    assert wal.reserve(12_700) is None, "the frame would fit, its padding would not"
+    arena.release_to(16 * KIB)
+    assert wal.reserve(12_700) is not None
+    wal.cancel()
+    await wal.close()
+
+
 async def test_room_is_reused_only_after_the_trim_is_durable() -> None:
     disk = MemoryDisk.formatted(capacity_bytes=64 * KIB)
     wal, _, _ = await started(disk)
