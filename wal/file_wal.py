@@ -186,6 +186,9 @@ class FileWal:
             WalCorrupt: neither copy of the header is intact.
         """
         memory = mmap.mmap(-1, RING_START_BYTES)
+        # A killed process may have left a header in a cache only. The caller tells others the epoch that is read here, so
+        # no power cut may take it back.
+        await complete(disk.sync)
         await complete(partial(disk.read, 0, memoryview(memory)))
         header = choose_header(memory[:])
         _check_identity(header, cluster_id=cluster_id, node_id=node_id, capacity_bytes=capacity_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
@@ -131,9 +132,25 @@ async def test_what_was_read_back_is_made_durable_before_it_counts() -> None:
         await turns()
         disk = disk.kill()
         wal, frames, _ = await started(disk)
-        assert disk.syncs == 1
+        assert disk.syncs == 2
 
         assert await payloads_on(disk.power_loss()) == [frame.payload for frame in frames]
+
+
+async def test_the_epoch_that_was_read_is_durable_before_it_is_told() -> None:
+    """After kill -9 the newest header may lie in a cache. A node registers with its epoch, so it must not go back."""
+    for seed in range(40):
+        disk = MemoryDisk.formatted(rng=random.Random(seed))
+        wal = await open_file_wal(disk)
+        disk.hold = True
+        recovery = asyncio.ensure_future(recover(wal))
+        await turns()
+        assert disk.in_flight, "the header with the next epoch"
+        recovery.cancel()
+        disk = disk.kill()
+        told = (await open_file_wal(disk)).wal_epoch
+
+        assert (await open_file_wal(disk.power_loss())).wal_epoch == told
 
 
 # -- proof of loss is an error
