@@ -16,9 +16,11 @@ from crc32c import crc32c
 
 from tests.checker.history import FinalLog, Found, History
 
-__all__ = ["Load", "create_topic", "read_topic"]
+__all__ = ["Load", "create_topic", "delete_topic", "read_topic"]
 
 _ANSWER_WITHIN_S = 60.0
+_MAX_QUEUED_KIB = 4096
+"""Of each producer: what waits while the broker is down, and is sent when it is back."""
 _CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 
 
@@ -60,6 +62,7 @@ class Load:
                             "linger.ms": rng.choice((0, 2, 10)),
                             "batch.size": rng.choice((20_000, 100_000, 1_000_000)),
                             "message.timeout.ms": 300_000,
+                            "queue.buffering.max.kbytes": _MAX_QUEUED_KIB,
                             "retry.backoff.ms": 20,
                             "reconnect.backoff.ms": 10,
                             "reconnect.backoff.max.ms": 200,
@@ -71,19 +74,23 @@ class Load:
         self._reader = _assigned(bootstrap_servers, topic, range(partitions))
 
     def pump(self, size_bytes: int) -> None:
-        """Send about so many bytes, and hear what was acknowledged and what can be read meanwhile."""
+        """Send up to so many bytes, less where the broker does not take them, and hear what it says meanwhile."""
         rng = self._rng
         end = self.sent_bytes + size_bytes
         while self.sent_bytes < end:
             name, producer = rng.choice(self._producers)
             partition = rng.randrange(self._partitions)
             number = self._numbers.get((name, partition), 0)
-            self._numbers[name, partition] = number + 1
             size = rng.randrange(self._max_value_bytes)
             start = rng.randrange(len(self._noise) - size)
             key, value = f"{name}/{number}".encode(), self._noise[start : start + size]
+            try:
+                producer.produce(self._topic, value, key, partition, on_delivery=self._delivered)
+            except BufferError:
+                producer.poll(0.05)  # its queue is full: the broker is down, or slower than we are
+                break
+            self._numbers[name, partition] = number + 1
             self._history.sent(f"{self._topic}-{partition}", name, number, _digest(key, value))
-            self._produce(producer, partition, key, value)
             self.sent_bytes += len(key) + size
         self.listen()
 
@@ -114,15 +121,6 @@ class Load:
         self.listen()
         self._reader.close()
 
-    def _produce(self, producer: Producer, partition: int, key: bytes, value: bytes) -> None:
-        while True:
-            try:
-                producer.produce(self._topic, value, key, partition, on_delivery=self._delivered)
-            except BufferError:
-                producer.poll(0.05)
-            else:
-                return
-
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         key = message.key()
         assert isinstance(key, bytes)
@@ -135,10 +133,16 @@ class Load:
         self._history.acknowledged(f"{self._topic}-{message.partition()}", name, int(number), offset)
 
 
-def create_topic(bootstrap_servers: str, topic: str, partitions: int) -> None:
-    """Create a topic and return when it is there."""
-    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
-    admin.create_topics([NewTopic(topic, partitions, 1)], request_timeout=_ANSWER_WITHIN_S)[topic].result()
+def create_topic(bootstrap_servers: str, topic: str, partitions: int, timeout_s: float = _ANSWER_WITHIN_S) -> None:
+    """Create a topic and return when it is there. Raises KafkaException."""
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
+    admin.create_topics([NewTopic(topic, partitions, 1)], request_timeout=timeout_s)[topic].result()
+
+
+def delete_topic(bootstrap_servers: str, topic: str, timeout_s: float = _ANSWER_WITHIN_S) -> None:
+    """Delete a topic and return when it is gone. Raises KafkaException."""
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
+    admin.delete_topics([topic], request_timeout=timeout_s)[topic].result()
 
 
 def read_topic(bootstrap_servers: str, topic: str, partitions: int) -> dict[str, FinalLog]:

@@ -7,14 +7,17 @@ record must be there, once, in order, at its offset. After the last run every to
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from confluent_kafka import KafkaException
+
 from tests.checker.history import History, check
-from tests.crash.load import Load, create_topic, read_topic
+from tests.crash.load import Load, create_topic, delete_topic, read_topic
 from tests.crash.process import BrokerProcess, killed_at_last
 from wal import crashpoint
 
@@ -67,6 +70,7 @@ def crash_runs(directory: Path, *, runs: int, seed: int) -> Iterator[CrashRun]:
             "memory.bytes": 128 << 20,
             "upload.size.bytes": 1 << 20,
             "upload.interval.ms": 500,
+            "metadata.log.max.record.bytes.between.snapshots": 2 << 10,
         },
     )
     histories: dict[str, History] = {}
@@ -138,7 +142,16 @@ def _crash(broker: BrokerProcess, kind: str, load: Load, rng: random.Random) -> 
     while not broker.has_ended():
         assert time.monotonic() < deadline, f"it did not reach {kind}:\n{broker.log_tail()}"
         load.pump(_STEP_BYTES // 8)
+        if kind == "metadata.snapshot":
+            _write_metadata(broker)
     broker.wait_killed(1.0)
+
+
+def _write_metadata(broker: BrokerProcess) -> None:
+    """Fill the metadata log: a topic comes and goes."""
+    with contextlib.suppress(KafkaException):  # the broker dies meanwhile, as it should
+        create_topic(broker.bootstrap_servers, "fleeting", 100, timeout_s=2.0)
+        delete_topic(broker.bootstrap_servers, "fleeting", timeout_s=2.0)
 
 
 def _count_objects(directory: Path) -> int:

@@ -17,6 +17,7 @@ from tests.checker.history import FinalLog, Found, History
 from tests.sim.batches import BadBatch, encode_batch
 from tests.sim.client import EARLIEST, LATEST, Client, KafkaError, found_in, record_digest, record_of
 from tests.sim.network import ConnectionReset, Network
+from wal.frame import BLOCK_SIZE_BYTES, FRAME_HEADER_SIZE_BYTES
 
 __all__ = ["Producer", "Reader", "Topic", "World", "create_topic", "delete_topic", "read_whole"]
 
@@ -100,7 +101,9 @@ class Producer:
         *,
         idempotent: bool,
         pause_s: float,
-        max_value_bytes: int = 4000,
+        max_batches: int,
+        max_value_bytes: int,
+        block_sized: bool,
     ) -> None:
         self.acknowledged = 0
         self._world = world
@@ -109,12 +112,14 @@ class Producer:
         self._rng = rng
         self._idempotent = idempotent
         self._pause_s = pause_s
+        self._batches_left = max_batches
         self._max_value_bytes = max_value_bytes
+        self._block_sized = block_sized
         self._client = world.client(name)
         self._producer_id = -1
         self._producer_epoch = -1
         self._partitions = [_PartitionState() for _ in range(topic.partitions)]
-        self._noise = rng.randbytes(2 * max_value_bytes)
+        self._noise = rng.randbytes(2 * max(max_value_bytes, BLOCK_SIZE_BYTES))
         if idempotent:
             world.history.idempotent(name)
 
@@ -189,16 +194,13 @@ class Producer:
             if any(batch.in_flight for batch in state.outgoing):
                 return None
             return state.outgoing[0]
-        if self._world.finishing or len(state.outgoing) >= _IN_FLIGHT:
+        if self._world.finishing or not self._batches_left or len(state.outgoing) >= _IN_FLIGHT:
             return None
+        self._batches_left -= 1
         rng = self._rng
-        numbers = range(state.next_number, state.next_number + rng.randint(1, 8))
-        records = []
-        for number in numbers:
-            size = rng.randrange(self._max_value_bytes) if rng.random() < 0.2 else rng.randrange(200)
-            start = rng.randrange(len(self._noise) - size)
-            key, value = record_of(self._name, number, self._noise[start : start + size])
-            records.append((key, value))
+        numbers = range(state.next_number, state.next_number + (1 if self._block_sized else rng.randint(1, 8)))
+        records = [self._record(number) for number in numbers]
+        for number, (key, value) in zip(numbers, records, strict=True):
             self._world.history.sent(self._topic.key(partition), self._name, number, record_digest(key, value))
         data = encode_batch(
             records,
@@ -212,6 +214,16 @@ class Producer:
         batch = _Outgoing(partition=partition, numbers=numbers, data=data)
         state.outgoing.append(batch)
         return batch
+
+    def _record(self, number: int) -> tuple[bytes, bytes]:
+        rng = self._rng
+        key, _ = record_of(self._name, number, b"")
+        if self._block_sized:
+            size = BLOCK_SIZE_BYTES - FRAME_HEADER_SIZE_BYTES - len(encode_batch([(key, b"")], timestamp_ms=0)) - 2
+        else:
+            size = rng.randrange(self._max_value_bytes if rng.random() < 0.2 else 200)
+        start = rng.randrange(len(self._noise) - size)
+        return record_of(self._name, number, self._noise[start : start + size])
 
     def _start(self, batches: Sequence[_Outgoing]) -> asyncio.Task[produce.ProduceResponse]:
         request = produce.ProduceRequest(

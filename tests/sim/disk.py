@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.sim.loop import Process
@@ -51,6 +52,8 @@ class Platter:
         """What a read sees."""
         self.problems: list[str] = []
         self.written_bytes = 0
+        self.on_next_write: Callable[[], None] | None = None
+        """Called once, when a write has begun."""
         self._durable_below: dict[int, bytes] = {}
         """By sector: what a power loss would bring back."""
 
@@ -119,6 +122,9 @@ class SimDisk:
         if position + len(data) > platter.size_bytes:
             platter.problems.append(f"a write of {len(data)} bytes at {position} goes beyond the end of the file")
         platter.written_bytes += len(data)
+        if platter.on_next_write is not None:
+            callback, platter.on_next_write = platter.on_next_write, None
+            callback()
         number = self._next
         self._next += 1
         self._in_flight[number] = (position, data, bytes(data))

@@ -20,6 +20,7 @@ from tests.sim.loop import Process, VirtualLoop, context_of
 from tests.sim.node import SimNode
 from tests.sim.scenario import Scenario
 from tests.sim.store import ProcessStore
+from wal.errors import WalFenced
 from wal.header import RING_START_BYTES, WalHeader, initial_image
 
 __all__ = ["CLUSTER_ID", "NODE_ID", "Machine"]
@@ -132,7 +133,9 @@ class Machine:
     @staticmethod
     def may_fail_with(error: BaseException) -> bool:
         """Whether a broker may give up with this on a machine whose parts fail: the next start sees to the rest."""
-        return isinstance(error, ObjectStoreError | MetadataUnavailable | StorageFenced | OSError | TimeoutError)
+        if isinstance(error, StorageFenced | WalFenced):
+            return _caused_by_disk(error)
+        return isinstance(error, ObjectStoreError | MetadataUnavailable | OSError | TimeoutError)
 
     # ---- what the world does to it
 
@@ -167,3 +170,11 @@ class Machine:
     def wal_bytes_written(self) -> int:
         """Bytes written to the ring and its headers."""
         return self.platter.written_bytes
+
+
+def _caused_by_disk(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError):
+            return True
+        error = error.__cause__
+    return False

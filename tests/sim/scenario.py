@@ -27,7 +27,11 @@ class Scenario:
     plain_producers: int
     pause_s: float
     """Mean pause of a producer now and then."""
+    max_batches: int
+    """Of one producer, so that a seed costs seconds at most."""
     max_value_bytes: int
+    block_sized: bool
+    """Each batch fills whole blocks of the WAL: so frames that were given up stand where later ones might end."""
     churn: bool
     """Topics are created, deleted, and created again under the same name."""
     trim: bool
@@ -69,7 +73,9 @@ def draw(seed: int) -> Scenario:
         idempotent_producers=rng.randint(1, 3),
         plain_producers=rng.randint(0, 1),
         pause_s=rng.choice((0.005, 0.02, 0.1)),
+        max_batches=rng.choice((100, 300)),
         max_value_bytes=min(rng.choice((500, 4_000, 20_000)), arena_bytes // 4 // 10, wal_capacity_bytes // 2 // 10),
+        block_sized=rng.random() < 0.2,
         churn=rng.random() < 0.4,
         trim=rng.random() < 0.4,
         crash_interval_s=rng.choice((1.0, 3.0, 8.0)),

@@ -196,6 +196,7 @@ class _Simulation:
 
     def _heal(self) -> None:
         self.healed = True
+        self.machine.platter.on_next_write = None
         self.network.faults = NetworkFaults(stall=0.0, reset=0.0)
         self.machine.platter.faults = DiskFaults(stall=0.0)
         self.machine.store_faults(HEALTHY_STORE)
@@ -243,7 +244,17 @@ class _Simulation:
         kind = rng.random()
         if kind < scenario.orderly_stop:
             self._after(rng.expovariate(1 / scenario.crash_interval_s), process, self.machine.stop)
-        elif kind < scenario.orderly_stop + (1 - scenario.orderly_stop) * 0.4:
+        elif kind < scenario.orderly_stop + (1 - scenario.orderly_stop) * 0.3:
+            # While a write is under way.
+            platter = self.machine.platter
+
+            def kill_within_write() -> None:
+                platter.on_next_write = lambda: self._after(
+                    rng.uniform(0, platter.faults.mean_latency_s), process, process.kill
+                )
+
+            self._after(rng.expovariate(1 / scenario.crash_interval_s), process, kill_within_write)
+        elif kind < scenario.orderly_stop + (1 - scenario.orderly_stop) * 0.6:
             point, times = rng.choice(crashpoint.POINTS), rng.choice((1, 2, 5, 20))
 
             def reached(name: str) -> None:
@@ -277,7 +288,7 @@ class _Simulation:
                 await asyncio.sleep(self.scenario.outage_s)
                 self.machine.outage(False)
             if self.scenario.clock_jumps and rng.random() < 0.2:
-                self.machine.clock.jump(rng.choice((-3_600_000, -1_000, 1_000, 60_000)))
+                self.machine.clock.jump(rng.choice((-60_000, -1_000, 1_000, 60_000)))
 
     # ---- clients
 
@@ -309,7 +320,9 @@ class _Simulation:
             self._rng(name),
             idempotent=idempotent,
             pause_s=self.scenario.pause_s,
+            max_batches=self.scenario.max_batches,
             max_value_bytes=self.scenario.max_value_bytes,
+            block_sized=self.scenario.block_sized,
         )
 
     async def _churn(self) -> None:

@@ -1,0 +1,166 @@
+"""A simulator is worth what it finds: each of these bugs is planted into the broker, and must be found within its seeds.
+
+Every one of them is a mistake that somebody could make, and that no single step shows: it takes a crash, a fault or a
+race at the right moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import s3stream.object_reader
+import wal.recovery
+from broker.producer_state import ProducerStates
+from s3stream.log_cache import BlockState
+from s3stream.storage import Storage
+from s3stream.upload import Uploader
+from tests.sim.simulation import simulate
+from wal.file_wal import FileWal
+from wal.recovery import FrameScan
+
+SEEDS = range(1, 301)
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def acknowledged_before_durable(patch: pytest.MonkeyPatch) -> None:
+    append = Storage.append
+
+    def early(self: Storage, stream: Any, record_count: int, max_timestamp_ms: int, on_done: Any) -> int:
+        if on_done is not None:
+            asyncio.get_running_loop().call_soon(on_done, None)
+        return append(self, stream, record_count, max_timestamp_ms, None)
+
+    patch.setattr(Storage, "append", early)
+
+
+def high_watermark_before_durable(patch: pytest.MonkeyPatch) -> None:
+    append = Storage.append
+
+    def early(self: Storage, stream: Any, *arguments: Any) -> int:
+        base_offset = append(self, stream, *arguments)
+        stream.confirmed_offset = stream.next_offset
+        return base_offset
+
+    patch.setattr(Storage, "append", early)
+
+
+def wal_trimmed_before_commit(patch: pytest.MonkeyPatch) -> None:
+    seal = Storage.seal
+
+    def early(self: Storage) -> None:
+        end = self._block.wal_end_offset
+        seal(self)
+        self._want_trim(min(end, self._wal.durable_offset))
+
+    patch.setattr(Storage, "seal", early)
+
+
+def ring_reused_before_trim_is_durable(patch: pytest.MonkeyPatch) -> None:
+    trim = FileWal.trim
+
+    async def early(self: FileWal, offset: int) -> None:
+        self._ring_limit = max(self._ring_limit, wal.recovery.floor_block(offset) + self.capacity_bytes)
+        await trim(self, offset)
+
+    patch.setattr(FileWal, "trim", early)
+
+
+def wal_epoch_ignored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(FrameScan, "_epoch_fits", lambda self, frame: True)
+
+
+def payload_crc_skipped_in_recovery(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(wal.recovery, "payload_is_intact", lambda *arguments: True)
+
+
+def hole_ignored_in_recovery(patch: pytest.MonkeyPatch) -> None:
+    step = FrameScan.step
+
+    def over_holes(self: FrameScan, buffer: memoryview, buffer_offset: int) -> Any:
+        found = step(self, buffer, buffer_offset)
+        if not isinstance(found, wal.recovery.Hole):
+            return found
+        for offset in range(found.offset + 8, min(buffer_offset + len(buffer), found.offset + 100_000), 8):
+            frame = wal.recovery.read_header(buffer, offset - buffer_offset, self._seed)
+            if frame is not None and frame.log_offset == offset and self._epoch_fits(frame):
+                self.next_offset = offset - frame.padding_before
+                return step(self, buffer, buffer_offset)
+        return found
+
+    patch.setattr(FrameScan, "step", over_holes)
+
+
+def recovered_frames_not_synced(patch: pytest.MonkeyPatch) -> None:
+    from tests.sim.disk import SimDisk
+
+    patch.setattr(SimDisk, "sync", lambda self, on_done: self._loop.call_soon(on_done, None))
+
+
+def block_crc_skipped(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(s3stream.object_reader, "check_block", lambda *arguments: None)
+
+
+def memory_reused_before_commit(patch: pytest.MonkeyPatch) -> None:
+    evict = Storage._evict_oldest
+
+    def early(self: Storage) -> bool:
+        if self._blocks and self._blocks[0].state is BlockState.SEALED:
+            block = self._blocks.popleft()
+            for tail, part in block.parts.values():
+                tail.evict(part)
+            self.arena.release_to(block.end_position)
+            return True
+        return evict(self)
+
+    patch.setattr(Storage, "_evict_oldest", early)
+
+
+def committed_out_of_order(patch: pytest.MonkeyPatch) -> None:
+    submit = Uploader.submit
+
+    def eager(self: Uploader, block: Any) -> None:
+        self._last = None
+        submit(self, block)
+
+    patch.setattr(Uploader, "submit", eager)
+
+
+def duplicates_not_checked(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ProducerStates, "check", lambda *arguments: None)
+
+
+def producer_state_lost_in_state_blocks(patch: pytest.MonkeyPatch) -> None:
+    snapshot = ProducerStates.snapshot
+    patch.setattr(ProducerStates, "snapshot", lambda self: snapshot(ProducerStates()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "plant",
+    [
+        acknowledged_before_durable,
+        high_watermark_before_durable,
+        wal_trimmed_before_commit,
+        ring_reused_before_trim_is_durable,
+        wal_epoch_ignored,
+        payload_crc_skipped_in_recovery,
+        hole_ignored_in_recovery,
+        recovered_frames_not_synced,
+        block_crc_skipped,
+        memory_reused_before_commit,
+        committed_out_of_order,
+        duplicates_not_checked,
+        producer_state_lost_in_state_blocks,
+    ],
+)
+def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    for seed in SEEDS:
+        if simulate(seed).problems:
+            return
+    pytest.fail(f"{plant.__name__} was not found in {len(SEEDS)} seeds")
