@@ -1,0 +1,326 @@
+"""Decides which objects to merge and what to make of them. Pure: metadata in, plan out.
+
+Every upload adds a range to each stream it holds. Merged size-tiered, a stream of n uploads of similar size lies in
+about `fan_in` · log(n) / log(`fan_in`) ranges, and each byte is rewritten about log(n) / log(`fan_in`) times.
+
+Always true:
+- Neighbours are merged only if the result is nearly `fan_in` times as large as the largest of them; so a range that is
+  rewritten grows by that factor, and the number of rewrites is logarithmic.
+- A planned range stands for whole, neighbouring ranges of its sources (I5). A stream whose ranges in the sources are not
+  neighbours gets several planned ranges, in different objects.
+- Everything live in the sources is planned; the newest state of a stream goes along; deleted streams do not.
+- Streams are split into objects by the bits of their ids. So later plans meet the same groups of streams again,
+  which become fewer and larger until a stream has an object of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from s3stream.config import CompactionSettings
+from s3stream.metadata import NewObject, ObjectId, StreamId, StreamRange
+
+__all__ = [
+    "CompactionPlan",
+    "PlannedObject",
+    "PlannedRange",
+    "choose_sources",
+    "choosing",
+    "find_window",
+    "plan_outputs",
+]
+
+_LEAST_GROWTH_SHARE = 0.8
+"""Of `fan_in`. Less than all of it, so that sizes need not be quite equal."""
+_LEAST_GARBAGE_SHARE = 0.5
+"""An object is rewritten by itself when at least this share of it is dead …"""
+_LEAST_GARBAGE_BYTES = 1 << 20
+"""… and it is at least this much."""
+_SMALL_OBJECT_SHARE = 4
+"""Objects below this fraction of the target size are merged for their own number, whatever streams they hold."""
+
+_PAUSE_RANGES = 1000
+"""Ranges looked at between two pauses: about a millisecond."""
+
+_Ranges = dict[StreamId, list[tuple[ObjectId, StreamRange]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedRange:
+    """A range to be made of neighbouring ones."""
+
+    stream_id: StreamId
+    pieces: tuple[tuple[ObjectId, StreamRange], ...]
+    """In offset order, without gaps."""
+    needed_offset: int
+    """Blocks that end at or below it (the log start offset) are left out."""
+    state_source: ObjectId | None
+    """The piece whose state block goes along: the stream's newest."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Upper bound of the data."""
+        return sum(piece.size_bytes for _, piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedObject:
+    """An object to be written."""
+
+    ranges: tuple[PlannedRange, ...]
+    """Sorted by stream, one a stream."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactionPlan:
+    """One job: all or nothing."""
+
+    sources: tuple[ObjectId, ...]
+    outputs: tuple[PlannedObject, ...]
+
+
+def choose_sources(
+    objects: Sequence[NewObject],
+    settings: CompactionSettings,
+    *,
+    excluded: Collection[ObjectId] = (),
+    whole: Collection[ObjectId] = (),
+) -> tuple[NewObject, ...]:
+    """Choose in one go; see `choosing`."""
+    steps = choosing(objects, settings, excluded=excluded, whole=whole)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            chosen: tuple[NewObject, ...] = stop.value
+            return chosen
+
+
+def choosing(
+    objects: Sequence[NewObject],
+    settings: CompactionSettings,
+    *,
+    excluded: Collection[ObjectId] = (),
+    whole: Collection[ObjectId] = (),
+) -> Generator[None, None, tuple[NewObject, ...]]:
+    """Objects worth merging now, by id; empty where all is well. Yields now and then, so that others can run.
+
+    Args:
+        objects: every referenced object, with its live ranges only.
+        excluded: objects that must be left alone (damaged ones).
+        whole: objects known to hold next to nothing dead, large as their states and indexes may be.
+    """
+    usable = {each.object_id: each for each in objects if each.object_id not in excluded}
+    by_stream = _by_stream(usable.values())
+    yield
+    window = yield from _longest_window(by_stream, settings)
+    yield
+    chosen: Collection[ObjectId]
+    if window:
+        chosen = _with_what_lies_between(window, usable, by_stream, settings)
+    else:
+        chosen = _small_objects(usable, settings) or _garbage(usable, whole)
+    return tuple(usable[object_id] for object_id in sorted(chosen))
+
+
+def plan_outputs(
+    sources: Sequence[NewObject],
+    *,
+    log_start_offset_of: Callable[[StreamId], int | None],
+    newest_state_of: Callable[[StreamId], ObjectId | None],
+    settings: CompactionSettings,
+) -> CompactionPlan:
+    """What to make of some objects.
+
+    Args:
+        log_start_offset_of: None for a stream that was deleted.
+        newest_state_of: which object holds a stream's newest state.
+    """
+    source_ids = tuple(each.object_id for each in sources)
+    layers: list[list[PlannedRange]] = []
+    for stream_id, pieces in sorted(_by_stream(sources).items()):
+        needed_offset = log_start_offset_of(stream_id)
+        if needed_offset is None:
+            continue
+        newest_state = newest_state_of(stream_id)
+        for number, run in enumerate(_neighbours(pieces)):
+            held = [object_id for object_id, _ in run if object_id == newest_state]
+            planned = PlannedRange(
+                stream_id=stream_id,
+                pieces=tuple(run),
+                needed_offset=needed_offset,
+                state_source=held[0] if held else None,
+            )
+            if number == len(layers):
+                layers.append([])
+            layers[number].append(planned)
+    outputs = [
+        PlannedObject(ranges=tuple(group))
+        for layer in layers
+        for group in _split(layer, 63, settings.object_size_bytes)
+    ]
+    return CompactionPlan(sources=source_ids, outputs=tuple(outputs))
+
+
+def find_window(sizes: Sequence[int], *, fan_in: int, max_length: int) -> tuple[int, int] | None:
+    """The longest row of neighbours [first, last) worth merging: at least `fan_in`, none of which dominates."""
+    count = len(sizes)
+    sums = [0, *accumulate(sizes)]
+    # For each size, the widest row in which it is the largest: from behind the last larger one to the next larger one.
+    begins, ends = [0] * count, [count] * count
+    rising: list[int] = []
+    for number, size in enumerate(sizes):
+        while rising and sizes[rising[-1]] < size:
+            ends[rising.pop()] = number
+        begins[number] = rising[-1] + 1 if rising and sizes[rising[-1]] > size else begins[rising[-1]] if rising else 0
+        rising.append(number)
+    best: tuple[int, int] | None = None
+    for number, size in enumerate(sizes):
+        first, last = begins[number], ends[number]
+        if last - first > max_length:
+            first = max(first, min(number - max_length // 2, last - max_length))
+            last = first + max_length
+        if last - first < fan_in or size * fan_in * _LEAST_GROWTH_SHARE > sums[last] - sums[first]:
+            continue
+        if best is None or last - first > best[1] - best[0]:
+            best = first, last
+    return best
+
+
+def _by_stream(objects: Iterable[NewObject]) -> _Ranges:
+    by_stream: _Ranges = {}
+    for each in objects:
+        for value in each.ranges:
+            by_stream.setdefault(value.stream_id, []).append((each.object_id, value))
+    for ranges in by_stream.values():
+        ranges.sort(key=_base_offset)
+    return by_stream
+
+
+def _base_offset(located: tuple[ObjectId, StreamRange]) -> int:
+    return located[1].base_offset
+
+
+def _neighbours(ranges: Sequence[tuple[ObjectId, StreamRange]]) -> Iterator[list[tuple[ObjectId, StreamRange]]]:
+    """Split a stream's ranges where one does not begin at the end of the one before."""
+    run: list[tuple[ObjectId, StreamRange]] = []
+    for located in ranges:
+        if run and run[-1][1].end_offset != located[1].base_offset:
+            yield run
+            run = []
+        run.append(located)
+    if run:
+        yield run
+
+
+def _longest_window(by_stream: _Ranges, settings: CompactionSettings) -> Generator[None, None, list[ObjectId]]:
+    """Of all streams' windows, the one that joins most ranges."""
+    best: list[ObjectId] = []
+    looked_at = 0
+    for _, ranges in sorted(by_stream.items()):
+        if len(ranges) < max(settings.fan_in, len(best) + 1):
+            continue
+        for run in _mergeable(ranges, settings):
+            found = find_window(
+                [max(1, value.size_bytes) for _, value in run], fan_in=settings.fan_in, max_length=settings.max_sources
+            )
+            if found and found[1] - found[0] > len(best):
+                best = [object_id for object_id, _ in run[found[0] : found[1]]]
+        looked_at += len(ranges)
+        if looked_at >= _PAUSE_RANGES:
+            looked_at = 0
+            yield
+    return best
+
+
+def _mergeable(
+    ranges: Sequence[tuple[ObjectId, StreamRange]], settings: CompactionSettings
+) -> Iterator[list[tuple[ObjectId, StreamRange]]]:
+    """Runs of neighbours without those that are large enough already."""
+    for run in _neighbours(ranges):
+        part: list[tuple[ObjectId, StreamRange]] = []
+        for located in run:
+            if located[1].size_bytes >= settings.stream_object_max_bytes:
+                yield part
+                part = []
+            else:
+                part.append(located)
+        yield part
+
+
+def _with_what_lies_between(
+    window: Sequence[ObjectId],
+    usable: Mapping[ObjectId, NewObject],
+    by_stream: _Ranges,
+    settings: CompactionSettings,
+) -> set[ObjectId]:
+    """Add objects that hold what lies between ranges of the window's other streams, so that those merge as well."""
+    chosen = set[ObjectId]()
+    total = 0
+    for object_id in window:
+        if len(chosen) >= settings.fan_in and total + usable[object_id].size_bytes > settings.max_source_bytes:
+            break
+        chosen.add(object_id)
+        total += usable[object_id].size_bytes
+    fresh: list[ObjectId] = sorted(chosen)
+    while fresh:
+        between: set[ObjectId] = set()
+        for stream_id in {value.stream_id for object_id in fresh for value in usable[object_id].ranges}:
+            ranges = by_stream[stream_id]
+            inside = [number for number, (object_id, _) in enumerate(ranges) if object_id in chosen]
+            if inside[-1] - inside[0] + 1 == len(inside):
+                continue
+            between.update(
+                object_id
+                for object_id, value in ranges[inside[0] : inside[-1]]
+                if object_id not in chosen and value.size_bytes < settings.stream_object_max_bytes
+            )
+        fresh = []
+        for object_id in sorted(between):
+            size = usable[object_id].size_bytes
+            if len(chosen) >= settings.max_sources or total + size > settings.max_source_bytes:
+                return chosen
+            chosen.add(object_id)
+            fresh.append(object_id)
+            total += size
+    return chosen
+
+
+def _small_objects(usable: Mapping[ObjectId, NewObject], settings: CompactionSettings) -> list[ObjectId]:
+    limit = settings.object_size_bytes // _SMALL_OBJECT_SHARE
+    small = [each for _, each in sorted(usable.items()) if each.size_bytes < limit]
+    sizes = [each.size_bytes for each in small]
+    found = find_window(sizes, fan_in=settings.fan_in, max_length=settings.max_sources)
+    if found is None:
+        return []
+    chosen = small[found[0] : found[1]]
+    # Each of a stream's ranges that are no neighbours goes to an object of its own: then little or nothing is gained.
+    layers = max(sum(1 for _ in _neighbours(ranges)) for ranges in _by_stream(chosen).values())
+    return [each.object_id for each in chosen] if 2 * layers <= len(chosen) else []
+
+
+def _garbage(usable: Mapping[ObjectId, NewObject], whole: Collection[ObjectId]) -> list[ObjectId]:
+    worst: ObjectId | None = None
+    most = 0
+    for object_id, each in usable.items():
+        dead_bytes = each.size_bytes - sum(value.size_bytes for value in each.ranges)
+        least = max(_LEAST_GARBAGE_BYTES, each.size_bytes * _LEAST_GARBAGE_SHARE)
+        if dead_bytes >= least and dead_bytes > most and object_id not in whole:
+            worst, most = object_id, dead_bytes
+    return [] if worst is None else [worst]
+
+
+def _split(ranges: list[PlannedRange], bit: int, object_size_bytes: int) -> Iterator[list[PlannedRange]]:
+    """Halve by the highest bit in which stream ids differ until a group fits, or is one stream."""
+    if len(ranges) == 1 or sum(planned.size_bytes for planned in ranges) <= object_size_bytes:
+        yield ranges
+        return
+    while True:
+        bit -= 1
+        halves = [planned for planned in ranges if not planned.stream_id >> bit & 1]
+        if 0 < len(halves) < len(ranges):
+            break
+    yield from _split(halves, bit, object_size_bytes)
+    yield from _split([planned for planned in ranges if planned.stream_id >> bit & 1], bit, object_size_bytes)
