@@ -135,6 +135,10 @@ class BrokerSettings:
         16 << 20, "the metadata log is snapshotted at the latest after so many bytes", least=1 << 10
     )
 
+    log_segment_delete_delay_ms: int = _setting(
+        60_000, "how long an object that nothing refers to is kept, so that reads under way finish", least=0
+    )
+
     # -- topics
     auto_create_topics_enable: bool = _setting(True, "create a topic when a client asks for its metadata")
     num_partitions: int = _setting(1, "partitions of a topic that does not say", least=1, most=100_000)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from broker.background import Background
 from broker.broker import Broker
 from broker.config import BrokerSettings, Listener, parse_listeners
 from broker.dispatch import Dispatch
@@ -27,7 +28,9 @@ from broker.topics import Topics
 from controller.config import ControllerSettings
 from controller.controller import Controller
 from controller.image import Applied
-from s3stream.config import CompactionSettings, ReadSettings, StorageSettings
+from s3stream.collector import Collector
+from s3stream.compactor import Compactor
+from s3stream.config import CollectionSettings, CompactionSettings, ReadSettings, StorageSettings
 from s3stream.instrumented import InstrumentedObjectStore
 from s3stream.object_reader import ObjectReader
 from s3stream.objectstore import ObjectStore
@@ -47,6 +50,9 @@ CONTROLLER_CLOSE_TIMEOUT_MS = 1_000
 
 LOAD_WAIT_S = 0.5
 """How long a start waits for producer state before it serves: clients then see no retriable error at all, as a rule."""
+
+COLLECTION_INTERVAL_MS = 60_000
+"""How often objects to be deleted are looked for."""
 
 MIB = 1 << 20
 
@@ -90,6 +96,10 @@ def storage_settings(settings: BrokerSettings) -> StorageSettings:
             max_get_size_bytes=get_bytes,
         ),
         compaction=CompactionSettings(memory_bytes=memory_bytes // 32),
+        collection=CollectionSettings(
+            interval_ms=max(min(COLLECTION_INTERVAL_MS, settings.log_segment_delete_delay_ms), 10),
+            grace_ms=max(settings.log_segment_delete_delay_ms, 1),
+        ),
     )
 
 
@@ -237,6 +247,26 @@ async def start_broker(
         partitions.adopt(streams.values())
         storage.run()
         partitions.run()
+        background = Background()
+        stack.push_async_callback(background.close)
+        compactor = Compactor(
+            store=store,
+            paths=paths,
+            metadata=metadata,
+            settings=storage_config.compaction,
+            block_size_bytes=storage_config.block_size_bytes,
+            rng=rng,
+        )
+        collector = Collector(
+            store=store,
+            paths=paths,
+            metadata=metadata,
+            settings=storage_config.collection,
+            now_ms=now_ms,
+            rng=rng,
+        )
+        background.start("compaction", compactor.run())
+        background.start("collection", collector.run())
         partitions.want(topics.by_id.values())
         await partitions.wait_loaded(LOAD_WAIT_S)
 

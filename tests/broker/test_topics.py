@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -239,6 +241,25 @@ async def test_delete_and_create_again(start_node: StartNode) -> None:
         assert len(ids) == 3
     async with start_node() as node, await Wire.connect(node.bootstrap_servers) as wire:
         assert await wire.fetch_values("t") == [b"generation 2"]
+
+
+async def test_what_a_deleted_topic_holds_is_deleted_too(start_node: StartNode, tmp_path: Path) -> None:
+    def objects() -> int:
+        return sum(1 for path in (tmp_path / "objects" / "data").rglob("*") if path.is_file())
+
+    async with (
+        asyncio.timeout(30),
+        start_node(log_segment_delete_delay_ms=50, upload_interval_ms=50) as node,
+        await Wire.connect(node.bootstrap_servers) as wire,
+    ):
+        topic_id = await wire.create_topic("t")
+        await wire.produce("t", batch(b"x" * 1000))
+        while not objects():
+            await asyncio.sleep(0.02)
+        request = DeleteTopicsRequest(topics=[DeleteTopicState(topic_id=topic_id)], timeout_ms=10_000)
+        await wire.call("DeleteTopics", 6, request)
+        while objects():
+            await asyncio.sleep(0.02)
 
 
 async def test_delete_errors(wire: Wire) -> None:
