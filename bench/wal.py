@@ -275,7 +275,7 @@ def main() -> None:
     """Run it in a directory on the disk that is meant."""
     parser = argparse.ArgumentParser(prog="python -m bench.wal", description="The file WAL by itself, beside the disk.")
     parser.add_argument("--directory", type=Path, default=Path("build/bench-wal"))
-    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--seconds", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     assert isinstance(sys.stdout, io.TextIOWrapper)
