@@ -53,6 +53,7 @@ _log = logging.getLogger("tidelog.compaction")
 _TAIL_SIZE_BYTES = 64 << 10
 _LEAST_CHUNK_BYTES = 64 << 10
 _COMMIT_ATTEMPTS = 5
+_FIRST_COMMIT_DELAY_S = 1.0
 _MAX_DAMAGED = 1000
 """Damaged objects that are remembered; more than that, and compaction stops."""
 
@@ -173,7 +174,7 @@ class Compactor:
             except MetadataUnavailable:
                 if attempt == _COMMIT_ATTEMPTS - 1:
                     raise
-                await asyncio.sleep(2**attempt * (0.5 + self._rng.random()))
+                await asyncio.sleep(_FIRST_COMMIT_DELAY_S * 2**attempt * (0.5 + self._rng.random()))
 
     async def _write(self, plan: CompactionPlan) -> list[NewObject]:
         chunk_size = max(_LEAST_CHUNK_BYTES, self._settings.memory_bytes // 2 // len(plan.sources))

@@ -3,7 +3,8 @@
     block … block | index | footer
 
 - A *data block* is consecutive payloads of one stream, verbatim, and nothing else. A *state block* is what its stream's
-  owner needs to know at open, as of an offset.
+  owner needs to know at open, as of an offset: the end of the stream's data here when it is uploaded, an earlier one where
+  compaction added data after which the state was not written again.
 - The *index* has one entry of 64 bytes a block, in the order of the blocks: by stream; a stream's data blocks by
   offset, then its state block.
 - The *footer* is the last 64 bytes, in every version. One read of the object's tail finds footer and (mostly) index.
@@ -267,12 +268,11 @@ class ObjectIndex:
         """Data blocks of a stream, from the first that ends past `offset` on."""
         low = self._first_of(stream_id)
         high = self._first_of(StreamId(stream_id + 1), low)
-        # A state block's end is not below those of the data blocks before it, so one order holds for all of them.
+        if high > low and self.entry(high - 1).kind == BlockKind.STATE:
+            high -= 1
         low = bisect_left(range(high), offset + 1, low, high, key=lambda number: self.entry(number).end_offset)
         for number in range(low, high):
-            entry = self.entry(number)
-            if entry.kind == BlockKind.DATA:
-                yield entry
+            yield self.entry(number)
 
     def state_entry(self, stream_id: StreamId) -> IndexEntry | None:
         """The state block of a stream, if there is one."""
@@ -370,7 +370,7 @@ def _order_problem(last: IndexEntry | None, entry: IndexEntry) -> str | None:
         return None if entry.stream_id > last.stream_id else "streams are out of order"
     if last.kind == BlockKind.STATE:
         return "the block follows its stream's state block"
-    if entry.base_offset < last.end_offset:
+    if entry.kind == BlockKind.DATA and entry.base_offset < last.end_offset:
         return f"the block begins below offset {last.end_offset}, where the one before it ends"
     return None
 

@@ -187,7 +187,7 @@ def test_whatever_is_built_is_found_again(streams: dict[int, tuple[list[tuple[in
             at += gap + count
             body += data
         if state:
-            builder.add_state(stream_id=StreamId(stream_id), leader_epoch=0, end_offset=at, state=state)
+            builder.add_state(stream_id=StreamId(stream_id), leader_epoch=0, end_offset=at // 2, state=state)
             body += state
     whole = body + builder.finish().data
 

@@ -11,7 +11,7 @@ import pytest
 
 from s3stream.config import ReadSettings
 from s3stream.errors import ObjectCorrupt
-from s3stream.memory import Fault, Faults, MemoryObjectStore
+from s3stream.memory import Fault, Faults
 from s3stream.metadata import CommitObjects, ObjectId, StreamId
 from s3stream.object_reader import ObjectReader
 from s3stream.objectstore import Unavailable
@@ -518,7 +518,3 @@ async def test_closing_gives_up_what_is_under_way() -> None:
         await reading
     with pytest.raises(Unavailable, match="closed"):
         await world.read(0)
-
-
-def test_the_memory_store_is_the_ports() -> None:
-    assert isinstance(new_world()[0], MemoryObjectStore)
