@@ -38,13 +38,16 @@ async def probe(store: ObjectStore, paths: Paths, nonce: str) -> None:
     """
     key = paths.probe(nonce)
     try:
-        await _probe(store, key)
+        try:
+            await _probe(store, key)
+        except UnsuitableObjectStore:
+            await store.delete_many([key])
+            raise
     except AccessDenied as error:
         raise AccessDenied(
             f"{store.uri}: {error}; put, get, list and delete under {paths.prefix!r} must be allowed"
         ) from error
-    finally:
-        await store.delete_many([key])
+    await store.delete_many([key])
 
 
 async def _probe(store: ObjectStore, key: str) -> None:

@@ -83,6 +83,7 @@ class DictMetadata:
         self.now_ms = 0
         self.stream_ranges: dict[StreamId, list[tuple[ObjectId, StreamRange]]] = {}
         self.log_starts: dict[StreamId, int] = {}
+        self.ends: dict[StreamId, int] = {}
         self.objects: dict[ObjectId, NewObject] = {}
         self.states: dict[StreamId, tuple[ObjectId, StreamRange]] = {}
         self.unreferenced: dict[ObjectId, int] = {}
@@ -94,11 +95,11 @@ class DictMetadata:
         """Create streams."""
         for stream_id in map(StreamId, stream_ids):
             self.stream_ranges[stream_id] = []
-            self.log_starts[stream_id] = 0
+            self.log_starts[stream_id] = self.ends[stream_id] = 0
 
     def delete(self, stream_id: int) -> None:
         """Delete a stream."""
-        for each in (self.stream_ranges, self.log_starts, self.states):
+        for each in (self.stream_ranges, self.log_starts, self.ends, self.states):
             each.pop(StreamId(stream_id), None)  # type: ignore[attr-defined]
         self._release()
 
@@ -116,7 +117,8 @@ class DictMetadata:
             for new in commit.objects:
                 for each in new.ranges:
                     ranges = self.stream_ranges[each.stream_id]
-                    assert not ranges or ranges[-1][1].end_offset == each.base_offset, "I5"
+                    assert self.ends[each.stream_id] == each.base_offset, "I5"
+                    self.ends[each.stream_id] = each.end_offset
                     self._reference(new, each, len(ranges), len(ranges))
         self._release()
         return CommitResult(skipped={})
@@ -216,8 +218,7 @@ class DictMetadata:
         ]
 
     def committed_end_offset(self, stream_id: StreamId) -> int | None:
-        ranges = self.stream_ranges.get(stream_id)
-        return None if ranges is None else ranges[-1][1].end_offset if ranges else 0
+        return self.ends.get(stream_id)
 
     def log_start_offset(self, stream_id: StreamId) -> int | None:
         return self.log_starts.get(stream_id)
