@@ -81,6 +81,7 @@ class Connection(asyncio.BufferedProtocol):
         "_buffer",
         "_busy",
         "_closing",
+        "_copied_bytes",
         "_idle_s",
         "_on_lost",
         "_out",
@@ -114,6 +115,8 @@ class Connection(asyncio.BufferedProtocol):
         self._out: list[bytes | memoryview] = []
         self._blocks: list[CacheBlock] = []
         """Blocks of the log cache that the socket still holds views of, each pinned once."""
+        self._copied_bytes = 0
+        """Bytes of responses, other than acknowledgements, that the socket still holds copies of."""
         self._busy = False
         """A request other than Produce is under way."""
         self._on_lost: Callable[[], None] | None = None
@@ -143,7 +146,7 @@ class Connection(asyncio.BufferedProtocol):
         self.server.budget.forget(self._memory_freed)
         self._buffer.release()
         self._out.clear()
-        self._unpin()
+        self._sent()
         if self._on_lost is not None:
             on_lost, self._on_lost = self._on_lost, None
             on_lost()
@@ -164,7 +167,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._write_paused = False
-        self._unpin()
+        self._sent()
         self.flush()
 
     # ---- requests ---------------------------------------------------------------------------------------------
@@ -205,6 +208,8 @@ class Connection(asyncio.BufferedProtocol):
                     break
                 else:
                     server.dispatcher.request(self, frame)
+                    if self._out:
+                        self._write()  # at once: it may be large, and nothing follows while the socket is full
                 start += need
                 need = 0
                 buffer.consumed(size)
@@ -254,6 +259,9 @@ class Connection(asyncio.BufferedProtocol):
     def respond(self, parts: list[bytes | memoryview], block: CacheBlock | None = None) -> None:
         """Queue a response to the request that is being started; it leaves with the others of this callback."""
         self._out.extend(parts)
+        copied = sum(len(part) for part in parts if type(part) is bytes)
+        self._copied_bytes += copied
+        self.server.unsent_bytes += copied
         if block is not None:
             block.pin(self)
             self._blocks.append(block)
@@ -317,21 +325,26 @@ class Connection(asyncio.BufferedProtocol):
             transport.writelines(out)
         else:
             transport.write(b"".join(out))
-        if self._blocks and not self._write_paused:
-            self._unpin()
+        if not self._write_paused:
+            self._sent()
 
     # ---- memory that the socket holds -----------------------------------------------------------------------------
 
-    def _unpin(self) -> None:
-        blocks, self._blocks = self._blocks, []
-        for block in blocks:
-            block.unpin(self)
+    def _sent(self) -> None:
+        """The socket has everything: nothing of ours is referenced any more."""
+        if self._copied_bytes:
+            self.server.unsent_bytes -= self._copied_bytes
+            self._copied_bytes = 0
+        if self._blocks:
+            blocks, self._blocks = self._blocks, []
+            for block in blocks:
+                block.unpin(self)
 
     def revoke(self) -> None:
         """The arena needs the memory that this slow client holds (a `PinHolder` of the log cache)."""
-        if self.transport is not None:
+        if not self._closing:
             log.warning("closing %s: it reads too slowly for the memory that its response holds", self.peer)
-            self.transport.abort()
+            self.abort()
 
     # ---- end --------------------------------------------------------------------------------------------------
 
@@ -350,6 +363,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Close at once, giving up what the socket did not take."""
+        self._closing = True
         if self.transport is not None:
             self.transport.abort()
 

@@ -10,6 +10,7 @@ Always true:
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Coroutine
 from functools import partial
@@ -25,8 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Server"]
 
+log = logging.getLogger("tidelog.server")
+
 SWEEP_INTERVAL_S = 10.0
 """How often idle receive buffers are given back, and idle or stuck connections closed."""
+
+MIN_RESPONSE_BYTES = 64 << 10
+"""What a consumer gets at least, also while others have used the send budget up."""
 
 LISTEN_BACKLOG = 1024
 """Connections that the kernel holds until they are accepted: a client application that starts opens hundreds at once."""
@@ -41,6 +47,7 @@ class Server:
         metrics: Metrics,
         max_request_bytes: int,
         receive_budget_bytes: int,
+        send_budget_bytes: int,
         max_connections: int,
         max_idle_ms: int,
     ) -> None:
@@ -49,6 +56,9 @@ class Server:
         self.max_request_bytes = max_request_bytes
         self.scratch = memoryview(bytearray(SCRATCH_BYTES))
         self.budget = ReceiveBudget(receive_budget_bytes)
+        self.unsent_bytes = 0
+        """Copies of records in responses that sockets have not taken yet (views are pinned where they are instead)."""
+        self._send_budget_bytes = send_budget_bytes
         self.loop = asyncio.get_running_loop()
         self._max_connections = max_connections
         self._max_idle_s = max_idle_ms / 1000
@@ -114,6 +124,11 @@ class Server:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
+    def response_allowance_bytes(self) -> int:
+        """How large the next response may be, so that what slow clients have not taken stays within the send budget."""
+        return max(self._send_budget_bytes - self.unsent_bytes, MIN_RESPONSE_BYTES)
+
+    @property
     def connection_count(self) -> int:
         """Connections that are open."""
         return len(self._connections)
@@ -145,7 +160,11 @@ class Server:
     def _flush_dirty(self) -> None:
         dirty, self._dirty = self._dirty, []
         for connection in dirty:
-            connection.flush()
+            try:
+                connection.flush()
+            except Exception:
+                log.exception("acknowledgements for %s failed; closing its connection", connection.peer)
+                connection.abort()
 
     def wait_for_room(self, connection: Connection) -> None:
         """The log is full: resume the connection, after those that wait already, when there is room."""
@@ -156,12 +175,16 @@ class Server:
     async def _resume_with_room(self) -> None:
         self.metrics.produce_stalls += 1
         try:
-            await self.dispatcher.room()
+            while True:
+                # Tried again and waited for without an await in between: room that appears meanwhile is not missed.
+                waiting, self._waiting_for_room = self._waiting_for_room, {}
+                for connection in waiting:
+                    connection.resume()
+                if not self._waiting_for_room:
+                    return
+                await self.dispatcher.room()
         finally:
             self._room_task = None
-        waiting, self._waiting_for_room = self._waiting_for_room, {}
-        for connection in waiting:
-            connection.resume()
 
     async def _sweep(self) -> None:
         interval_s = min(SWEEP_INTERVAL_S, self._max_idle_s / 2)

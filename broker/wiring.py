@@ -179,6 +179,7 @@ async def start_broker(
             metrics=metrics,
             max_request_bytes=settings.socket_request_max_bytes,
             receive_budget_bytes=settings.receive_budget_bytes,
+            send_budget_bytes=settings.memory_bytes // 32,
             max_connections=settings.max_connections,
             max_idle_ms=settings.connections_max_idle_ms,
         )

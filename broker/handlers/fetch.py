@@ -95,7 +95,7 @@ def handle(broker: Broker, connection: Connection, call: Call, request: FetchReq
 
     fetch = DelayedFetch(
         entries=[_resolve(broker, by_id, wanted) for wanted in context.partitions],
-        max_bytes=min(request.max_bytes, broker.settings.fetch_max_bytes),
+        max_bytes=min(request.max_bytes, broker.settings.fetch_max_bytes, connection.server.response_allowance_bytes),
         min_bytes=request.min_bytes,
         max_wait_ms=request.max_wait_ms,
         complete=complete,

@@ -88,7 +88,7 @@ async def test_a_client_that_never_reads_is_not_read_either(node: Node) -> None:
 
 async def test_a_consumer_too_slow_for_the_memory_it_holds_is_disconnected(start_node: StartNode) -> None:
     async with (
-        start_node(wal_uri="null://") as node,  # an arena of 64 MiB
+        start_node(wal_uri="null://", memory_bytes=384 << 20) as node,  # an arena of 192 MiB
         await Wire.connect(node.bootstrap_servers) as producer,
         await Wire.connect(node.bootstrap_servers) as slow,
     ):
@@ -102,7 +102,7 @@ async def test_a_consumer_too_slow_for_the_memory_it_holds_is_disconnected(start
         connection = server_side(node, slow)
         await eventually(lambda: connection._blocks, "a pinned block")
         # The ring comes round to what the slow one holds: producers go on, it does not.
-        for _ in range(80):
+        for _ in range(220):
             assert (await producer.produce("t", batch(value))).error_code == 0
         assert connection.transport is None
         assert not connection._blocks
@@ -152,3 +152,28 @@ async def test_connections_leave_nothing_behind(node: Node) -> None:
     await eventually(lambda: server.connection_count == 0, "the end of all connections")
     assert not server._dirty
     assert server.budget.free_bytes == node.settings.receive_budget_bytes
+
+
+async def test_what_slow_consumers_have_not_taken_is_bounded(start_node: StartNode) -> None:
+    async with start_node() as node:  # a send budget of 4 MiB
+        slow = [await Wire.connect(node.bootstrap_servers) for _ in range(40)]
+        await slow[0].create_topic("t")
+        for _ in range(100):
+            wanted = produce_request("t", batch(*[b"x" * 100] * 1000))
+            for _ in range(4):  # small enough to be joined: copies, which nobody can take back
+                slow[0].send("Produce", 9, wanted)
+            for _ in range(4):
+                await slow[0].receive()
+        for wire in slow:
+            wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            wire.send("Fetch", 12, fetch_request("t", partition_max_bytes=1 << 26))
+        server = node.running.server
+        await eventually(lambda: all(server_side(node, wire)._copied_bytes for wire in slow[-5:]), "answers")
+        assert 0 < server.unsent_bytes < (4 << 20) + 41 * (200 << 10)
+        # Each gets something, and after it has taken that, more.
+        for wire in slow:
+            wire.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            assert (await wire.receive()).responses[0].partitions[0].records
+        await eventually(lambda: server.unsent_bytes == 0, "the end of all answers")
+        for wire in slow:
+            wire.writer.close()

@@ -161,6 +161,7 @@ class SimNode:
             metrics=metrics,
             max_request_bytes=1 * MIB,
             receive_budget_bytes=4 * MIB,
+            send_budget_bytes=4 * MIB,
             max_connections=100,
             max_idle_ms=600_000,
         )
