@@ -52,8 +52,8 @@ class Platter:
         """What a read sees."""
         self.problems: list[str] = []
         self.written_bytes = 0
-        self.on_next_write: Callable[[], None] | None = None
-        """Called once, when a write has begun."""
+        self.on_write: Callable[[], None] | None = None
+        """Called when a write has begun."""
         self._durable_below: dict[int, bytes] = {}
         """By sector: what a power loss would bring back."""
 
@@ -73,13 +73,16 @@ class Platter:
 
     def write_partly(self, position: int, data: bytes | memoryview) -> None:
         """A write that was cut off: any of its sectors may be there, durable or not."""
-        arrived, durable = self.rng.choice(((0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.5, 0.5), (0.9, 0.5), (0.1, 0.5)))
-        in_order = self.rng.random() < 0.5
+        rng = self.rng
+        arrived, durable = rng.choice(((0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.5, 0.5), (0.9, 0.5), (0.1, 0.5)))
         count = len(data) // _SECTOR_BYTES
-        if in_order:  # a prefix, as a device that writes from front to back leaves it
+        order = rng.choice(("front to back", "back to front", "any"))
+        if order == "front to back":
             taken = [index < count * arrived for index in range(count)]
+        elif order == "back to front":
+            taken = [count - index <= count * arrived for index in range(count)]
         else:
-            taken = [self.rng.random() < arrived for _ in range(count)]
+            taken = [rng.random() < arrived for _ in range(count)]
         for index in range(count):
             if not taken[index]:
                 continue
@@ -122,9 +125,8 @@ class SimDisk:
         if position + len(data) > platter.size_bytes:
             platter.problems.append(f"a write of {len(data)} bytes at {position} goes beyond the end of the file")
         platter.written_bytes += len(data)
-        if platter.on_next_write is not None:
-            callback, platter.on_next_write = platter.on_next_write, None
-            callback()
+        if platter.on_write is not None:
+            platter.on_write()
         number = self._next
         self._next += 1
         self._in_flight[number] = (position, data, bytes(data))

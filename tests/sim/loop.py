@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, Protocol, TypeVar
 
-__all__ = ["Deadlock", "NotSimulated", "Process", "ProcessKilled", "VirtualLoop", "context_of"]
+__all__ = ["Deadlock", "NotSimulated", "Process", "ProcessKilled", "VirtualLoop", "context_of", "current_process"]
 
 _EPOCH_S = 1000.0
 """Where monotonic time starts: not at 0, so that a forgotten initial value does not look like "just now"."""
@@ -50,6 +50,8 @@ class Process:
     def __init__(self, name: str) -> None:
         self.name = name
         self.alive = True
+        self.ports: Any = None
+        """What it reaches of the world, for whoever runs in it."""
         self.exited = False
         """It ended by itself."""
         self.steps = 0
@@ -220,12 +222,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     # ---- sockets
 
-    async def create_server(self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
+    async def create_server(
+        self, protocol_factory: Any, host: Any = None, port: Any = None, *, sock: Any = None, **options: Any
+    ) -> Any:
         """A listener in the simulated network, of the process that asks."""
         process = _current.get()
         if self.network is None or process is None:
             raise NotSimulated("there is no network here")
-        return self.network.listen(process, protocol_factory, port)
+        return self.network.listen(process, protocol_factory, port if sock is None else sock.getsockname()[1])
 
     # ---- what has no virtual counterpart
 
@@ -239,6 +243,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> NoReturn:
         raise NotSimulated(f"{func} was to run in a thread")
+
+
+def current_process() -> Process | None:
+    """The process that runs now; None: the world."""
+    return _current.get()
 
 
 def context_of(process: Process | None) -> contextvars.Context:

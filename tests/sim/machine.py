@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Coroutine
+from typing import Any
 
+from broker.node import Node
 from s3stream.errors import MetadataUnavailable, StorageFenced
 from s3stream.memory import Bucket, Faults, MemoryObjectStore
 from s3stream.objectstore import ObjectStoreError
@@ -17,7 +20,7 @@ from s3stream.paths import Paths
 from tests.sim.clock import WallClock
 from tests.sim.disk import Platter, SimDisk
 from tests.sim.loop import Process, VirtualLoop, context_of
-from tests.sim.node import SimNode
+from tests.sim.node import Ports, broker_settings, metadata_digest, trim
 from tests.sim.scenario import Scenario
 from tests.sim.store import ProcessStore
 from wal.errors import WalFenced
@@ -68,7 +71,7 @@ class Machine:
         self._faults = scenario.store
         self._outage = False
         self._store: MemoryObjectStore | None = None
-        self._node: SimNode | None = None
+        self._node: Node | None = None
         self._stop = asyncio.Event()
         self._ended: asyncio.Future[BaseException | None] = loop.create_future()
 
@@ -108,27 +111,29 @@ class Machine:
         """The process's `main`."""
         rng = random.Random(self._rng.getrandbits(64))
         inner = MemoryObjectStore(
-            self._bucket, rng=random.Random(rng.getrandbits(64)), faults=self._faults, now_ms=self.clock
+            self._bucket,
+            rng=random.Random(rng.getrandbits(64)),
+            faults=self._faults,
+            now_ms=WallClock(self._loop),  # the store's own clock is a good one
         )
         inner.outage = self._outage
         inner.requests = self.requests
         self._store = inner
-        node = await SimNode.start(
+        process.ports = Ports(
             store=ProcessStore(inner, process, self._loop, self._problems),
             paths=self.paths,
             disk=SimDisk(self.platter, process, self._loop),
             scenario=self._scenario,
-            cluster_id=CLUSTER_ID,
-            node_id=NODE_ID,
-            port=self._port,
-            now_ms=self.clock,
-            rng=rng,
         )
-        self._node = node
-        await node.run_until(stop)
-        self._node = None
-        await node.close()
-        self.last_digest = node.digest
+        settings = broker_settings(self._scenario, node_id=NODE_ID, cluster_id=CLUSTER_ID, port=self._port)
+        async with Node(settings, now_ms=self.clock, rng=rng) as node:
+            self._node = node
+            believed = metadata_digest(node)
+            failure = await _first_of(stop.wait(), node.wait_failed())
+            self._node = None
+        self.last_digest = believed()
+        if isinstance(failure, BaseException):
+            raise failure
 
     @staticmethod
     def may_fail_with(error: BaseException) -> bool:
@@ -157,7 +162,7 @@ class Machine:
         if node is not None and process is not None and process.alive:
             done = asyncio.Event()
             process.on_death(done.set)
-            task = self._loop.spawn(process, node.trim(topic, partition, offset))
+            task = self._loop.spawn(process, trim(node, topic, partition, offset))
             task.add_done_callback(lambda task: done.set(), context=context_of(None))
             await done.wait()
 
@@ -170,6 +175,17 @@ class Machine:
     def wal_bytes_written(self) -> int:
         """Bytes written to the ring and its headers."""
         return self.platter.written_bytes
+
+
+async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> object:
+    """What the first of them returns; the others are cancelled."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task for task in tasks if task in done).result()
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _caused_by_disk(error: BaseException | None) -> bool:

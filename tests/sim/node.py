@@ -1,206 +1,164 @@
-"""A broker without its process: the real parts, wired to the simulation's ports."""
+"""The real broker, started by its own wiring, on the simulation's ports.
+
+What the wiring would open by itself (bucket, WAL directory, sockets) is taken from the process in whose context it runs.
+Sizes are replaced as well: small ones, so that rings wrap, memory is short and snapshots are taken within seconds.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
 
-from broker.broker import Broker
+import broker.server
+import broker.wiring
 from broker.config import BrokerSettings, Listener
-from broker.connection import Connection
-from broker.dispatch import Dispatch
-from broker.fetch_session import FetchSessionCache
-from broker.metrics import Metrics
-from broker.partitions import Partitions
-from broker.payload import RecordBatchFormat
-from broker.producer_ids import ProducerIds
-from broker.server import Server
-from broker.topics import Topics
+from broker.node import Node
 from controller.config import ControllerSettings
-from controller.controller import Controller
-from controller.image import Applied
 from controller.snapshot import digest
-from s3stream.config import KIB, MIB, ReadSettings, StorageSettings
-from s3stream.object_reader import ObjectReader
+from s3stream.config import KIB, MIB, CollectionSettings, CompactionSettings, ReadSettings, StorageSettings
 from s3stream.objectstore import ObjectStore
+from s3stream.open import OpenedStore
 from s3stream.paths import Paths
-from s3stream.storage import Storage
+from tests.sim.loop import current_process
 from tests.sim.scenario import Scenario
 from wal.arena import Arena
 from wal.disk import Disk
 from wal.file_wal import FileWal
 
-__all__ = ["SimNode"]
+__all__ = ["Ports", "broker_settings", "metadata_digest", "simulated_ports", "trim"]
 
-_SHUTDOWN_TIMEOUT_S = 4.0
+_COMMAND_TIMEOUT_MS = 5_000
+_RETAINED_ENTRIES = 3
 
 
-class SimNode:
-    """Made by `start`, ended by `close`, or by its death."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """What one process reaches of the world."""
 
-    def __init__(self) -> None:
-        self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-        """Why it cannot go on."""
-        self.digest: str | None = None
-        """Of the metadata, once it was closed."""
+    store: ObjectStore
+    paths: Paths
+    disk: Disk
+    scenario: Scenario
 
-    @classmethod
-    async def start(
-        cls,
-        *,
-        store: ObjectStore,
-        paths: Paths,
-        disk: Disk,
-        scenario: Scenario,
-        cluster_id: str,
-        node_id: int,
-        port: int,
-        now_ms: Callable[[], int],
-        rng: random.Random,
-    ) -> SimNode:
-        """Recover, and serve."""
-        self = cls()
-        broker_settings = BrokerSettings(node_id=node_id, listeners=f"PLAINTEXT://localhost:{port}")
-        settings = StorageSettings(
-            memory_bytes=max(64 * MIB, 4 * scenario.arena_bytes),
-            arena_bytes=scenario.arena_bytes,
-            upload_interval_ms=scenario.upload_interval_ms,
-            upload_size_bytes=min(scenario.upload_size_bytes, scenario.arena_bytes // 2),
-            block_size_bytes=16 * KIB,
-            stream_object_min_bytes=scenario.stream_object_min_bytes,
-            read=ReadSettings(
-                memory_bytes=1 * MIB,
-                index_cache_bytes=64 * KIB,
-                max_get_size_bytes=64 * KIB,
-                read_ahead_max_bytes=128 * KIB,
-                read_ahead_initial_bytes=32 * KIB,
-                tail_size_bytes=4 * KIB,
-            ),
-        )
-        self.controller = controller = await Controller.start(
-            store=store,
-            paths=paths,
-            settings=ControllerSettings(
-                cluster_id=cluster_id,
-                command_timeout_ms=5_000,
-                snapshot_interval_entries=scenario.snapshot_interval_entries,
-                retained_entries=3,
-            ),
-            now_ms=now_ms,
-            rng=rng,
-            on_failure=self._on_failed,
-        )
-        arena = Arena(settings.arena_bytes)
-        wal = await FileWal.open(
-            arena=arena,
-            disk=disk,
-            cluster_id=cluster_id,
-            node_id=node_id,
-            capacity_bytes=scenario.wal_capacity_bytes,
-            format_in_background=True,
-        )
-        registration = await controller.register_node(node_id, wal.wal_id, wal_epoch=wal.wal_epoch)
-        metadata = controller.bind(node_id, registration.node_epoch)
-        self.storage = storage = Storage(
-            wal=wal,
-            arena=arena,
-            metadata=metadata,
-            store=store,
-            paths=paths,
-            reader=ObjectReader(
-                store=store,
-                paths=paths,
-                metadata=metadata,
-                payload_format=RecordBatchFormat(),
-                settings=settings.read,
-            ),
-            payload_format=RecordBatchFormat(),
-            settings=settings,
-            rng=rng,
-            on_failed=self._on_failed,
-        )
-        self.topics = topics = Topics(controller.image, broker_settings)
-        self.partitions = partitions = Partitions(
-            node_id=node_id,
-            storage=storage,
-            image=controller.image,
-            topics=topics,
-            producer_id_expiration_ms=86_400_000,
-            now_ms=now_ms,
-        )
-        topics.sync_all()
-        streams = await storage.start(controller.image.streams_led_by(node_id))
-        partitions.adopt(streams.values())
 
-        def applied(change: Applied) -> None:
-            for topic in topics.sync(change.topic_ids) if not change.is_reset else topics.sync_all():
-                partitions.drop(topic)
-            partitions.want(topics.by_id.values())
+class SimSocket:
+    """A bound address in the simulated network."""
 
-        controller.subscribe(applied)
-        storage.run()
-        partitions.run()
-        partitions.want(topics.by_id.values())
-        metrics = Metrics()
-        broker = Broker(
-            settings=broker_settings,
-            cluster_id=cluster_id,
-            controller=controller,
-            storage=storage,
-            topics=topics,
-            partitions=partitions,
-            producer_ids=ProducerIds(metadata.allocate_producer_ids),
-            fetch_sessions=FetchSessionCache(max_slots=100, eviction_ms=120_000, rng=rng, now_ms=now_ms),
-            metrics=metrics,
-            now_ms=now_ms,
-            rng=rng,
-        )
-        self.server = server = Server(
-            metrics=metrics,
-            max_request_bytes=1 * MIB,
-            receive_budget_bytes=4 * MIB,
-            send_budget_bytes=4 * MIB,
-            max_connections=100,
-            max_idle_ms=600_000,
-        )
-        listener = Listener(name="PLAINTEXT", host="localhost", port=port)
-        broker.advertised = {listener.name: listener}
-        await server.serve(Dispatch(broker))
-        self.listening = await asyncio.get_running_loop().create_server(
-            partial(Connection, server, listener), "localhost", port
-        )
-        return self
+    def __init__(self, port: int) -> None:
+        self._port = port
 
-    async def run_until(self, stop: asyncio.Event) -> None:
-        """Serve until asked to stop. Raises what makes it impossible to go on."""
-        stopped = asyncio.ensure_future(stop.wait())
-        try:
-            await asyncio.wait({stopped, self.failed}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopped.cancel()
-        if self.failed.done():
-            raise self.failed.result()
+    def getsockname(self) -> tuple[str, int]:
+        return ("127.0.0.1", self._port)
 
-    async def close(self) -> None:
-        """End in good order."""
-        self.listening.close()
-        self.server.stop_requests()
-        await self.partitions.close()
-        await self.storage.close(timeout_s=_SHUTDOWN_TIMEOUT_S)
-        await self.server.close()
-        await self.controller.close()
-        self.digest = digest(self.controller.image.state)
+    def close(self) -> None:
+        """Nothing to release."""
 
-    async def trim(self, topic: str, partition: int, offset: int) -> None:
-        """Raise a log start offset, as retention does."""
-        found = self.topics.by_name.get(topic)
-        open_partition = None if found is None else found.partitions[partition]
-        if open_partition is not None:
-            stream = open_partition.stream
-            await stream.trim(min(offset, stream.confirmed_offset))
 
-    def _on_failed(self, error: BaseException) -> None:
-        if not self.failed.done():
-            self.failed.set_result(error)
+def broker_settings(scenario: Scenario, *, node_id: int, cluster_id: str, port: int) -> BrokerSettings:
+    """The broker's settings, but for what `simulated_ports` replaces."""
+    return BrokerSettings(
+        node_id=node_id, cluster_id=cluster_id, listeners=f"PLAINTEXT://localhost:{port}", memory_bytes=64 * MIB
+    )
+
+
+@contextmanager
+def simulated_ports() -> Iterator[None]:
+    """Make the wiring take its ports from the process that runs it."""
+    with ExitStack() as stack:
+        for target, name, replacement in (
+            (broker.wiring, "open_object_store", _open_object_store),
+            (broker.wiring, "open_wal", _open_wal),
+            (broker.wiring, "storage_settings", _storage_settings),
+            (broker.wiring, "ControllerSettings", _controller_settings),
+            (broker.server, "bind", _bind),
+        ):
+            stack.enter_context(mock.patch.object(target, name, replacement))
+        yield
+
+
+async def trim(node: Node, topic: str, partition: int, offset: int) -> None:
+    """Raise a log start offset, as retention does."""
+    found = node.running.broker.topics.by_name.get(topic)
+    open_partition = None if found is None else found.partitions[partition]
+    if open_partition is not None:
+        stream = open_partition.stream
+        await stream.trim(min(offset, stream.confirmed_offset))
+
+
+def metadata_digest(node: Node) -> Callable[[], str]:
+    """What tells the digest of the metadata as this node believes it, also when the node is closed."""
+    state = node.running.broker.controller.image
+    return lambda: digest(state.state)
+
+
+def _ports() -> Ports:
+    process = current_process()
+    assert process is not None, "a broker runs in a process"
+    ports: Ports = process.ports
+    return ports
+
+
+def _open_object_store(uri: str, *, rng: random.Random, settings: object) -> OpenedStore:
+    ports = _ports()
+    return OpenedStore(ports.store, ports.paths)
+
+
+async def _open_wal(uri: str, *, arena: Arena, cluster_id: str, node_id: int, rng: random.Random) -> FileWal:
+    ports = _ports()
+    return await FileWal.open(
+        arena=arena,
+        disk=ports.disk,
+        cluster_id=cluster_id,
+        node_id=node_id,
+        capacity_bytes=ports.scenario.wal_capacity_bytes,
+        format_in_background=True,
+    )
+
+
+def _controller_settings(**settings: Any) -> ControllerSettings:
+    return ControllerSettings(
+        **settings,
+        command_timeout_ms=_COMMAND_TIMEOUT_MS,
+        snapshot_interval_entries=_ports().scenario.snapshot_interval_entries,
+        retained_entries=_RETAINED_ENTRIES,
+    )
+
+
+def _storage_settings(settings: BrokerSettings) -> StorageSettings:
+    scenario = _ports().scenario
+    return StorageSettings(
+        memory_bytes=max(64 * MIB, 4 * scenario.arena_bytes),
+        arena_bytes=scenario.arena_bytes,
+        upload_interval_ms=scenario.upload_interval_ms,
+        upload_size_bytes=min(scenario.upload_size_bytes, scenario.arena_bytes // 2),
+        block_size_bytes=16 * KIB,
+        stream_object_min_bytes=scenario.stream_object_min_bytes,
+        read=ReadSettings(
+            memory_bytes=1 * MIB,
+            index_cache_bytes=64 * KIB,
+            max_get_size_bytes=64 * KIB,
+            read_ahead_max_bytes=128 * KIB,
+            read_ahead_initial_bytes=32 * KIB,
+            tail_size_bytes=4 * KIB,
+        ),
+        compaction=CompactionSettings(
+            interval_ms=1_000,
+            fan_in=3,
+            max_sources=16,
+            object_size_bytes=128 * KIB,
+            stream_object_max_bytes=256 * KIB,
+            memory_bytes=4 * MIB,
+        ),
+        collection=CollectionSettings(
+            interval_ms=1_000, grace_ms=2_000, orphan_age_ms=20_000, orphan_scan_interval_ms=5_000, batch_size=50
+        ),
+    )
+
+
+async def _bind(loop: asyncio.AbstractEventLoop, listener: Listener) -> list[SimSocket]:
+    return [SimSocket(listener.port)]

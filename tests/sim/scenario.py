@@ -41,6 +41,8 @@ class Scenario:
     restart_delay_s: float
     orderly_stop: float
     """Probability that a stop is an orderly one."""
+    kill_within_write: float
+    """Probability that a crash comes while a write to the disk is under way."""
     power_loss: float
     """Probability that a crash is a power loss."""
     outage: float
@@ -65,22 +67,24 @@ def draw(seed: int) -> Scenario:
     calm = rng.random() < 0.2
     """A fifth of all runs have no faults but crashes, so that what they cover is deep."""
     wal_capacity_bytes = rng.choice((256, 512, 1024, 4096)) << 10
+    block_sized = rng.random() < 0.15
     arena_bytes = rng.choice((1, 2, 4)) * (wal_capacity_bytes // 2)
     return Scenario(
         seed=seed,
         duration_s=rng.uniform(5.0, 25.0),
-        partitions=rng.randint(1, 4),
-        idempotent_producers=rng.randint(1, 3),
+        partitions=1 if block_sized else rng.randint(1, 4),
+        idempotent_producers=3 if block_sized else rng.randint(1, 3),
         plain_producers=rng.randint(0, 1),
-        pause_s=rng.choice((0.005, 0.02, 0.1)),
+        pause_s=0.005 if block_sized else rng.choice((0.005, 0.02, 0.1)),
         max_batches=rng.choice((100, 300)),
         max_value_bytes=min(rng.choice((500, 4_000, 20_000)), arena_bytes // 4 // 10, wal_capacity_bytes // 2 // 10),
-        block_sized=rng.random() < 0.2,
+        block_sized=block_sized,
         churn=rng.random() < 0.4,
         trim=rng.random() < 0.4,
-        crash_interval_s=rng.choice((1.0, 3.0, 8.0)),
+        crash_interval_s=0.5 if block_sized else rng.choice((1.0, 3.0, 8.0)),
         restart_delay_s=rng.choice((0.0, 0.05, 1.0)),
-        orderly_stop=rng.choice((0.0, 0.2, 0.5)),
+        orderly_stop=0.0 if block_sized else rng.choice((0.0, 0.2, 0.5)),
+        kill_within_write=0.8 if block_sized else 0.3,
         power_loss=rng.choice((0.0, 0.5)),
         outage=0.0 if calm else rng.choice((0.0, 0.0, 0.1)),
         outage_s=rng.uniform(0.5, 6.0),
@@ -107,7 +111,7 @@ def draw(seed: int) -> Scenario:
             flipped=rng.choice((0.0, 0.0, 0.01)),
         ),
         disk=DiskFaults(
-            mean_latency_s=rng.choice((0.0002, 0.002)),
+            mean_latency_s=0.005 if block_sized else rng.choice((0.0002, 0.002)),
             stall=0.0 if calm else 0.001,
             fail=0.0 if calm else rng.choice((0.0, 0.0, 0.0005)),
         ),

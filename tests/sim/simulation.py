@@ -28,6 +28,7 @@ from tests.sim.inspection import inspect_bucket
 from tests.sim.loop import Deadlock, Process, VirtualLoop
 from tests.sim.machine import Machine
 from tests.sim.network import Network, NetworkFaults
+from tests.sim.node import simulated_ports
 from tests.sim.scenario import HEALTHY_STORE, Scenario, draw
 from wal import crashpoint
 
@@ -37,7 +38,7 @@ PORT = 9092
 _LOGGER = logging.getLogger()
 _FINISHED_WITHIN_S = 600.0
 """Virtual time that clients get to finish in once everything is healed."""
-_SETTLED_AFTER_S = 60.0
+_SETTLED_AFTER_S = 90.0
 """Virtual time after which nothing unreferenced is left in the bucket."""
 _PROBLEMS_ENOUGH = 20
 """One fault can show in everything that follows it: the first ones tell it all."""
@@ -74,7 +75,8 @@ def simulate(seed: int, *, scenario: Scenario | None = None) -> Outcome:
     _LOGGER.addHandler(log)
     try:
         asyncio.set_event_loop(loop)
-        loop.run_until_complete(simulation.run())
+        with simulated_ports():
+            loop.run_until_complete(simulation.run())
     except _GivenUp:
         pass  # the problems say why
     except Deadlock as error:
@@ -196,7 +198,7 @@ class _Simulation:
 
     def _heal(self) -> None:
         self.healed = True
-        self.machine.platter.on_next_write = None
+        self.machine.platter.on_write = None
         self.network.faults = NetworkFaults(stall=0.0, reset=0.0)
         self.machine.platter.faults = DiskFaults(stall=0.0)
         self.machine.store_faults(HEALTHY_STORE)
@@ -241,35 +243,44 @@ class _Simulation:
     def _plan_end(self, process: Process, rng: random.Random) -> None:
         """Decide when and how this incarnation ends."""
         scenario = self.scenario
-        kind = rng.random()
-        if kind < scenario.orderly_stop:
-            self._after(rng.expovariate(1 / scenario.crash_interval_s), process, self.machine.stop)
-        elif kind < scenario.orderly_stop + (1 - scenario.orderly_stop) * 0.3:
-            # While a write is under way.
-            platter = self.machine.platter
-
-            def kill_within_write() -> None:
-                platter.on_next_write = lambda: self._after(
-                    rng.uniform(0, platter.faults.mean_latency_s), process, process.kill
-                )
-
-            self._after(rng.expovariate(1 / scenario.crash_interval_s), process, kill_within_write)
-        elif kind < scenario.orderly_stop + (1 - scenario.orderly_stop) * 0.6:
-            point, times = rng.choice(crashpoint.POINTS), rng.choice((1, 2, 5, 20))
-
-            def reached(name: str) -> None:
-                nonlocal times
-                if name == point and process.alive:
-                    times -= 1
-                    if times == 0:
-                        process.die_here()
-
-            crashpoint.arm(reached)
+        self.machine.platter.on_write = None
+        after_s = rng.expovariate(1 / scenario.crash_interval_s)
+        if rng.random() < scenario.orderly_stop:
+            self._after(after_s, process, self.machine.stop)
+        elif rng.random() < scenario.kill_within_write:
+            self._kill_within_write(process, rng)
+        elif rng.random() < 0.5:
+            self._kill_at_point(process, rng)
             self._after(3 * scenario.crash_interval_s, process, process.kill)  # it may never get there
         else:
             # Not at the timer's own place in the queue, but somewhere among the callbacks that follow.
             steps = rng.randint(0, 40)
-            self._after(rng.expovariate(1 / scenario.crash_interval_s), process, lambda: process.kill_after(steps))
+            self._after(after_s, process, lambda: process.kill_after(steps))
+
+    def _kill_at_point(self, process: Process, rng: random.Random) -> None:
+        point, times = rng.choice(crashpoint.POINTS), rng.choice((1, 2, 5, 20))
+
+        def reached(name: str) -> None:
+            nonlocal times
+            if name == point and process.alive:
+                times -= 1
+                if times == 0:
+                    process.die_here()
+
+        crashpoint.arm(reached)
+
+    def _kill_within_write(self, process: Process, rng: random.Random) -> None:
+        """Kill while a write is under way: one of the first, or one that comes later."""
+        platter = self.machine.platter
+        skip = rng.choice((2, 4, 5, 6, 8, 20, 50, 100))
+
+        def written() -> None:
+            nonlocal skip
+            skip -= 1
+            if skip == 0:
+                self._after(rng.uniform(0, platter.faults.mean_latency_s), process, process.kill)
+
+        platter.on_write = written
 
     def _after(self, delay_s: float, process: Process, action: Callable[[], None]) -> None:
         def act() -> None:
@@ -288,7 +299,7 @@ class _Simulation:
                 await asyncio.sleep(self.scenario.outage_s)
                 self.machine.outage(False)
             if self.scenario.clock_jumps and rng.random() < 0.2:
-                self.machine.clock.jump(rng.choice((-60_000, -1_000, 1_000, 60_000)))
+                self.machine.clock.jump(rng.choice((-5_000, -1_000, 1_000, 60_000)))
 
     # ---- clients
 
