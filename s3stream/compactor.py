@@ -1,7 +1,7 @@
 """Carries compaction plans out: reads the sources, checks them, writes the new objects, commits.
 
 Always true:
-- Every block is checked against its CRC before it is rewritten; a damaged source is left alone, loudly, for good.
+- Every block is checked against its CRC before it is rewritten; a source that fails twice is left alone, loudly, for good.
 - New objects are read back as far as their index before the commit names them.
 - The commit names its sources. If one of them changed meanwhile it is refused, and the work is lost, nothing else: what was
   written is an orphan, which the collector finds.
@@ -97,6 +97,8 @@ class Compactor:
         self._block_size_bytes = block_size_bytes
         self._rng = rng
         self._damaged: set[ObjectId] = set()
+        self._suspected: set[ObjectId] = set()
+        """Did not match their CRCs once."""
         self._written: set[ObjectId] = set()
         """By this compactor, and still referenced."""
         self.jobs = 0
@@ -141,8 +143,12 @@ class Compactor:
             self.discarded_jobs += 1
             _log.info("compaction discarded: %s", error)
         except _Damaged as damaged:
-            self._damaged.add(damaged.object_id)
-            _log.error("compaction leaves a damaged object alone: %s", damaged.__cause__)
+            if damaged.object_id in self._suspected:
+                self._damaged.add(damaged.object_id)
+                _log.error("compaction leaves a damaged object alone: %s", damaged.__cause__)
+            else:
+                self._suspected.add(damaged.object_id)  # the network may be at fault: it is read once more
+                _log.warning("compaction reads an object again: %s", damaged.__cause__)
         else:
             self.jobs += 1
             self._written.update(each.object_id for each in new_objects)
@@ -151,7 +157,9 @@ class Compactor:
     async def _choose(self) -> tuple[NewObject, ...]:
         """Look for something to merge, letting others run. What changes meanwhile, the commit finds out."""
         objects = self._metadata.live_objects()
-        self._written &= {each.object_id for each in objects}
+        live = {each.object_id for each in objects}
+        self._written &= live
+        self._suspected &= live
         steps = choosing(objects, self._settings, excluded=self._damaged, whole=self._written)
         while True:
             try:
