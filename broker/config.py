@@ -158,6 +158,7 @@ class BrokerSettings:
     log_message_timestamp_after_max_ms: int = _setting(3_600_000, "how far in the future it may be", least=0)
     log_cleanup_policy: str = _setting("delete", "delete, compact, or both")
     log_retention_ms: int = _setting(604_800_000, "age at which records may go; -1: never", least=-1)
+    log_retention_check_interval_ms: int = _setting(300_000, "how often retention is applied", least=10)
     log_retention_bytes: int = _setting(-1, "size per partition beyond which old records may go; -1: none", least=-1)
 
     # -- requests and connections

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from broker.partition import Partition
@@ -73,6 +73,9 @@ class Partitions:
 
     def __len__(self) -> int:
         return len(self._by_stream)
+
+    def __iter__(self) -> Iterator[Partition]:
+        return iter(list(self._by_stream.values()))
 
     @property
     def loading_count(self) -> int:
@@ -219,7 +222,7 @@ class Partitions:
         while True:
             await asyncio.sleep(min(EXPIRY_INTERVAL_S, self._producer_id_expiration_ms / 1000))
             before_ms = self._now_ms() - self._producer_id_expiration_ms
-            for at, partition in enumerate(list(self._by_stream.values())):
+            for at, partition in enumerate(self):
                 if partition.loaded:
                     partition.producers.expire(before_ms)
                 if at % 1000 == 999:

@@ -23,6 +23,7 @@ from broker.metrics import Metrics
 from broker.partitions import Partitions
 from broker.payload import RecordBatchFormat
 from broker.producer_ids import ProducerIds
+from broker.retention import Retention
 from broker.server import Server
 from broker.topics import Topics
 from controller.config import ControllerSettings
@@ -64,6 +65,7 @@ class Running:
     broker: Broker
     server: Server
     storage: Storage
+    retention: Retention
     store: InstrumentedObjectStore
     """With counters, and switches for tests."""
     listeners: tuple[Listener, ...]
@@ -266,6 +268,14 @@ async def start_broker(
             now_ms=now_ms,
             rng=rng,
         )
+        retention = Retention(
+            partitions=partitions.__iter__,
+            metadata=metadata,
+            store_now_ms=store.now_ms,
+            now_ms=now_ms,
+            interval_ms=settings.log_retention_check_interval_ms,
+        )
+        background.start("retention", retention.run())
         background.start("compaction", compactor.run())
         background.start("collection", collector.run())
         partitions.want(topics.by_id.values())
@@ -296,6 +306,7 @@ async def start_broker(
             broker=broker,
             server=server,
             storage=storage,
+            retention=retention,
             store=store,
             listeners=bound,
             wal_id=wal.wal_id,

@@ -13,17 +13,7 @@ from broker.node import Node
 from protocol.messages.api_versions import ApiVersionsRequest
 from protocol.messages.metadata import MetadataRequest
 from tests.broker.conftest import StartNode
-from tests.broker.wire import Wire, batch, fetch_request, produce_request
-
-
-async def eventually(condition: object, what: str) -> None:
-    """Wait until a condition holds; a test that waits for ever is stopped after a while."""
-    assert callable(condition)
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"{what} did not come about")
+from tests.broker.wire import Wire, batch, eventually, fetch_request, produce_request
 
 
 def server_side(node: Node, wire: Wire) -> Connection:

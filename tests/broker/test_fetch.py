@@ -12,7 +12,7 @@ from protocol.messages.delete_topics import DeleteTopicsRequest, DeleteTopicStat
 from protocol.messages.fetch import FetchPartition, FetchRequest, FetchTopic, ForgottenTopic
 from protocol.records import iter_bounds
 from tests.broker.conftest import StartNode
-from tests.broker.wire import Wire, batch, fetch_request, only_partition, records_in
+from tests.broker.wire import Wire, batch, eventually, fetch_request, only_partition, records_in
 
 
 @pytest.mark.parametrize("version", range(4, 19))
@@ -165,10 +165,8 @@ async def test_a_client_that_leaves_while_it_waits_leaves_nothing_behind(wire: W
     async with await Wire.connect(node.bootstrap_servers) as reader:
         reader.send("Fetch", 12, fetch_request("t", max_wait_ms=60_000))
         await reader.writer.drain()
-        while not partition._waiters:
-            await asyncio.sleep(0.01)
-    while partition._waiters:
-        await asyncio.sleep(0.01)
+        await eventually(lambda: partition._waiters, "the wait")
+    await eventually(lambda: not partition._waiters, "the end of the wait")
     assert partition.stream.listener is None
 
 

@@ -14,7 +14,7 @@ from protocol.messages.produce import PartitionProduceData, ProduceRequest, Topi
 from protocol.record_set import Record, build_batch
 from protocol.records import parse_batch_header
 from tests.broker.conftest import StartNode
-from tests.broker.wire import Wire, batch, fetch_request, produce_request, records_in
+from tests.broker.wire import Wire, batch, eventually, fetch_request, produce_request, records_in
 
 
 @pytest.mark.parametrize("version", range(3, 12))
@@ -235,8 +235,7 @@ async def test_idle_producers_are_forgotten(start_node: StartNode) -> None:
         await wire.produce("t", numbered(1, 0, b"a"))
         partition = node.running.broker.topics.by_name["t"].partitions[0]
         assert partition is not None
-        while len(partition.producers):
-            await asyncio.sleep(0.02)
+        await eventually(lambda: not len(partition.producers), "the expiry")
         # KIP-360: an unknown producer may go on wherever it was.
         assert (await wire.produce("t", numbered(1, 7, b"b"))).base_offset == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -21,7 +22,7 @@ from protocol.messages.produce import (
 )
 from protocol.record_set import Record, build_batch, iter_batches, iter_records
 
-__all__ = ["Wire", "batch", "produce_request"]
+__all__ = ["Wire", "batch", "eventually", "fetch_request", "only_partition", "produce_request", "records_in"]
 
 
 def batch(*values: bytes, key: bytes | None = None, timestamp_ms: int = 1_000, **fields: Any) -> bytes:
@@ -44,6 +45,15 @@ def produce_request(topic: str, *batches: bytes, acks: int = -1, partition: int 
         ],
         **fields,
     )
+
+
+async def eventually(condition: Callable[[], object], what: str) -> None:
+    """Wait until a condition holds; fails when it does not for a long time."""
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{what} did not come about")
 
 
 class Wire:
