@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -351,13 +352,19 @@ class S3ObjectStore:
                 raise Unavailable(f"{self.uri} is closed")
             if self._client is None:
                 client = await self._exit_stack.enter_async_context(
-                    get_session().create_client(
+                    _session().create_client(
                         "s3", endpoint_url=self._endpoint_url, config=self._config, **self._credentials
                     )
                 )
                 client.meta.events.register("before-send.s3", _send_body)
                 self._client = client
             return self._client
+
+
+@functools.cache
+def _session() -> Any:
+    """One for all clients: it reads S3's model, megabytes of JSON, once."""
+    return get_session()
 
 
 class _TryAgain(ObjectStoreError):

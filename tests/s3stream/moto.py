@@ -13,7 +13,9 @@ from s3stream.s3 import S3ObjectStore
 
 _numbers = itertools.count()
 
-QUICK = ObjectStoreSettings(retry_first_delay_ms=1, retry_max_delay_ms=10)
+QUICK = ObjectStoreSettings(
+    request_timeout_ms=10_000, deadline_ms=10_000, retry_first_delay_ms=1, retry_max_delay_ms=10
+)
 
 
 @functools.cache
