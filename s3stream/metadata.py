@@ -46,7 +46,8 @@ class StreamRange:
     max_timestamp_ms: int
     """Largest record timestamp inside, -1 where there is none."""
     has_state: bool
-    """The object also holds a state block of this stream as of end_offset."""
+    """The object also holds a state block of this stream: as of end_offset, or, after a compaction, as of the last
+    offset at which it was written; the block says which."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
