@@ -113,7 +113,9 @@ class Compactor:
         while True:
             await asyncio.sleep(self._settings.interval_ms / 1000 * (0.5 + self._rng.random()))
             try:
-                while await self.run_once():
+                discarded = self.discarded_jobs
+                # A discarded job would be planned again at once, in vain where its source is gone: that can wait.
+                while await self.run_once() and self.discarded_jobs == discarded:
                     pass
             except (ObjectStoreError, MetadataUnavailable) as error:
                 self.discarded_jobs += 1
