@@ -1,11 +1,13 @@
 """The WAL's URI, parsed and validated whole.
 
 file:///var/lib/tidelog/wal?capacity=1GiB     a ring on a local disk or an attached volume
+file:///var/lib/tidelog/wal?io=thread         written by a thread, also where kernel AIO is to be had
 null://                                       nothing is kept: for benchmarks only
 """
 
 from __future__ import annotations
 
+import enum
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ __all__ = [
     "FileWalConfig",
     "NullWalConfig",
     "WalConfig",
+    "WalIo",
     "parse_wal_uri",
 ]
 
@@ -31,12 +34,22 @@ _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 
 _SIZE = re.compile(r"(\d+)\s*([A-Za-z]*)")
 
 
+class WalIo(enum.StrEnum):
+    """Who does the writing."""
+
+    AUTO = "auto"
+    """Kernel AIO where the file system and the machine have it, else a thread."""
+    AIO = "aio"
+    THREAD = "thread"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileWalConfig:
     """`file://`"""
 
     path: Path
     capacity_bytes: int = DEFAULT_CAPACITY_BYTES
+    io: WalIo = WalIo.AUTO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +94,11 @@ def _parse_file(uri: str, host: str, path: str, options: dict[str, str]) -> File
                 problems.append(
                     f"capacity {text!r} is not a multiple of {BLOCK_SIZE_BYTES} bytes of at least {MIN_CAPACITY_BYTES}"
                 )
+    io = options.pop("io", WalIo.AUTO.value)
+    if io not in set(WalIo):
+        problems.append(f"io {io!r} is none of {', '.join(WalIo)}")
     if options:
-        problems.append(f"unknown options {sorted(options)}; known is capacity")
+        problems.append(f"unknown options {sorted(options)}; known are capacity and io")
     if problems:
         raise WalConfigInvalid(f"WAL URI {uri!r}: {'; '.join(problems)}")
-    return FileWalConfig(path=Path(path), capacity_bytes=capacity_bytes)
+    return FileWalConfig(path=Path(path), capacity_bytes=capacity_bytes, io=WalIo(io))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import random
 
+from wal.aio_disk import AioDisk
 from wal.arena import Arena
-from wal.config import FileWalConfig, NullWalConfig, WalConfig, parse_wal_uri
+from wal.config import FileWalConfig, NullWalConfig, WalConfig, WalIo, parse_wal_uri
 from wal.directory import WalDirectory
-from wal.disk import ThreadDisk
+from wal.disk import Disk, ThreadDisk
+from wal.errors import WalUnavailable
 from wal.file_wal import FileWal
 from wal.header import WalHeader
 from wal.log import WriteAheadLog
@@ -70,7 +74,7 @@ async def _open_file(
     except BaseException:
         directory.close()
         raise
-    disk = _LockedDisk(ThreadDisk(fd, size_bytes=size_bytes, loop=asyncio.get_running_loop()), directory)
+    disk = _LockedDisk(_disk_for(config, fd, size_bytes), directory)
     try:
         return await FileWal.open(
             arena=arena,
@@ -86,10 +90,28 @@ async def _open_file(
         raise
 
 
+def _disk_for(config: FileWalConfig, fd: int, size_bytes: int) -> Disk:
+    """Kernel AIO where it is to be had, else a thread, which works everywhere."""
+    loop = asyncio.get_running_loop()
+    if config.io is WalIo.THREAD:
+        return ThreadDisk(fd, size_bytes=size_bytes, loop=loop)
+    try:
+        if not AioDisk.suits(fd):
+            raise OSError(errno.EINVAL, "the file system does not take O_DIRECT")
+        return AioDisk(fd, size_bytes=size_bytes, loop=loop)
+    except OSError as error:
+        if config.io is WalIo.AIO:
+            os.close(fd)
+            raise WalUnavailable(
+                f"the WAL in {config.path} cannot use kernel AIO ({error.strerror}): leave io=aio out of its URI"
+            ) from error
+        return ThreadDisk(fd, size_bytes=size_bytes, loop=loop)
+
+
 class _LockedDisk:
     """A disk that gives its directory up when it is closed, not before its last write."""
 
-    def __init__(self, disk: ThreadDisk, directory: WalDirectory) -> None:
+    def __init__(self, disk: Disk, directory: WalDirectory) -> None:
         self._disk = disk
         self._directory = directory
         self.size_bytes = disk.size_bytes

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
 
 from tests.wal.memory_disk import MemoryDisk
+from wal.aio_disk import AioDisk
 from wal.arena import Arena
 from wal.file_wal import FileWal
 from wal.log import WriteAheadLog
 
-__all__ = ["Frame", "Listener", "append", "append_durably", "open_file_wal", "recover", "started", "turns"]
+__all__ = [
+    "Frame",
+    "Listener",
+    "append",
+    "append_durably",
+    "open_file_wal",
+    "recover",
+    "skip_without_aio",
+    "started",
+    "turns",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +111,19 @@ async def turns(count: int = 5) -> None:
     """Let the event loop turn."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+def skip_without_aio(directory: Path) -> None:
+    """Skip where the file system does not take O_DIRECT or the kernel has no AIO."""
+    path = directory / "direct"
+    path.write_bytes(b"")
+    loop = asyncio.new_event_loop()
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_DIRECT)
+        disk = AioDisk(fd, size_bytes=0, loop=loop)
+        loop.run_until_complete(disk.close())
+    except OSError as error:
+        pytest.skip(f"no kernel AIO for files in {directory}: {error}")
+    finally:
+        loop.close()
+        path.unlink()

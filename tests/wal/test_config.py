@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wal.config import FileWalConfig, NullWalConfig, parse_wal_uri
+from wal.config import FileWalConfig, NullWalConfig, WalIo, parse_wal_uri
 from wal.errors import WalConfigInvalid
 
 
@@ -15,6 +15,7 @@ from wal.errors import WalConfigInvalid
     [
         ("file:///var/lib/tidelog/wal", FileWalConfig(path=Path("/var/lib/tidelog/wal"), capacity_bytes=1 << 30)),
         ("file:///w?capacity=512MiB", FileWalConfig(path=Path("/w"), capacity_bytes=512 << 20)),
+        ("file:///w?io=thread", FileWalConfig(path=Path("/w"), io=WalIo.THREAD)),
         ("file:///w?capacity=1048576", FileWalConfig(path=Path("/w"), capacity_bytes=1 << 20)),
         ("file://localhost/w%20x?capacity=2GiB", FileWalConfig(path=Path("/w x"), capacity_bytes=2 << 30)),
         ("null://", NullWalConfig()),
@@ -27,6 +28,7 @@ def test_a_uri_names_a_log(uri: str, config: object) -> None:
 @pytest.mark.parametrize(
     ("uri", "why"),
     [
+        ("file:///w?io=uring", "io 'uring' is none of auto, aio, thread"),
         ("file:///w?capacity=lots", "is not a size such as"),
         ("file:///w?capacity=1GB", "is not a size such as"),
         ("file:///w?capacity=4KiB", "at least 1048576"),
