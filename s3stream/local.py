@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
-from s3stream.checksum import crc32c
 from s3stream.objectstore import (
     AccessDenied,
     Buffer,
@@ -40,6 +39,7 @@ from s3stream.objectstore import (
     StoredObject,
     Unavailable,
 )
+from wal.checksum import crc32c
 
 __all__ = ["LocalObjectStore"]
 

@@ -46,6 +46,7 @@ class BlockPart:
     __slots__ = (
         "base_offset",
         "block",
+        "crcs",
         "end_offset",
         "ends",
         "max_timestamp_ms",
@@ -68,6 +69,8 @@ class BlockPart:
         self.sizes = array("i")
         self.timestamps_ms = array("q")
         """Largest record timestamp of each payload."""
+        self.crcs: dict[int, int] = {}
+        """CRC-32C of payloads, by position, where it was known when they were appended."""
         self.size_bytes = 0
         self.max_timestamp_ms = -1
         self.state: bytes | None = None
@@ -101,14 +104,17 @@ class BlockPart:
                 view[at : at + n] for at, n in zip(positions[first:last], sizes[first:last], strict=True)
             ]
             end_offset = ends[last - 1]
+            known = [self.crcs.get(at) for at in positions[first:last]] if self.crcs else []
+            joined = join_small(parts, size)
             # What was appended here is dense: as many records as offsets.
             yield DataBlock(
-                join_small(parts, size),
+                joined,
                 size,
                 base_offset,
                 end_offset,
                 end_offset - base_offset,
                 max(self.timestamps_ms[first:last]),
+                known if len(joined) == len(known) else [],
             )
             first, base_offset = last, end_offset
 

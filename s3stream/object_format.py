@@ -24,14 +24,15 @@ from __future__ import annotations
 import enum
 import struct
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import NamedTuple
 
-from s3stream.checksum import combine_crc32c, crc32c
 from s3stream.errors import ObjectCorrupt, UnsupportedObjectFormat
 from s3stream.metadata import ObjectId, StreamId
 from s3stream.objectstore import Buffer
+from wal.checksum import combine_crc32c, crc32c
 
 __all__ = [
     "FOOTER_SIZE_BYTES",
@@ -145,10 +146,23 @@ class ObjectBuilder:
         record_count: int,
         max_timestamp_ms: int,
         parts: list[Buffer],
+        part_crcs: Sequence[int | None] = (),
     ) -> None:
-        """Add a data block whose bytes are the concatenation of `parts`."""
+        """Add a data block whose bytes are the concatenation of `parts`.
+
+        Args:
+            part_crcs: CRC-32C of each part where it is known, so that it is not hashed again; empty: of none.
+        """
         self._add(
-            BlockKind.DATA, stream_id, leader_epoch, base_offset, end_offset, record_count, max_timestamp_ms, parts
+            BlockKind.DATA,
+            stream_id,
+            leader_epoch,
+            base_offset,
+            end_offset,
+            record_count,
+            max_timestamp_ms,
+            parts,
+            part_crcs,
         )
 
     def add_state(self, *, stream_id: StreamId, leader_epoch: int, end_offset: int, state: bytes) -> None:
@@ -185,12 +199,14 @@ class ObjectBuilder:
         record_count: int,
         max_timestamp_ms: int,
         parts: list[Buffer],
+        part_crcs: Sequence[int | None] = (),
     ) -> None:
         block_crc = 0
         size = 0
-        for part in parts:
-            block_crc = crc32c(part, block_crc)
-            size += len(part)
+        for part, known in zip(parts, part_crcs or repeat(None), strict=False):
+            part_size = len(part)
+            block_crc = crc32c(part, block_crc) if known is None else combine_crc32c(block_crc, known, part_size)
+            size += part_size
         if size < _REHASH_BELOW_BYTES:
             for part in parts:
                 self._body_crc32c = crc32c(part, self._body_crc32c)

@@ -61,6 +61,8 @@ class DataBlock(NamedTuple):
     """Exclusive."""
     record_count: int
     max_timestamp_ms: int
+    part_crcs: Sequence[int | None] = ()
+    """CRC-32C of each part where it is known already; empty: of none."""
 
 
 class StreamSource(Protocol):
@@ -204,6 +206,7 @@ def assemble_object(
                 record_count=block.record_count,
                 max_timestamp_ms=block.max_timestamp_ms,
                 parts=block.parts,
+                part_crcs=block.part_crcs,
             )
             if base_offset < 0:
                 base_offset = block.base_offset

@@ -36,7 +36,6 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from s3stream.checksum import crc32c as checksum
 from s3stream.config import ObjectStoreSettings
 from s3stream.objectstore import (
     AccessDenied,
@@ -49,6 +48,7 @@ from s3stream.objectstore import (
     Unavailable,
     WriteConflict,
 )
+from wal.checksum import crc32c as checksum
 
 __all__ = ["S3ObjectStore"]
 

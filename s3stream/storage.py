@@ -274,10 +274,18 @@ class Storage:
                 break
         return None
 
-    def append(self, stream: Stream, record_count: int, max_timestamp_ms: int, on_done: OnDone | None) -> int:
+    def append(
+        self,
+        stream: Stream,
+        record_count: int,
+        max_timestamp_ms: int,
+        on_done: OnDone | None,
+        payload_crc32c: int | None = None,
+    ) -> int:
         """Append the reserved payload to a stream; returns its base offset.
 
-        `on_done` is called once, later, on the event loop, in append order among all streams.
+        `on_done` is called once, later, on the event loop, in append order among all streams. `payload_crc32c` is that of
+        the whole payload as it stands, where the caller knows it: large payloads are then not hashed again.
 
         Raises:
             StreamClosed: the stream is not open here (the reservation is given back).
@@ -293,6 +301,7 @@ class Storage:
             leader_epoch=stream.leader_epoch,
             base_offset=base_offset,
             record_count=record_count,
+            payload_crc32c=payload_crc32c,
         )
         end_offset = base_offset + record_count
         stream.next_offset = end_offset
@@ -302,6 +311,8 @@ class Storage:
             part = self._open_part(stream, base_offset)
         size = self._reserved_bytes
         part.add(end_offset, position, size, max_timestamp_ms)
+        if payload_crc32c is not None:
+            part.crcs[position] = payload_crc32c
         block.size_bytes += size
         block.wal_end_offset = wal_end_offset
         self.appended_bytes += size

@@ -296,7 +296,15 @@ class FileWal:
         self._reserved = payload = self._view[payload_at : payload_at + payload_size]
         return payload
 
-    def append(self, *, stream_id: int, leader_epoch: int, base_offset: int, record_count: int) -> int:
+    def append(
+        self,
+        *,
+        stream_id: int,
+        leader_epoch: int,
+        base_offset: int,
+        record_count: int,
+        payload_crc32c: int | None = None,
+    ) -> int:
         """See `WriteAheadLog`."""
         payload = self._reserved
         assert payload is not None, "nothing is reserved"
@@ -315,6 +323,7 @@ class FileWal:
             leader_epoch,
             base_offset,
             record_count,
+            payload_crc32c,
         )
         self._next_offset = self.end_offset = end = self._reserved_end
         if self._idle:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from crc32c import crc32c
+from wal.checksum import combine_crc32c, crc32c
 
 __all__ = [
     "BLOCK_SIZE_BYTES",
@@ -111,8 +111,12 @@ def pack_frame(
     leader_epoch: int,
     base_offset: int,
     record_count: int,
+    payload_crc: int | None = None,
 ) -> None:
-    """Write the header of a payload that lies in the buffer already, at `position + FRAME_HEADER_SIZE_BYTES`."""
+    """Write the header of a payload that lies in the buffer already, at `position + FRAME_HEADER_SIZE_BYTES`.
+
+    `payload_crc` is the payload's plain CRC-32C, where it is known.
+    """
     _pack_header_into(
         buffer,
         position,
@@ -122,7 +126,7 @@ def pack_frame(
         confirmed_offset,
         padding_before,
         len(payload),
-        crc32c(payload, seed),
+        crc32c(payload, seed) if payload_crc is None else combine_crc32c(seed, payload_crc, len(payload)),
         leader_epoch,
         stream_id,
         base_offset,

@@ -95,8 +95,18 @@ class WriteAheadLog(Protocol):
         At most one reservation is open; `append` or `cancel` ends it in the same callback, with no await between.
         """
 
-    def append(self, *, stream_id: int, leader_epoch: int, base_offset: int, record_count: int) -> int:
+    def append(
+        self,
+        *,
+        stream_id: int,
+        leader_epoch: int,
+        base_offset: int,
+        record_count: int,
+        payload_crc32c: int | None = None,
+    ) -> int:
         """Frame the reserved payload and queue it; returns the exclusive log offset of its end.
+
+        `payload_crc32c` is that of the payload as it stands now, where the caller knows it: it is not hashed again.
 
         The write itself starts soon (group commit): at once where the writer is idle at the end of this turn of
         the event loop, otherwise with everything else that gathers meanwhile.

@@ -72,7 +72,15 @@ class NullWal:
         assert self._reserved_size >= 0, "nothing is reserved"
         return self._reserved_at
 
-    def append(self, *, stream_id: int, leader_epoch: int, base_offset: int, record_count: int) -> int:
+    def append(
+        self,
+        *,
+        stream_id: int,
+        leader_epoch: int,
+        base_offset: int,
+        record_count: int,
+        payload_crc32c: int | None = None,
+    ) -> int:
         """See `WriteAheadLog`."""
         size = self._reserved_size
         assert size >= 0, "nothing is reserved"

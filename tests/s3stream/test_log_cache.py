@@ -121,3 +121,23 @@ def test_reads_agree_with_a_model(data: Any) -> None:
     end = data.draw(st.integers(offset, cache.next_offset))
     max_bytes = data.draw(st.integers(0, 2000))
     assert cache.read(offset, end, max_bytes) == cache.expected(offset, end, max_bytes)
+
+
+def test_blocks_know_the_crcs_that_were_known_at_the_append() -> None:
+    cache = Cache()
+    block = cache.block([(20 << 10, 1), (30 << 10, 1)])
+    part = block.parts[STREAM][1]
+    part.crcs[part.positions[1]] = 0xC0FFEE
+    (whole,) = part.blocks(cache.arena, 1 << 20)
+    assert list(whole.part_crcs) == [None, 0xC0FFEE]
+    first, second = part.blocks(cache.arena, 1)
+    assert (list(first.part_crcs), list(second.part_crcs)) == ([None], [0xC0FFEE])
+
+
+def test_joined_payloads_have_no_crc_of_their_own() -> None:
+    cache = Cache()
+    part = cache.block([(10, 1), (10, 1)]).parts[STREAM][1]
+    part.crcs[part.positions[0]] = 1
+    (whole,) = part.blocks(cache.arena, 1 << 20)
+    assert len(whole.parts) == 1
+    assert list(whole.part_crcs) == []

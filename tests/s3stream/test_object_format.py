@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s3stream.checksum import crc32c
 from s3stream.errors import ObjectCorrupt, UnsupportedObjectFormat
 from s3stream.metadata import ObjectId, StreamId
 from s3stream.object_format import (
@@ -22,6 +21,7 @@ from s3stream.object_format import (
     parse_footer,
     verify_object,
 )
+from wal.checksum import crc32c
 
 OBJECT = ObjectId(77)
 DATA_SIZES = st.binary(min_size=1, max_size=60)
@@ -245,3 +245,23 @@ def test_sizes_of_the_format() -> None:
 def test_golden_bytes() -> None:
     """The format in the bucket does not change by accident."""
     assert hashlib.sha256(build()).hexdigest() == "be91a1907695aac21539ee6d61fc885f06281c28eca8850b5d577950af80fe92"
+
+
+@given(st.lists(st.tuples(st.binary(min_size=1, max_size=5000), st.booleans()), min_size=1, max_size=6))
+def test_crcs_that_are_known_give_the_same_object_as_hashing(parts: list[tuple[bytes, bool]]) -> None:
+    def built(known: bool) -> tuple[bytes, int]:
+        builder = ObjectBuilder(ObjectId(1))
+        builder.add_data(
+            stream_id=StreamId(1),
+            leader_epoch=0,
+            base_offset=0,
+            end_offset=1,
+            record_count=1,
+            max_timestamp_ms=0,
+            parts=[data for data, _ in parts],
+            part_crcs=[crc32c(data) if tell else None for data, tell in parts] if known else (),
+        )
+        tail = builder.finish()
+        return tail.data, tail.object_crc32c
+
+    assert built(known=True) == built(known=False)

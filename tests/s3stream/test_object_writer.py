@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3stream.checksum import crc32c
 from s3stream.metadata import ObjectId, StreamId, StreamRange
 from s3stream.object_format import verify_object
 from s3stream.object_writer import StreamData, assemble_object, build_object, build_objects, plan_objects
 from tests.s3stream.doubles import PlainPayloads, payload, payloads
+from wal.checksum import crc32c
 
 OBJECT = ObjectId(5)
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from s3stream.checksum import crc32c
 from s3stream.config import ObjectStoreSettings
 from s3stream.objectstore import (
     AccessDenied,
@@ -23,6 +22,7 @@ from s3stream.objectstore import (
 )
 from s3stream.s3 import S3ObjectStore, _copies
 from tests.s3stream.moto import QUICK, new_bucket, open_bucket
+from wal.checksum import crc32c
 
 IMPATIENT = ObjectStoreSettings(
     request_timeout_ms=200, deadline_ms=400, retry_first_delay_ms=1, retry_max_delay_ms=20

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wal.checksum import crc32c
 from wal.frame import (
     FRAME_HEADER_SIZE_BYTES,
     align_block,
@@ -131,3 +132,8 @@ def test_the_layout_on_the_disk_stays_as_it_is() -> None:
         "5444574c 02000000 0010000000000000 a00f000000000000 60000000 03000000 0e432a8a 04000000"
         "0b00000000000000 4d00000000000000 03000000 ae9aebee 616263 0000000000"
     )
+
+
+@given(payload=st.binary(max_size=3000), seed=u32)
+def test_a_known_crc_gives_the_same_frame_as_hashing(payload: bytes, seed: int) -> None:
+    assert packed(payload, seed=seed, payload_crc=crc32c(payload)) == packed(payload, seed=seed)

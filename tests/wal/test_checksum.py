@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3stream.checksum import combine_crc32c, crc32c
+from wal.checksum import combine_crc32c, crc32c
 
 
 def test_the_check_value_of_the_polynomial() -> None:
