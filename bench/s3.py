@@ -19,9 +19,9 @@ from typing import cast
 
 import uvloop
 
-from s3stream.checksum import crc32c
 from s3stream.config import ObjectStoreSettings
 from s3stream.s3 import S3ObjectStore
+from wal.checksum import crc32c
 
 _OBJECT_SIZE = 8 << 20
 _PART_SIZE = 100_000
