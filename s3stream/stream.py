@@ -195,6 +195,9 @@ class Stream:
     async def trim(self, log_start_offset: int) -> None:
         """Raise the log start (retention, DeleteRecords); committed when this returns, and never lowered.
 
+        A stream with state keeps what follows its newest state in objects: that is needed to bring it up to date at the next
+        open (I11). As a rule everything has state; after a recovery a block may have been put before its state was rebuilt.
+
         Raises:
             OffsetOutOfRange: beyond the confirmed end.
         """
@@ -206,6 +209,14 @@ class Stream:
             return
         # The metadata knows only of committed offsets: what is trimmed must have passed through an object.
         await self._storage.flush(self.stream_id, log_start_offset)
+        if self.state_source is not None:
+            state = await self.newest_state()
+            if state is None or state.end_offset < log_start_offset:
+                await self._storage.flush(self.stream_id, self.confirmed_offset)  # newer data brings a newer state
+                state = await self.newest_state()
+            log_start_offset = min(log_start_offset, 0 if state is None else state.end_offset)
+            if log_start_offset <= self.log_start_offset:
+                return
         await self._storage.metadata.trim_streams({self.stream_id: log_start_offset})
         self.log_start_offset = max(self.log_start_offset, log_start_offset)
 

@@ -267,6 +267,23 @@ async def test_reads_outside_the_log_are_refused(world: World) -> None:
             await streams[ONE].trim(5)
 
 
+async def test_a_trim_keeps_what_the_newest_state_does_not_account_for(world: World) -> None:
+    async with world.engine() as (storage, streams):
+        stream = streams[ONE]
+        for _ in range(3):
+            await put_durably(storage, stream)
+        await storage.flush(ONE, 3)  # put before anybody could give the state, as after a recovery
+        stream.state_source = lambda: b"as of %d" % stream.next_offset
+        await stream.trim(3)
+        assert stream.log_start_offset == 0
+        await put_durably(storage, stream)
+        await stream.trim(3)
+        assert stream.log_start_offset == 3
+        state = await stream.newest_state()
+        assert state is not None
+        assert (state.end_offset, state.data) == (4, b"as of 4")
+
+
 async def test_a_crash_loses_nothing_that_was_acknowledged(world: World) -> None:
     sent = []
     for round_number in range(4):

@@ -86,7 +86,7 @@ async def trim(node: Node, topic: str, partition: int, offset: int) -> None:
     """Raise a log start offset, as retention does; it tries again some other time where that cannot be done now."""
     found = node.running.broker.topics.by_name.get(topic)
     open_partition = None if found is None else found.partitions[partition]
-    if open_partition is not None:
+    if open_partition is not None and open_partition.loaded:
         stream = open_partition.stream
         with suppress(StorageError):
             await stream.trim(min(offset, stream.confirmed_offset))
