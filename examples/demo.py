@@ -106,7 +106,10 @@ class RunningBroker:
     start_s: float
     """From the start of the process to the first connection that it took."""
     calls: Counter[str]
-    """Calls of the object store, by name; known when the broker has stopped."""
+    """Calls of the object store, by name; known when the broker has stopped, as is what follows."""
+    object_count: int = 0
+    """Objects that the metadata refers to."""
+    object_bytes: int = 0
 
 
 @contextmanager
@@ -128,10 +131,12 @@ def running_broker(directory: Path, port: int) -> Iterator[RunningBroker]:
         broker = RunningBroker(start_s=time.perf_counter() - began, calls=Counter())
         yield broker
         process.send_signal(signal.SIGTERM)
-        counts, _ = process.communicate(timeout=STOP_TIMEOUT_S)
+        output, _ = process.communicate(timeout=STOP_TIMEOUT_S)
         if process.returncode != 0:
             raise DemoFailed(f"the broker did not stop in order:\n{log_path.read_text()}")
-        broker.calls.update(json.loads(counts))
+        told = json.loads(output)
+        broker.calls.update(told["calls"])
+        broker.object_count, broker.object_bytes = told["objects"], told["bytes"]
     finally:
         if process.poll() is None:
             process.kill()
@@ -139,7 +144,7 @@ def running_broker(directory: Path, port: int) -> Iterator[RunningBroker]:
 
 
 async def serve(config: Path) -> None:
-    """What `tidelog serve -c` does, with the calls of the object store counted: one line of JSON at the end."""
+    """What `tidelog serve -c` does, with calls of the object store and objects counted: one line of JSON at the end."""
     stores: list[InstrumentedObjectStore] = []
 
     def instrumented(store: ObjectStore) -> ObjectStore:
@@ -148,9 +153,11 @@ async def serve(config: Path) -> None:
 
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    async with Node(settings_from(file=config), wrap_store=instrumented):
+    async with Node(settings_from(file=config), wrap_store=instrumented) as node:
         await stop.wait()
-    print(json.dumps(stores[0].requests))
+        objects = node.running.storage.metadata.live_objects()
+    sizes = [found.size_bytes for found in objects]
+    print(json.dumps({"calls": stores[0].requests, "objects": len(sizes), "bytes": sum(sizes)}))
 
 
 def _accepts(port: int) -> bool:
@@ -265,9 +272,11 @@ def run(directory: Path) -> None:
         print(f"WAL trimmed to offset {wal_header(directory).trim_offset:,} after {trim_s:.1f} s: all is in objects")
     header = wal_header(directory)
     print(f"stopped; the WAL holds {header.confirmed_offset - header.trim_offset} bytes that are not in objects")
-    sizes = [path.stat().st_size for path in (directory / "objects" / "data").rglob("*") if path.is_file()]
     puts = sum(broker.calls[name] for name in PUT_NAMES)
-    print(f"{len(sizes)} data objects of {sum(sizes) / 1e6:.1f} MB (lz4), {puts} PUTs in all, metadata included")
+    print(
+        f"{broker.object_count} objects of {broker.object_bytes / 1e6:.1f} MB hold it (lz4); "
+        f"{puts} PUTs in all, metadata and compaction included"
+    )
     with running_broker(directory, port) as restarted:
         print(f"broker restarted with empty caches, up after {restarted.start_s:.2f} s")
         found, consume_s = consume(bootstrap, library)
