@@ -97,7 +97,7 @@ class Partition:
         self.loaded = False
         """Producer state and leader epochs are complete: produce may begin."""
         self._last_state_offset = -1
-        self._waiters: set[PartitionWaiter] = set()
+        self._waiters: dict[PartitionWaiter, None] = {}
         self._duplicates: list[tuple[int, OnDone]] = []
 
     def __str__(self) -> str:
@@ -257,12 +257,12 @@ class Partition:
 
     def watch(self, waiter: PartitionWaiter) -> None:
         """Wake `waiter` at each advance, until `unwatch`."""
-        self._waiters.add(waiter)
+        self._waiters[waiter] = None
         self.stream.listener = self._advanced
 
     def unwatch(self, waiter: PartitionWaiter) -> None:
         """Undo `watch`; does nothing where it is undone already."""
-        self._waiters.discard(waiter)
+        self._waiters.pop(waiter, None)
         if not self._waiters and not self._duplicates:
             self.stream.listener = None  # appends that nobody waits for cost nothing more
 

@@ -62,11 +62,11 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self._max_connections = max_connections
         self._max_idle_s = max_idle_ms / 1000
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, None] = {}
         self._dirty: list[Connection] = []
         self._waiting_for_room: dict[Connection, None] = {}
         self._room_task: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
         self._sockets: list[tuple[Listener, socket.socket]] = []
         self._servers: list[asyncio.Server] = []
         self.stopping = False
@@ -135,20 +135,20 @@ class Server:
 
     def add(self, connection: Connection) -> None:
         """A client connected."""
-        self._connections.add(connection)
+        self._connections[connection] = None
         self.metrics.connections_opened += 1
         if self.stopping or len(self._connections) > self._max_connections:
             connection.close(None if self.stopping else f"more than max.connections = {self._max_connections}")
 
     def remove(self, connection: Connection) -> None:
         """A client is gone."""
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
 
     def start_task(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a coroutine as a task that this server owns."""
         task = self.loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
         return task
 
     def mark(self, connection: Connection) -> None:

@@ -235,13 +235,13 @@ async def start_broker(
         stack.push_async_callback(partitions.close)
 
         def applied(change: Applied) -> None:
-            removed = topics.sync_all() if change.is_reset else topics.sync(change.topic_ids)
+            removed = topics.sync_all() if change.is_reset else topics.sync(sorted(change.topic_ids))
             for topic in removed:
                 partitions.drop(topic)
             partitions.want(
                 list(topics.by_id.values())
                 if change.is_reset
-                else [topics.by_id[topic_id] for topic_id in change.topic_ids if topic_id in topics.by_id]
+                else [topics.by_id[topic_id] for topic_id in sorted(change.topic_ids) if topic_id in topics.by_id]
             )
             topics.changed()
 

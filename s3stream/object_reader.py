@@ -131,7 +131,7 @@ class ObjectReader:
         self._indexes_under_way: dict[ObjectId, asyncio.Task[ObjectIndex]] = {}
         self._blocks_under_way: dict[BlockKey, asyncio.Future[Block]] = {}
         self._sequences: OrderedDict[tuple[StreamId, int], _Sequence] = OrderedDict()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
         self._closed = False
 
     async def read(self, stream_id: StreamId, offset: int, end_offset: int, max_bytes: int) -> list[Buffer]:
@@ -483,8 +483,8 @@ class ObjectReader:
 
     def _own(self, coroutine: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
         return task
 
 

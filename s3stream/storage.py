@@ -334,13 +334,13 @@ class Storage:
         """The WAL is durable up to here: confirm in order, acknowledge, wake readers once."""
         crashpoint.reach("wal.durable")
         pending = self._pending
-        touched: set[Stream] = set()
+        touched: dict[Stream, None] = {}  # in order, so that runs can be repeated
         while pending and pending[0][0] <= wal_offset:
             _, stream, end_offset, on_done = pending.popleft()
             if stream.closed is None:
                 stream.confirmed_offset = end_offset
                 if stream.listener is not None:
-                    touched.add(stream)
+                    touched[stream] = None
                 if on_done is not None:
                     on_done(None)
             elif on_done is not None:

@@ -59,7 +59,7 @@ class Uploader:
         self._block_size_bytes = block_size_bytes
         self._stream_object_min_bytes = stream_object_min_bytes
         self._rng = rng
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._durable_waiters: deque[tuple[int, asyncio.Event]] = deque()
         self._durable_offset = 0
         self._last: asyncio.Future[None] | None = None
@@ -83,8 +83,8 @@ class Uploader:
         committed = asyncio.get_running_loop().create_future()
         self._last = committed
         task = asyncio.get_running_loop().create_task(self._upload(block, previous, committed))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
 
     async def drain(self) -> None:
         """Wait until everything submitted so far is committed."""
