@@ -29,7 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     parser.add_argument("--seeds", type=parse_seeds, default=parse_seeds("1..200"), help="such as 42, 1..500 or 1,5..9")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
-    parser.add_argument("--verbose", action="store_true", help="a line for each seed")
+    parser.add_argument("--verbose", action="store_true", help="a line for each seed, and everything about failures")
     arguments = parser.parse_args()
     began = time.monotonic()
     failed: list[Outcome] = []
@@ -48,7 +48,8 @@ def main() -> int:
             )
         if outcome.problems:
             failed.append(outcome)
-            print(f"seed {outcome.seed} FAILED:", *outcome.problems[:10], sep="\n  ", flush=True)
+            shown = outcome.problems if arguments.verbose else [_brief(problem) for problem in outcome.problems[:5]]
+            print(f"seed {outcome.seed} FAILED:", *shown, sep="\n  ", flush=True)
     print(
         f"{count} simulations with {crashes} crashes, {acknowledged} acknowledged records and {virtual_s:.0f} virtual "
         f"seconds in {time.monotonic() - began:.0f} s: {len(failed)} failed"
@@ -65,6 +66,12 @@ def _outcomes(seeds: list[int], jobs: int) -> Iterable[Outcome]:
     # A fresh process now and then: simulations leave fragmented memory behind.
     with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=50) as pool:
         yield from pool.imap_unordered(simulate, seeds)
+
+
+def _brief(problem: str) -> str:
+    """Without the middle of a traceback."""
+    first, *rest = problem.strip().splitlines()
+    return "\n    ".join([first, *rest[-2:]])
 
 
 def _commit() -> str:

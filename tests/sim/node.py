@@ -22,7 +22,7 @@ from controller.config import ControllerSettings
 from controller.snapshot import digest
 from s3stream.config import KIB, MIB, CollectionSettings, CompactionSettings, ReadSettings, StorageSettings
 from s3stream.errors import StorageError
-from s3stream.objectstore import ObjectStore
+from s3stream.objectstore import ObjectStore, ObjectStoreError
 from s3stream.open import OpenedStore
 from s3stream.paths import Paths
 from tests.sim.loop import current_process
@@ -88,7 +88,7 @@ async def trim(node: Node, topic: str, partition: int, offset: int) -> None:
     open_partition = None if found is None else found.partitions[partition]
     if open_partition is not None and open_partition.loaded:
         stream = open_partition.stream
-        with suppress(StorageError):
+        with suppress(StorageError, ObjectStoreError):
             await stream.trim(min(offset, stream.confirmed_offset))
 
 
