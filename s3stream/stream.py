@@ -200,6 +200,7 @@ class Stream:
 
         Raises:
             OffsetOutOfRange: beyond the confirmed end.
+            Unavailable, MetadataUnavailable: the bucket cannot be reached now; nothing is trimmed, or it is open whether.
         """
         if log_start_offset > self.confirmed_offset:
             raise OffsetOutOfRange(
