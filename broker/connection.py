@@ -32,15 +32,19 @@ if TYPE_CHECKING:
     from broker.server import Server
     from s3stream.log_cache import CacheBlock
 
-__all__ = ["STUCK_TIMEOUT_S", "CloseConnection", "Connection", "Dispatcher"]
+__all__ = ["MAX_OTHER_REQUEST_BYTES", "STUCK_TIMEOUT_S", "CloseConnection", "Connection", "Dispatcher"]
 
 log = logging.getLogger("tidelog.connection")
 
 _INT32 = struct.Struct(">i").unpack_from
-_KEY_AND_VERSION = struct.Struct(">hh").unpack_from
+_INT16 = struct.Struct(">h").unpack_from
 _PRODUCE_KEY = 0
 _MIN_REQUEST_BYTES = 10
 """API key, version, correlation id and client id: the shortest header of what is served."""
+
+MAX_OTHER_REQUEST_BYTES = 8 << 20
+"""Largest request other than Produce. What Produce carries stays bytes; anything else becomes objects, a two-byte element of an
+array some hundred bytes of them. A Fetch of 200,000 partitions, the most that a broker has by default, takes 7 MB."""
 
 STUCK_TIMEOUT_S = 60.0
 """A client that takes nothing of its response, or does not go on with a large request while others wait for its memory, for so
@@ -82,11 +86,13 @@ class Connection(asyncio.BufferedProtocol):
         "_busy",
         "_closing",
         "_copied_bytes",
+        "_holding_s",
         "_idle_s",
         "_on_lost",
         "_out",
         "_processing",
         "_reading",
+        "_served",
         "_stuck_s",
         "_unsent_bytes",
         "_waits_for_memory",
@@ -125,8 +131,11 @@ class Connection(asyncio.BufferedProtocol):
         self._reading = True
         self._waits_for_memory = False
         self._write_paused = False
+        self._served = False
+        """A request was started since the last sweep."""
         self._idle_s = 0.0
         self._stuck_s = 0.0
+        self._holding_s = 0.0
         self._unsent_bytes = 0
 
     # ---- the transport calls ----------------------------------------------------------------------------------
@@ -190,6 +199,13 @@ class Connection(asyncio.BufferedProtocol):
                     raise CloseConnection(
                         f"a request of {size} bytes (socket.request.max.bytes = {server.max_request_bytes})"
                     )
+                if size > MAX_OTHER_REQUEST_BYTES and end - start >= 6:
+                    (key,) = _INT16(view, start + 4)
+                    if key != _PRODUCE_KEY:
+                        raise CloseConnection(
+                            f"a request of {size} bytes with API key {key}; only Produce may have more than "
+                            f"{MAX_OTHER_REQUEST_BYTES}"
+                        )
                 need = size + 4
                 if end - start < need:
                     break
@@ -197,7 +213,7 @@ class Connection(asyncio.BufferedProtocol):
                     blocked = True
                     break
                 frame = view[start + 4 : start + need]
-                (key, _) = _KEY_AND_VERSION(frame)
+                (key,) = _INT16(frame)
                 if key == _PRODUCE_KEY:
                     if not server.dispatcher.produce(self, frame):
                         server.wait_for_room(self)
@@ -222,7 +238,9 @@ class Connection(asyncio.BufferedProtocol):
             return
         finally:
             self._processing = False
-        buffer.start = start
+        if start != buffer.start:
+            self._served = True
+            buffer.start = start
         room = buffer.settle(need)
         if not room and not self._waits_for_memory:
             self._waits_for_memory = True
@@ -378,10 +396,15 @@ class Connection(asyncio.BufferedProtocol):
         self._stuck_s = self._stuck_s + elapsed_s if stuck else 0.0
         self._unsent_bytes = unsent_bytes
         buffer = self._buffer
+        # However slowly bytes drip in; but who waits for us, for memory or for room in the log, holds nobody up.
+        ours = self._waits_for_memory or self.acks.stalled is not None
+        holding = buffer.charged_bytes and self.server.budget.contended and not self._served and not ours
+        self._holding_s = self._holding_s + elapsed_s if holding else 0.0
+        self._served = False
         if self._stuck_s >= STUCK_TIMEOUT_S:
             log.warning("closing %s: it did not take a byte of its response for %d s", self.peer, self._stuck_s)
             self.abort()
-        elif buffer.charged_bytes and self.server.budget.contended and self._idle_s >= STUCK_TIMEOUT_S:
+        elif self._holding_s >= STUCK_TIMEOUT_S:
             log.warning("closing %s: it holds memory for a request that others wait for", self.peer)
             self.abort()
         elif self._idle_s >= max_idle_s and not self._busy and not self.acks.pending:

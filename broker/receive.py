@@ -7,8 +7,9 @@ large requests keeps its own buffer and reads into it directly, each request pla
 
 Always true:
 - Own buffers grow as data arrives, never because a length was announced, and never beyond the announced request.
-- Growth beyond `STASH_BYTES` is charged to a budget that all connections share (`queued.max.request.bytes`). When it is
-  spent, connections wait in line; the first in line may overdraw it, so that somebody always gets on.
+- All of them but `UNCHARGED_BYTES` is charged to a budget that all connections share (`queued.max.request.bytes`). When it
+  is spent, connections wait in line; the first in line may overdraw it, so that somebody always gets on.
+- No more is read into the scratch buffer than could be kept: left-overs never have to be taken against the budget.
 - `[start, end)` is what was received and not consumed yet. Views of it die with the next call of `writable`.
 """
 
@@ -17,15 +18,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-__all__ = ["SCRATCH_BYTES", "STASH_BYTES", "ReceiveBudget", "ReceiveBuffer"]
+__all__ = ["SCRATCH_BYTES", "STASH_BYTES", "UNCHARGED_BYTES", "ReceiveBudget", "ReceiveBuffer"]
 
 SCRATCH_BYTES = 256 << 10
 """One read takes at most this much: enough to spread a system call over many small requests, small enough for the L2 cache."""
 
 STASH_BYTES = SCRATCH_BYTES
-"""Left-overs up to here are always taken, whatever the budget says: they were read already."""
+"""An own buffer starts at most this large, whatever was announced."""
 
 _PAGE_BYTES = 4096
+
+UNCHARGED_BYTES = _PAGE_BYTES
+"""What a connection may keep free of charge: so that the beginning of a request can be read, and small requests are served,
+while others have spent the budget. Ten thousand connections (`max.connections`) hold 40 MB so."""
+
 _SHRINK_AFTER_REQUESTS = 64
 """So many requests in a row that would fit a quarter of an own buffer, and it is given back."""
 
@@ -58,6 +64,11 @@ class ReceiveBudget:
         self._free_bytes -= size
         return True
 
+    def take_anyway(self, size: int) -> int:
+        """Charge `size` bytes that are held already; returns them."""
+        self._free_bytes -= size
+        return size
+
     def wait(self, callback: Callable[[], None]) -> None:
         """Be called once it is worth asking again."""
         self._waiting.append(callback)
@@ -72,10 +83,11 @@ class ReceiveBudget:
         self._free_bytes += size
         if self._overdrawn_by is taker:
             self._overdrawn_by = None
-        # All are asked again, in order; who still finds nothing lines up once more.
+        # Asked in order, until one finds nothing and lines up once more: it stays the first.
         waiting, self._waiting = self._waiting, deque()
-        for callback in waiting:
-            callback()
+        while waiting and not self._waiting:
+            waiting.popleft()()
+        self._waiting.extend(waiting)
 
 
 class ReceiveBuffer:
@@ -114,7 +126,8 @@ class ReceiveBuffer:
     def writable(self) -> memoryview:
         """Where the next bytes go; never empty unless `settle` said that there is no room."""
         if not self.own:
-            return self._view
+            room = self._budget.free_bytes + UNCHARGED_BYTES
+            return self._view if room >= SCRATCH_BYTES else self._view[: max(room, UNCHARGED_BYTES)]
         need = self._need
         if need > len(self._view) >> 1:
             # Stop at the end of a large request: the next one then starts at the front and is never moved.
@@ -135,7 +148,7 @@ class ReceiveBuffer:
                 self.release()
             return True
         if not self.own:
-            self._adopt(max(left, min(need, STASH_BYTES)))
+            self._adopt(min(need, STASH_BYTES))
         capacity = len(self._view)
         if self.end < capacity and (need <= capacity - self.start or not need):
             return True
@@ -165,9 +178,13 @@ class ReceiveBuffer:
         if charged:
             self._budget.give(charged, self)
 
-    def _adopt(self, size: int) -> None:
+    def _adopt(self, wanted: int) -> None:
         left = self.end - self.start
-        size = -(-size // _PAGE_BYTES) * _PAGE_BYTES
+        # Where the budget has no more, what is left is kept, of which `writable` saw to it that there is room.
+        size = _pages(max(left, wanted))
+        if not self._charge(size):
+            size = _pages(left)
+            self._charged = self._budget.take_anyway(max(size - UNCHARGED_BYTES, 0))
         own = memoryview(bytearray(size))
         own[:left] = self._view[self.start : self.end]
         self._view = own
@@ -176,14 +193,22 @@ class ReceiveBuffer:
         self.start, self.end = 0, left
 
     def _grow(self, need: int) -> bool:
-        capacity = len(self._view)
-        size = min(max(2 * capacity, STASH_BYTES), -(-need // _PAGE_BYTES) * _PAGE_BYTES)
-        charge = max(size - STASH_BYTES, 0) - self._charged
-        if charge > 0:
-            if not self._budget.take(charge, self):
-                return False
-            self._charged += charge
+        size = min(max(2 * len(self._view), STASH_BYTES), _pages(need))
+        if not self._charge(size):
+            return False
         own = memoryview(bytearray(size))
         own[: self.end] = self._view[: self.end]
         self._view = own
         return True
+
+    def _charge(self, size: int) -> bool:
+        charge = max(size - UNCHARGED_BYTES, 0) - self._charged
+        if charge > 0:
+            if not self._budget.take(charge, self):
+                return False
+            self._charged += charge
+        return True
+
+
+def _pages(size: int) -> int:
+    return -(-size // _PAGE_BYTES) * _PAGE_BYTES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 
 import pytest
 
@@ -10,6 +11,8 @@ from broker import connection as connections
 from broker import server
 from broker.connection import Connection
 from broker.node import Node
+from broker.receive import UNCHARGED_BYTES
+from protocol.apis import encode_request
 from protocol.messages.api_versions import ApiVersionsRequest
 from protocol.messages.metadata import MetadataRequest
 from tests.broker.conftest import StartNode
@@ -109,6 +112,51 @@ async def test_receive_memory_is_shared_fairly(start_node: StartNode) -> None:
             client.writer.close()
         await eventually(lambda: node.running.server.connection_count == 0, "the end of all connections")
         assert node.running.server.budget.free_bytes == 1 << 20
+
+
+async def test_what_many_pipeline_is_bounded_and_holds_nobody_up(start_node: StartNode) -> None:
+    async with (
+        start_node(queued_max_request_bytes=1 << 20) as node,
+        await Wire.connect(node.bootstrap_servers) as producer,
+    ):
+        await producer.create_topic("t", max_message_bytes="4000000")
+        greedy = [await Wire.connect(node.bootstrap_servers) for _ in range(30)]
+        for wire in greedy:
+            wire.send("Fetch", 12, fetch_request("t", max_wait_ms=60_000, min_bytes=1 << 30))
+            wire.writer.write(
+                b"".join(encode_request(18, 0, 5, "test", ApiVersionsRequest())) * 10_000
+            )  # may not start
+        server = node.running.server
+        await eventually(lambda: not any(server_side(node, wire)._reading for wire in greedy), "back-pressure")
+        held = sum(server_side(node, wire)._buffer.capacity_bytes for wire in greedy)
+        assert held <= (1 << 20) + len(greedy) * UNCHARGED_BYTES
+        assert (await producer.produce("t", batch(bytes(3_000_000)))).error_code == 0
+        for wire in greedy:
+            wire.writer.transport.abort()
+
+
+async def test_who_drips_bytes_does_not_hold_memory_that_others_wait_for(
+    start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "SWEEP_INTERVAL_S", 0.05)
+    monkeypatch.setattr(connections, "STUCK_TIMEOUT_S", 1)
+    async with (
+        start_node(queued_max_request_bytes=1 << 20) as node,
+        await Wire.connect(node.bootstrap_servers) as dripping,
+        await Wire.connect(node.bootstrap_servers) as honest,
+    ):
+        await honest.create_topic("t", max_message_bytes="4000000")
+        dripping.writer.write(struct.pack(">ih", 50 << 20, 0) + bytes(3 << 20))
+
+        async def drip() -> None:
+            while True:
+                dripping.writer.write(b"\0")
+                await asyncio.sleep(0.02)
+
+        await eventually(lambda: node.running.server.budget.free_bytes < 0, "an overdraft")
+        task = asyncio.create_task(drip())
+        assert (await honest.produce("t", batch(bytes(3_000_000)))).error_code == 0
+        task.cancel()
 
 
 async def test_idle_connections_are_closed(start_node: StartNode) -> None:

@@ -7,6 +7,7 @@ import struct
 
 import pytest
 
+from broker.connection import MAX_OTHER_REQUEST_BYTES
 from broker.node import Node
 from protocol.apis import encode_request
 from protocol.messages.api_versions import ApiVersionsRequest
@@ -63,6 +64,17 @@ async def test_bad_request_closes_its_connection_only(node: Node, frame: bytes) 
 @pytest.mark.parametrize("size", [-1, 0, 9, 104_857_601], ids=["negative", "empty", "short", "over the limit"])
 async def test_bad_size_closes_the_connection(wire: Wire, size: int) -> None:
     wire.writer.write(struct.pack(">i", size))
+    assert await wire.closed_by_broker()
+
+
+async def test_only_produce_may_be_large(wire: Wire) -> None:
+    await wire.create_topic("t", partitions=3, max_message_bytes="4000000")
+    large = produce_request("t", *[batch(bytes(3_000_000))] * 3)
+    answer = await wire.call("Produce", 9, large)
+    assert [one.error_code for one in answer.responses[0].partition_responses] == [0, 0, 0]
+    # An array element of two bytes becomes an object of a hundred: a Metadata request of 100 MB would be gigabytes.
+    # It ends as soon as its size and key are known.
+    wire.writer.write(struct.pack(">ih", MAX_OTHER_REQUEST_BYTES + 1, 3))
     assert await wire.closed_by_broker()
 
 

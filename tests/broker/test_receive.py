@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from broker.receive import SCRATCH_BYTES, STASH_BYTES, ReceiveBudget, ReceiveBuffer
+from broker.receive import SCRATCH_BYTES, STASH_BYTES, UNCHARGED_BYTES, ReceiveBudget, ReceiveBuffer
 
 
 def make(budget_bytes: int = 1 << 30, scratch: memoryview | None = None) -> ReceiveBuffer:
@@ -167,3 +167,59 @@ def test_a_buffer_that_may_not_grow_says_so_and_goes_on_later() -> None:
         rest = rest[feed(patient, rest) :]
         frames += take_frames(patient)[0]
     assert frames == [b"y" * 1_000_000]
+
+
+def test_left_overs_of_many_connections_stay_within_the_budget() -> None:
+    """Each sends as much as it can before a request that may not start: none of it escapes the bound (I13)."""
+    scratch = memoryview(bytearray(SCRATCH_BYTES))
+    budget = ReceiveBudget(1 << 20)
+    connections = [ReceiveBuffer(scratch, budget) for _ in range(200)]
+    stream = framed(*[b"x" * 1000] * 1000)
+    for buffer in connections:
+        feed(buffer, stream)
+        buffer.settle(1004)  # it is busy: nothing starts
+    held = sum(buffer.capacity_bytes for buffer in connections)
+    assert held <= (1 << 20) + len(connections) * UNCHARGED_BYTES
+    assert budget.free_bytes >= 0
+    for buffer in connections:
+        buffer.release()
+    assert budget.free_bytes == 1 << 20
+
+
+def test_small_requests_are_served_while_the_budget_is_spent() -> None:
+    budget = ReceiveBudget(1 << 20)
+    budget.take(1 << 20, "another")
+    buffer = ReceiveBuffer(memoryview(bytearray(SCRATCH_BYTES)), budget)
+    stream = framed(b"a" * 1000, b"b" * 3000, b"c" * 500)
+    got = []
+    while stream:
+        stream = stream[feed(buffer, stream) :]
+        frames, room = take_frames(buffer)
+        assert room
+        got += frames
+    assert got == [b"a" * 1000, b"b" * 3000, b"c" * 500]
+    assert budget.free_bytes == 0
+
+
+def test_those_who_wait_are_asked_in_order_and_only_until_one_finds_nothing() -> None:
+    budget = ReceiveBudget(100)
+    budget.take(100, "holder")
+    budget.take(50, "greedy")
+    asked: list[str] = []
+
+    def wait(name: str, size: int) -> None:
+        def ask() -> None:
+            asked.append(name)
+            if not budget.take(size, name):
+                budget.wait(ask)
+
+        budget.wait(ask)
+
+    for name, size in [("first", 20), ("second", 30), ("third", 10), ("fourth", 10)]:
+        wait(name, size)
+    budget.give(60, "holder")  # 10 are free, and "greedy" overdraws still
+    assert asked == ["first"]
+    budget.give(35, "holder")
+    assert asked == ["first", "first", "second"]
+    budget.give(50, "greedy")
+    assert asked == ["first", "first", "second", "second", "third", "fourth"]
