@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from broker.config import BrokerSettings, Listener
+from broker.delayed_fetch import WaitingFetches
 from broker.fetch_session import FetchSessionCache
 from broker.metadata_cache import MetadataCache
 from broker.metrics import Metrics
@@ -39,6 +40,7 @@ class Broker:
         "settings",
         "storage",
         "topics",
+        "waiting_fetches",
     )
 
     def __init__(
@@ -64,6 +66,7 @@ class Broker:
         self.partitions = partitions
         self.producer_ids = producer_ids
         self.fetch_sessions = fetch_sessions
+        self.waiting_fetches = WaitingFetches()
         self.metadata_cache = MetadataCache()
         self.metrics = metrics
         self.now_ms = now_ms

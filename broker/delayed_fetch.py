@@ -4,10 +4,12 @@ Always true:
 - What the log cache holds is read and answered in the callback that brought the request, without a task.
 - A fetch that has too little waits for the high watermark of its partitions to advance, or for its time-out; there is no
   polling. Wake-ups of one turn of the event loop lead to one new look.
-- Only what objects alone hold is read by a task, a few partitions at a time, within the response's size.
+- Only what objects alone hold is read by a task, a few partitions at a time, and no more of them than it takes to answer.
+  It waits for memory only while it holds none itself.
 - The first batch of a response may exceed every limit, else a consumer with small limits would never get on (KIP-74);
   the batches of all other partitions stay within what is left.
 - An error of any partition answers at once, and so does data enough, or any data at all that had to come from objects.
+- What waiting fetches remember is bounded in partitions; beyond that a large fetch is answered at once with what is there.
 """
 
 from __future__ import annotations
@@ -21,16 +23,47 @@ from broker.errors import code_of
 from broker.fetch_session import SessionPartition
 from broker.partition import Partition
 from protocol.errors import ErrorCode
-from s3stream.errors import StorageError
+from s3stream.errors import NoMemory, StorageError
 from s3stream.objectstore import Buffer, ObjectStoreError
 
 if TYPE_CHECKING:
     from s3stream.log_cache import CacheBlock
 
-__all__ = ["COLD_READS", "DelayedFetch", "FetchedPartition"]
+__all__ = ["COLD_READS", "MAX_WAIT_MS", "DelayedFetch", "FetchedPartition", "WaitingFetches"]
 
 COLD_READS = 8
 """Partitions that one fetch reads from objects at the same time."""
+
+MAX_WAIT_MS = 300_000
+"""Longest wait for data, whatever the client asks for: nobody notices before then that a client is gone whose socket is not
+read, because it sent more than is served. Clients ask for half a second."""
+
+FREE_PARTITIONS = 16
+"""Partitions that each waiting fetch may have without being counted: some 4 KB, for `max.connections` of them 40 MB."""
+
+MAX_WAITING_PARTITIONS = 200_000
+"""All others of waiting fetches together: some 50 MB."""
+
+
+class WaitingFetches:
+    """What the fetches that wait remember, counted in partitions."""
+
+    __slots__ = ("partition_count",)
+
+    def __init__(self) -> None:
+        self.partition_count = 0
+
+    def enter(self, partition_count: int) -> bool:
+        """Count a fetch that is about to wait; False: it may not."""
+        count = max(partition_count - FREE_PARTITIONS, 0)
+        if count and self.partition_count + count > MAX_WAITING_PARTITIONS:
+            return False
+        self.partition_count += count
+        return True
+
+    def leave(self, partition_count: int) -> None:
+        """It waits no more."""
+        self.partition_count -= max(partition_count - FREE_PARTITIONS, 0)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -53,36 +86,52 @@ class DelayedFetch:
 
     entries: list[FetchedPartition]
     max_bytes: int
+    allowance_bytes: Callable[[], int]
+    """What a response may have at most now; asked again at each look."""
     min_bytes: int
     max_wait_ms: int
     complete: Callable[[DelayedFetch], None]
     """Called once, when `entries` hold the answer and `start` said False."""
     start_task: Callable[[DelayedFetch], asyncio.Task[None]]
     """Runs `read_cold` as a task that somebody owns."""
+    waiting: WaitingFetches
     total_bytes: int = 0
     """Record bytes in the answer."""
     _timer: asyncio.TimerHandle | None = None
     _look_handle: asyncio.Handle | None = None
     _task: asyncio.Task[None] | None = None
     _cold: list[FetchedPartition] = field(default_factory=list)
+    _limit_bytes: int = 0
+    _entered: bool = False
 
     def start(self) -> bool:
         """Read; True: answer now. False: `complete` is called later, unless `cancel` comes first."""
-        if self._look():
+        if self._look() or not self.waiting.enter(len(self.entries)):
             return True
+        self._entered = True
         if self._cold:
             self._task = self.start_task(self)
         else:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self.max_wait_ms / 1000, self._expire)
+            self._timer = loop.call_later(min(self.max_wait_ms, MAX_WAIT_MS) / 1000, self._expire)
             self._watch()
         return False
 
     def cancel(self) -> None:
         """The client is gone."""
         self._stop_waiting()
+        self._leave()
         if self._task is not None:
             self._task.cancel()
+
+    def _complete(self) -> None:
+        self._leave()
+        self.complete(self)
+
+    def _leave(self) -> None:
+        if self._entered:
+            self._entered = False
+            self.waiting.leave(len(self.entries))
 
     # ---- looking ------------------------------------------------------------------------------------------------
 
@@ -92,6 +141,7 @@ class DelayedFetch:
         for entry in self.entries:
             entry.payloads, entry.size_bytes, entry.block = [], 0, None
         self.total_bytes = 0
+        self._limit_bytes = min(self.max_bytes, self.allowance_bytes())
         self._read_cached(self.entries, self._cold)
         if self._cold:
             return False
@@ -100,7 +150,7 @@ class DelayedFetch:
     def _read_cached(self, entries: list[FetchedPartition], cold: list[FetchedPartition]) -> None:
         total = self.total_bytes
         for entry in entries:
-            left = self.max_bytes - total
+            left = self._limit_bytes - total
             if (total and left <= 0) or not self._has_data(entry):
                 continue
             assert entry.partition is not None
@@ -139,27 +189,35 @@ class DelayedFetch:
             entry.payloads, entry.size_bytes, entry.block = [], 0, None
         total = 0
         for at in range(0, len(cold), COLD_READS):
-            left = self.max_bytes - total
-            if left <= 0:
-                break
             part = cold[at : at + COLD_READS]
-            await asyncio.gather(*(self._read_one(entry, left) for entry in part))
+            left = self._limit_bytes - total
+            # Together, so none of them may wait for memory: those that have theirs would hold it meanwhile.
+            await asyncio.gather(*(self._read_one(entry, left, wait_for_memory=False) for entry in part))
             for entry in part:
                 # Each was read as if it were alone: what does not fit beside those before it is asked for again.
-                if total and entry.size_bytes > self.max_bytes - total:
+                if total and entry.size_bytes > self._limit_bytes - total:
                     entry.payloads, entry.size_bytes = [], 0
                 total += entry.size_bytes
+            if total >= min(max(self.min_bytes, 1), self._limit_bytes) or any(entry.error for entry in part):
+                break
+        if not total and not self._failed():
+            await self._read_one(cold[0], self._limit_bytes, wait_for_memory=True)
+            total = cold[0].size_bytes
         self.total_bytes = total
         # From here to the response there is no await: views of the log cache stay valid.
         from_objects = set(cold)
         self._read_cached([entry for entry in self.entries if entry not in from_objects], [])
-        self.complete(self)
+        self._complete()
 
-    async def _read_one(self, entry: FetchedPartition, limit: int) -> None:
+    async def _read_one(self, entry: FetchedPartition, limit: int, *, wait_for_memory: bool) -> None:
         assert entry.partition is not None
         wanted = entry.wanted
         try:
-            found = await entry.partition.stream.read(wanted.fetch_offset, min(wanted.max_bytes, limit))
+            found = await entry.partition.stream.read(
+                wanted.fetch_offset, min(wanted.max_bytes, limit), wait_for_memory=wait_for_memory
+            )
+        except NoMemory:
+            return  # others are served before it; nothing is wrong with the partition, and the client asks again
         except (StorageError, ObjectStoreError) as error:
             entry.error = code_of(error)
             return
@@ -181,7 +239,7 @@ class DelayedFetch:
         self._look_handle = None
         if self._look():
             self._stop_waiting()
-            self.complete(self)
+            self._complete()
         elif self._cold:
             self._stop_waiting()
             self._task = self.start_task(self)
@@ -193,7 +251,7 @@ class DelayedFetch:
         if self._cold:
             self._task = self.start_task(self)
         else:
-            self.complete(self)
+            self._complete()
 
     def _watch(self) -> None:
         for entry in self.entries:

@@ -73,8 +73,8 @@ class ReadSettings:
     tail_size_bytes: int = 64 * KIB
     """What is read of an object's end at first: holds the index of up to 1,023 blocks."""
     memory_wait_ms: int = 2_000
-    """Longest wait for memory that others hold. A bound, because a fetch may hold one partition's data while it waits
-    for another's; then the read is `Unavailable` and can be tried again."""
+    """Longest wait for memory that others hold, such as responses to slow consumers; then the read is `NoMemory`, and can
+    be tried again."""
     max_readers: int = 10_000
     """Sequential readers that are remembered for read-ahead; the least recent is forgotten."""
 

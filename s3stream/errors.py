@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "MetadataUnavailable",
+    "NoMemory",
     "NodeFenced",
     "ObjectCorrupt",
     "ObjectExpired",
@@ -43,6 +44,10 @@ class NodeFenced(StorageError):
 
 class MetadataUnavailable(StorageError):
     """The metadata log cannot be reached; the outcome of a command is open until it can. Try again."""
+
+
+class NoMemory(StorageError):
+    """Memory for reads of objects is held by others, such as responses that are being sent. Try again."""
 
 
 class ObjectExpired(StorageError):

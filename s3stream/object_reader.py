@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from s3stream.block_cache import Block, BlockCache, BlockKey
 from s3stream.config import ReadSettings
-from s3stream.errors import ObjectCorrupt
+from s3stream.errors import NoMemory, ObjectCorrupt
 from s3stream.metadata import ObjectId, ObjectRange, StreamId, StreamMetadata
 from s3stream.object_format import (
     FOOTER_SIZE_BYTES,
@@ -102,7 +102,7 @@ class _Sequence:
 
 
 class ObjectReader:
-    """Reads streams from objects. Every method raises `ObjectCorrupt` or `Unavailable` where the data cannot be had."""
+    """Reads streams from objects. Every method raises `ObjectCorrupt`, `Unavailable` or `NoMemory` where it cannot be had."""
 
     def __init__(
         self,
@@ -134,13 +134,19 @@ class ObjectReader:
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._closed = False
 
-    async def read(self, stream_id: StreamId, offset: int, end_offset: int, max_bytes: int) -> list[Buffer]:
+    async def read(
+        self, stream_id: StreamId, offset: int, end_offset: int, max_bytes: int, *, wait_for_memory: bool = True
+    ) -> list[Buffer]:
         """Whole payloads from the first that ends past `offset`, below `end_offset`; at least one where there is any.
 
         Each buffer holds one or more payloads of one block. Together they have at most `max_bytes`, unless the first
         payload is larger. Empty where no object holds the offset (any more).
+
+        Whoever holds what an earlier read gave must not wait for memory: `NoMemory` is raised at once then.
         """
-        return await self._resolved(stream_id, lambda: self._read(stream_id, offset, end_offset, max_bytes))
+        return await self._resolved(
+            stream_id, lambda: self._read(stream_id, offset, end_offset, max_bytes, wait_for_memory)
+        )
 
     async def read_state(self, stream_id: StreamId) -> tuple[int, bytes] | None:
         """The newest state block and the (exclusive) end offset that it accounts for."""
@@ -189,7 +195,9 @@ class ObjectReader:
                     f" offsets {found.range.base_offset} to {found.range.end_offset} (exclusive): restore it"
                 )
 
-    async def _read(self, stream_id: StreamId, offset: int, end_offset: int, max_bytes: int) -> list[Buffer]:
+    async def _read(
+        self, stream_id: StreamId, offset: int, end_offset: int, max_bytes: int, wait_for_memory: bool
+    ) -> list[Buffer]:
         max_bytes = min(max_bytes, self.cache.capacity_bytes // _LARGEST_READ_SHARE)
         wanted = await self._plan(stream_id, offset, end_offset, max_bytes)
         if not wanted:
@@ -197,7 +205,7 @@ class ObjectReader:
         result: list[Buffer] = []
         size = 0
         next_offset = offset
-        for block in await self._fetch(wanted):
+        for block in await self._fetch(wanted, wait_for_memory=wait_for_memory):
             part = block.slice(self._payload_format, next_offset, end_offset, max_bytes - size, at_least_one=not result)
             if part is None:
                 break
@@ -238,7 +246,7 @@ class ObjectReader:
                 at = found.range.end_offset
         return wanted
 
-    async def _fetch(self, wanted: Sequence[_Wanted]) -> list[Block]:
+    async def _fetch(self, wanted: Sequence[_Wanted], *, wait_for_memory: bool = True) -> list[Block]:
         """Get blocks from the cache, from requests under way, or by new requests."""
         reserved = 0
         while True:
@@ -257,7 +265,7 @@ class ObjectReader:
                 continue
             self.cache.release(reserved)
             reserved = cost
-            await self._wait_for_memory(cost)
+            await self._wait_for_memory(cost, self._settings.memory_wait_ms if wait_for_memory else 0)
             if self._closed:
                 self.cache.release(cost)
                 raise Unavailable(_CLOSED)
@@ -282,13 +290,13 @@ class ObjectReader:
             blocks.clear()
             waiting.clear()
 
-    async def _wait_for_memory(self, size: int) -> None:
+    async def _wait_for_memory(self, size: int, wait_ms: int) -> None:
         try:
-            async with asyncio.timeout(self._settings.memory_wait_ms / 1000):
+            async with asyncio.timeout(wait_ms / 1000):
                 await self.cache.reserve(size)
         except TimeoutError:
-            raise Unavailable(
-                f"no memory for {size} bytes within {self._settings.memory_wait_ms} ms: responses that are being sent"
+            raise NoMemory(
+                f"no memory for {size} bytes within {wait_ms} ms: responses that are being sent"
                 f" hold {self.cache.used_bytes - self.cache.cached_bytes} of {self.cache.capacity_bytes} bytes"
             ) from None
 

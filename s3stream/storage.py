@@ -39,6 +39,9 @@ TOUCH_STEP_BYTES = 2 << 20
 TOUCH_PAUSE_S = 0.002
 """One huge page at a time takes about 0.3 ms; 512 MiB are touched in about a second."""
 
+PINNABLE_SHARE = 0.75
+"""Of the arena: what a slow reader may keep from being given back, together with what is not uploaded yet."""
+
 _log = logging.getLogger("tidelog.storage")
 
 OnDone = Callable[[StorageError | None], None]
@@ -48,8 +51,14 @@ OnDone = Callable[[StorageError | None], None]
 class ColdReader(Protocol):
     """Reads what is in committed objects only."""
 
-    async def read(self, stream_id: StreamId, offset: int, end_offset: int, max_bytes: int) -> list[Buffer]:
-        """Whole payloads from the one that holds `offset` on, below `end_offset`, at least one."""
+    async def read(
+        self, stream_id: StreamId, offset: int, end_offset: int, max_bytes: int, *, wait_for_memory: bool = True
+    ) -> list[Buffer]:
+        """Whole payloads from the one that holds `offset` on, below `end_offset`, at least one.
+
+        Raises:
+            NoMemory: others hold the memory for reads, and waiting was not allowed or took too long.
+        """
 
     async def read_state(self, stream_id: StreamId) -> tuple[int, bytes] | None:
         """The newest state block and the (exclusive) end offset that it accounts for."""
@@ -106,6 +115,8 @@ class Storage:
             rng=rng,
         )
         self._block = CacheBlock(arena.head, wal.trim_offset, self._wake_room)
+        self._committed_position = arena.head
+        """Everything below it in the arena is in objects."""
         self._blocks: deque[CacheBlock] = deque()
         """Sealed and committed blocks that still hold memory, oldest first."""
         self._pending: deque[tuple[int, Stream, int, OnDone | None]] = deque()
@@ -401,7 +412,16 @@ class Storage:
                 described.append(_PartSource(self.arena, stream_id, stream.leader_epoch, block.parts[stream_id][1]))
         return described
 
+    def may_pin(self, block: CacheBlock) -> bool:
+        """Whether a slow reader may hold this block; False: copy what is read of it, its memory will be needed soon.
+
+        Pinning keeps all later blocks as well. A quarter of the arena must remain for appends.
+        """
+        held_from = min(block.start_position, self._committed_position)
+        return self.arena.head - held_from <= self.arena.size_bytes * PINNABLE_SHARE
+
     def _committed(self, block: CacheBlock, result: CommitResult) -> None:
+        self._committed_position = block.end_position
         for stream_id, reason in result.skipped.items():
             closed = StreamClosed if reason is SkipReason.DELETED else StreamFenced
             self.forget_stream(stream_id, closed(f"stream {stream_id}: {reason.value}"))

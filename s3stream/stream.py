@@ -99,13 +99,16 @@ class Stream:
             return TailRead([], 0, None)
         return self.tail.read(self._storage.arena, offset, confirmed_offset, max_bytes)
 
-    async def read(self, offset: int, max_bytes: int) -> StreamRead:
+    async def read(self, offset: int, max_bytes: int, *, wait_for_memory: bool = True) -> StreamRead:
         """Read whole payloads from the one that holds `offset` on; at least one where there is any, about `max_bytes`.
+
+        Whoever holds what another read gave must not wait for memory, or readers could wait for each other.
 
         Raises:
             OffsetOutOfRange: below the log start or beyond the confirmed end.
             StreamClosed: the stream is closed on this node.
             ObjectCorrupt, Unavailable: the objects that hold it cannot be trusted or reached.
+            NoMemory: others hold the memory for reads.
         """
         for _ in range(READ_ATTEMPTS):
             if self.closed is not None:
@@ -120,7 +123,9 @@ class Stream:
                 return StreamRead(list(cached.payloads), cached.size_bytes, cached.block)
             base_offset = self.tail.base_offset
             end_offset = self.confirmed_offset if base_offset is None else base_offset
-            buffers = await self._storage.reader.read(self.stream_id, offset, end_offset, max_bytes)
+            buffers = await self._storage.reader.read(
+                self.stream_id, offset, end_offset, max_bytes, wait_for_memory=wait_for_memory
+            )
             if buffers:
                 return StreamRead(buffers, sum(map(len, buffers)), None)
             # Nothing there: a trim passed the offset while we read. Look again.

@@ -11,7 +11,8 @@ clients skip (KIP-74). `read_committed` equals `read_uncommitted` until there ar
 
 A batch of zstd for a client older than v10 is error 76: batches are never converted.
 
-Deviations: requests of followers (replica id ≥ 0) are served like those of consumers.
+Deviations: requests of followers (replica id ≥ 0) are served like those of consumers. Nobody waits longer than five
+minutes, and a fetch of very many partitions is not made to wait while others of that kind do.
 """
 
 from __future__ import annotations
@@ -95,11 +96,13 @@ def handle(broker: Broker, connection: Connection, call: Call, request: FetchReq
 
     fetch = DelayedFetch(
         entries=[_resolve(broker, by_id, wanted) for wanted in context.partitions],
-        max_bytes=min(request.max_bytes, broker.settings.fetch_max_bytes, connection.server.response_allowance_bytes),
+        max_bytes=min(request.max_bytes, broker.settings.fetch_max_bytes),
+        allowance_bytes=lambda: connection.server.response_allowance_bytes,
         min_bytes=request.min_bytes,
         max_wait_ms=request.max_wait_ms,
         complete=complete,
         start_task=start_task,
+        waiting=broker.waiting_fetches,
     )
     broker.metrics.fetch_requests += 1
     if fetch.start():
@@ -172,8 +175,10 @@ def _partition_data(broker: Broker, call: Call, entry: FetchedPartition) -> Part
             partition_index=index, error_code=ErrorCode.UNSUPPORTED_COMPRESSION_TYPE, high_watermark=-1, records=[]
         )
     payloads = cast("list[bytes | memoryview]", entry.payloads)
-    if len(payloads) > 1 and entry.size_bytes < _JOIN_BELOW_BYTES * len(payloads):
-        # Many small buffers cost the socket more than one copy; and nothing of the log cache is held any more.
+    small = len(payloads) > 1 and entry.size_bytes < _JOIN_BELOW_BYTES * len(payloads)
+    if small or (entry.block is not None and not broker.storage.may_pin(entry.block)):
+        # Many small buffers cost the socket more than one copy. And where appends will soon want the memory, a copy, counted in
+        # the send budget, lets a slow consumer keep its connection.
         payloads = [b"".join(payloads)]
         entry.block = None
     return PartitionData(

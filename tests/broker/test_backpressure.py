@@ -16,7 +16,7 @@ from protocol.apis import encode_request
 from protocol.messages.api_versions import ApiVersionsRequest
 from protocol.messages.metadata import MetadataRequest
 from tests.broker.conftest import StartNode
-from tests.broker.wire import Wire, batch, eventually, fetch_request, produce_request
+from tests.broker.wire import Wire, batch, eventually, fetch_request, produce_request, records_in
 
 
 def server_side(node: Node, wire: Wire) -> Connection:
@@ -101,6 +101,30 @@ async def test_a_consumer_too_slow_for_the_memory_it_holds_is_disconnected(start
         assert not connection._blocks
 
 
+async def test_a_slow_consumer_gets_a_copy_of_what_will_soon_be_overwritten(start_node: StartNode) -> None:
+    async with (
+        start_node(wal_uri="null://", memory_bytes=256 << 20) as node,  # an arena of 128 MiB
+        await Wire.connect(node.bootstrap_servers) as producer,
+        await Wire.connect(node.bootstrap_servers) as slow,
+    ):
+        await producer.create_topic("t", max_message_bytes="4000000")
+        values = [bytes([n]) * 1_000_000 for n in range(200)]
+        for value in values[:110]:
+            await producer.produce("t", batch(value))
+        slow.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        slow.send("Fetch", 12, fetch_request("t", partition_max_bytes=1 << 26))
+        await slow.writer.drain()
+        connection = server_side(node, slow)
+        await eventually(lambda: connection._copied_bytes, "a copy")
+        assert not connection._blocks
+        for value in values[110:]:
+            assert (await producer.produce("t", batch(value))).error_code == 0
+        slow.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        records = records_in((await slow.receive()).responses[0].partitions[0])
+        assert [record.value for record in records] == values[: len(records)]
+        assert len(records) > 5
+
+
 async def test_receive_memory_is_shared_fairly(start_node: StartNode) -> None:
     async with start_node(queued_max_request_bytes=1 << 20) as node:
         clients = [await Wire.connect(node.bootstrap_servers) for _ in range(6)]
@@ -126,7 +150,6 @@ async def test_what_many_pipeline_is_bounded_and_holds_nobody_up(start_node: Sta
             wire.writer.write(
                 b"".join(encode_request(18, 0, 5, "test", ApiVersionsRequest())) * 10_000
             )  # may not start
-        server = node.running.server
         await eventually(lambda: not any(server_side(node, wire)._reading for wire in greedy), "back-pressure")
         held = sum(server_side(node, wire)._buffer.capacity_bytes for wire in greedy)
         assert held <= (1 << 20) + len(greedy) * UNCHARGED_BYTES

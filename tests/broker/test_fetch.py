@@ -245,6 +245,7 @@ async def test_cold_and_hot_partitions_in_one_fetch(start_node: StartNode) -> No
             await wire.produce("t", batch(b"hot"), partition=partition)
         request = FetchRequest(
             max_wait_ms=1000,
+            min_bytes=20 * len(batch(b"hot")),  # there is as much, so all of it is waited for
             max_bytes=1 << 20,
             topics=[
                 FetchTopic(

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from s3stream.config import ReadSettings
-from s3stream.errors import ObjectCorrupt
+from s3stream.errors import NoMemory, ObjectCorrupt
 from s3stream.memory import Fault, Faults
 from s3stream.metadata import CommitObjects, ObjectId, StreamId
 from s3stream.object_reader import ObjectReader
@@ -451,13 +451,29 @@ async def test_readers_that_hold_their_data_while_they_want_more_do_not_wait_for
         for at in range(offset, offset + 200, 40):
             try:
                 held.append(await world.reader.read(STREAM, at, END, 4000))
-            except Unavailable as error:
+            except NoMemory as error:
                 return str(error)
         return "all"
 
     results = await asyncio.gather(*(hoard(offset) for offset in range(0, 800, 200)))
     assert any("responses that are being sent hold" in result for result in results)
     assert offsets_of(await world.reader.read(STREAM, 0, END, 4000)) == [*range(40)]
+    await world.reader.close()
+
+
+async def test_who_must_not_wait_for_memory_is_told_at_once() -> None:
+    world = World(dataclasses.replace(SMALL, memory_bytes=32 * KIB, memory_wait_ms=600_000))
+    await upload(world.store, world.metadata, {1: payloads(0, 1000)})
+    held = [await world.reader.read(STREAM, 0, END, 4000)]
+
+    async def hoard() -> None:
+        for at in range(100, 1000, 100):
+            held.append(await world.reader.read(STREAM, at, END, 4000, wait_for_memory=False))
+
+    with pytest.raises(NoMemory):
+        await hoard()
+    held.clear()
+    assert offsets_of(await world.reader.read(STREAM, 500, END, 100, wait_for_memory=False))[0] == 500
     await world.reader.close()
 
 
