@@ -10,13 +10,27 @@ Always true:
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from broker.config import BrokerSettings
 
-__all__ = ["MAX_TOPIC_NAME_LENGTH", "InvalidTopicConfig", "TopicConfig", "check_topic_name", "resolve", "validate"]
+__all__ = [
+    "MAX_TOPIC_NAME_LENGTH",
+    "ConfigSource",
+    "EffectiveConfig",
+    "InvalidTopicConfig",
+    "TopicConfig",
+    "check_topic_name",
+    "colliding_form",
+    "effective",
+    "resolve",
+    "validate",
+]
 
 MAX_TOPIC_NAME_LENGTH = 249
 """Kafka's: file names were 255 bytes, less the partition's suffix."""
@@ -172,20 +186,61 @@ def validate(configs: Mapping[str, str | None]) -> dict[str, str]:
     return stored
 
 
+_SETTING_OF = {
+    "cleanup.policy": "log_cleanup_policy",
+    "max.message.bytes": "message_max_bytes",
+    "message.timestamp.after.max.ms": "log_message_timestamp_after_max_ms",
+    "message.timestamp.before.max.ms": "log_message_timestamp_before_max_ms",
+    "message.timestamp.type": "log_message_timestamp_type",
+    "retention.bytes": "log_retention_bytes",
+    "retention.ms": "log_retention_ms",
+}
+"""What a topic goes by, and the broker's setting that is its default."""
+
+
+class ConfigSource(enum.IntEnum):
+    """Where a value comes from, as Kafka numbers it (KIP-226)."""
+
+    TOPIC = 1
+    BROKER = 4
+    DEFAULT = 5
+
+
+class EffectiveConfig(NamedTuple):
+    """One configuration of a topic as it is told to clients."""
+
+    name: str
+    value: str
+    source: ConfigSource
+
+
+def effective(configs: Mapping[str, str], settings: BrokerSettings) -> list[EffectiveConfig]:
+    """What a topic overrides, and what it goes by otherwise, in the order of names.
+
+    Names that mean nothing here are told only where they are overridden.
+    """
+    found = {name: EffectiveConfig(name, value, ConfigSource.TOPIC) for name, value in configs.items()}
+    for name, setting in _SETTING_OF.items():
+        value = getattr(settings, setting)
+        source = ConfigSource.DEFAULT if value == _BUILT_IN[setting] else ConfigSource.BROKER
+        found.setdefault(name, EffectiveConfig(name, str(value), source))
+    return [found[name] for name in sorted(found)]
+
+
+_BUILT_IN = {item.name: item.default for item in dataclasses.fields(BrokerSettings)}
+
+
 def resolve(configs: Mapping[str, str], settings: BrokerSettings) -> TopicConfig:
     """Defaults of the broker under what the topic overrides. The overrides were validated before they were stored."""
-    policies = _policies(configs.get("cleanup.policy", settings.log_cleanup_policy))
+    values = {name: configs.get(name, str(getattr(settings, setting))) for name, setting in _SETTING_OF.items()}
+    policies = _policies(values["cleanup.policy"])
     return TopicConfig(
-        max_message_bytes=int(configs.get("max.message.bytes", settings.message_max_bytes)),
-        log_append_time=configs.get("message.timestamp.type", settings.log_message_timestamp_type) == "LogAppendTime",
-        timestamp_before_max_ms=int(
-            configs.get("message.timestamp.before.max.ms", settings.log_message_timestamp_before_max_ms)
-        ),
-        timestamp_after_max_ms=int(
-            configs.get("message.timestamp.after.max.ms", settings.log_message_timestamp_after_max_ms)
-        ),
+        max_message_bytes=int(values["max.message.bytes"]),
+        log_append_time=values["message.timestamp.type"] == "LogAppendTime",
+        timestamp_before_max_ms=int(values["message.timestamp.before.max.ms"]),
+        timestamp_after_max_ms=int(values["message.timestamp.after.max.ms"]),
         compact="compact" in policies,
         delete="delete" in policies,
-        retention_ms=int(configs.get("retention.ms", settings.log_retention_ms)),
-        retention_bytes=int(configs.get("retention.bytes", settings.log_retention_bytes)),
+        retention_ms=int(values["retention.ms"]),
+        retention_bytes=int(values["retention.bytes"]),
     )

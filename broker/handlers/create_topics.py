@@ -8,8 +8,8 @@ Behaviour: each topic succeeds or fails on its own. The answer waits until the p
 start at once; when that outlasts `timeout_ms` it is error 7, as in Kafka, and the topic may come into being nevertheless.
 Any replication factor from 1 on is accepted, on one node as well: the object store replicates.
 
-Deviations: a manual assignment is checked, and its first replica leads where it is this broker; the others mean nothing.
-Configs in the answer are the topic's own, without defaults.
+Deviations: a manual assignment is checked, and gives the number of partitions; who leads them the cluster decides. Configs
+in the answer are what the topic overrides and what it goes by; defaults that mean nothing here are left out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from broker.broker import Broker, Call
 from broker.errors import KafkaError, code_of
-from broker.topic_config import InvalidTopicConfig, check_topic_name, colliding_form, validate
+from broker.topic_config import InvalidTopicConfig, check_topic_name, colliding_form, effective, validate
 from controller.controller import TopicSpec
 from controller.errors import ControllerError
 from protocol.errors import ErrorCode
@@ -42,9 +42,6 @@ __all__ = ["API_KEY", "MAX_VERSION", "MIN_VERSION", "handle", "wait_until_open"]
 API_KEY = 19
 MIN_VERSION = 2
 MAX_VERSION = 7
-
-_DYNAMIC_TOPIC_CONFIG = 1
-"""Source of a config that the topic overrides (KIP-226)."""
 
 
 def handle(
@@ -88,8 +85,8 @@ async def _create(broker: Broker, request: CreateTopicsRequest) -> CreateTopicsR
         result.num_partitions = spec.partition_count
         result.replication_factor = _replication_factor(broker, wanted)
         result.configs = [
-            CreatableTopicConfigs(name=name, value=value, config_source=_DYNAMIC_TOPIC_CONFIG)
-            for name, value in sorted(spec.configs.items())
+            CreatableTopicConfigs(name=config.name, value=config.value, config_source=config.source)
+            for config in effective(spec.configs, broker.settings)
         ]
     if specs and not request.validate_only:
         await _commit(broker, request.timeout_ms, specs, results)

@@ -134,6 +134,23 @@ async def test_defaults(start_node: StartNode) -> None:
         assert (made.error_code, made.num_partitions, made.replication_factor) == (0, 4, 1)
 
 
+async def test_the_answer_tells_what_the_topic_goes_by(start_node: StartNode) -> None:
+    overridden = [
+        CreatableTopicConfig(name="retention.ms", value="60000"),
+        CreatableTopicConfig(name="segment.bytes", value="1000000"),
+    ]
+    async with start_node(message_max_bytes=5000) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        (made,) = await create(wire, topic("t", configs=overridden))
+        (older,) = await create(wire, topic("u", configs=overridden), version=4)
+    told = {config.name: (config.value, config.config_source) for config in made.configs}
+    assert told["retention.ms"] == ("60000", 1)  # of the topic
+    assert told["segment.bytes"] == ("1000000", 1)  # kept and told, though it means nothing here
+    assert told["max.message.bytes"] == ("5000", 4)  # of the broker's settings
+    assert told["cleanup.policy"] == ("delete", 5)  # built in
+    assert sorted(told) == [config.name for config in made.configs]
+    assert not older.configs
+
+
 async def test_each_topic_succeeds_or_fails_on_its_own(wire: Wire) -> None:
     await wire.create_topic("exists")
     bad_config = [CreatableTopicConfig(name="retention.ms", value="soon")]
