@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import random
 
 import pytest
@@ -17,6 +19,7 @@ from s3stream.object_reader import ObjectReader
 from s3stream.object_writer import Payload
 from s3stream.objectstore import Unavailable
 from tests.s3stream.doubles import PATHS, DictMetadata, PlainPayloads, new_world, offsets_of, payload, payloads, upload
+from tests.sim.loop import VirtualLoop
 
 KIB, MIB = 1 << 10, 1 << 20
 SETTINGS = CompactionSettings(
@@ -288,6 +291,22 @@ async def test_a_source_that_is_gone_means_somebody_was_faster() -> None:
     await world.store.delete_many([PATHS.data_object(world.metadata.live_objects()[1].object_id)])
     assert await world.compactor.run_once()
     assert world.compactor.discarded_jobs == 1
+
+
+def test_a_job_that_was_discarded_is_tried_again_only_after_a_rest() -> None:
+    # A source that is gone, and still referenced as far as this node knows, is planned again each time.
+    with contextlib.closing(VirtualLoop()) as loop:
+
+        async def an_hour() -> int:
+            world = World(dataclasses.replace(SETTINGS, interval_ms=60_000))
+            await world.fill(3, 1)
+            await world.store.delete_many([PATHS.data_object(world.metadata.live_objects()[1].object_id)])
+            task = asyncio.create_task(world.compactor.run())
+            await asyncio.sleep(3600)
+            task.cancel()
+            return world.compactor.discarded_jobs
+
+        assert 30 < loop.run_until_complete(an_hour()) <= 120, "once in a minute, give or take a half"
 
 
 async def test_an_outage_is_passed_on_and_passes() -> None:
