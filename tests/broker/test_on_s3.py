@@ -1,0 +1,70 @@
+"""A whole broker on an S3 server (moto's, in this process)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from broker.__main__ import main
+from s3stream.memory import MemoryObjectStore
+from s3stream.objectstore import Buffer
+from s3stream.probe import UnsuitableObjectStore
+from tests.broker.conftest import StartNode
+from tests.broker.wire import Wire, batch, eventually
+from tests.s3stream.moto import endpoint_url, new_bucket
+
+
+@pytest.fixture
+async def bucket_uri(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a prefix in a new bucket, with credentials where AWS's own tools look for them."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    store = await new_bucket()
+    await store.close()
+    return f"s3://{store._bucket}/some/prefix?region=us-east-1&path_style=true&endpoint={endpoint_url()}"
+
+
+async def test_what_was_produced_is_read_back_from_the_bucket(start_node: StartNode, bucket_uri: str) -> None:
+    values = [b"%04d" % n + bytes(10_000) for n in range(200)]
+    async with start_node(object_store_uri=bucket_uri) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        await wire.create_topic("t", partitions=2)
+        for value in values:
+            assert (await wire.produce("t", batch(value))).error_code == 0
+        await wire.produce("t", batch(b"other"), partition=1)
+        storage = node.running.storage
+        storage.seal()
+        await eventually(lambda: storage._wal.trim_offset == storage._wal.durable_offset, "an upload and a trim")
+        written = node.running.store.bytes_written
+        assert written > 2_000_000
+    async with start_node(object_store_uri=bucket_uri) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        assert node.running.storage.recovered_bytes == 0, "nothing was left in the WAL: it comes from objects"
+        assert await wire.fetch_all("t") == values
+        assert await wire.fetch_all("t", partition=1) == [b"other"]
+        assert node.running.store.bytes_read > 2_000_000
+        assert (await wire.produce("t", batch(b"next"))).base_offset == len(values)
+
+
+class WithoutConditions(MemoryObjectStore):
+    """As some stores that speak S3: takes If-None-Match, and writes whatever is there."""
+
+    async def put_if_absent(self, key: str, parts: Sequence[Buffer]) -> str:
+        return await self.put(key, parts)
+
+
+async def test_a_store_without_conditional_writes_is_refused_at_start(start_node: StartNode) -> None:
+    with pytest.raises(UnsuitableObjectStore, match="ignores If-None-Match: without conditional writes two nodes can"):
+        async with start_node(wrap_store=lambda _: WithoutConditions()):
+            pass
+
+
+def test_a_bucket_that_is_not_there_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    uri = f"s3://nowhere/prefix?region=us-east-1&path_style=true&endpoint={endpoint_url()}"
+    assert main(["--log-level", "error", "serve", "--set", f"object.store.uri={uri}"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tidelog: ")
+    assert "nowhere" in line
