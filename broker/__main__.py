@@ -102,7 +102,7 @@ def _settings(options: argparse.Namespace) -> BrokerSettings:
         data = options.data.absolute()
         overrides = {
             "listeners": f"PLAINTEXT://localhost:{options.port}",
-            "wal.uri": f"{(data / 'wal').as_uri()}?capacity=1GiB",
+            "wal.uri": f"{(data / 'wal').as_uri()}?capacity=512MiB",
             "object.store.uri": (data / "objects").as_uri(),
         }
     else:

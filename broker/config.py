@@ -125,7 +125,9 @@ class BrokerSettings:
     # -- where data lives
     object_store_uri: str = _setting("file://./data/objects", "file:///dir, s3://bucket/prefix?endpoint=…, or mem://")
     wal_uri: str = _setting(
-        "file://./data/wal?capacity=1GiB", "file:///dir?capacity=1GiB (null:// for benchmarks only)"
+        "file://./data/wal?capacity=512MiB",
+        "file:///dir?capacity=512MiB (null:// for benchmarks only). What was acknowledged and is not uploaded yet is at most "
+        "this capacity or half of memory.bytes, whichever is smaller; then producers wait",
     )
     memory_bytes: int = _setting(1 << 30, "bound of everything this broker keeps in memory", least=64 << 20)
     upload_size_bytes: int = _setting(64 << 20, "a cache block of this size is uploaded", least=64 << 10)

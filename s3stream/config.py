@@ -151,7 +151,7 @@ class CollectionSettings:
 class StorageSettings:
     """Everything the storage engine of one node can be told."""
 
-    wal_uri: str = "file:///var/lib/tidelog/wal?capacity=1GiB"
+    wal_uri: str = "file:///var/lib/tidelog/wal?capacity=512MiB"
     object_store_uri: str = "file:///var/lib/tidelog/objects"
     memory_bytes: int = 1024 * MIB
     """Bound of the whole process; the parts below must fit in it, with a fifth left for everything else."""

@@ -1,6 +1,6 @@
 """The WAL's URI, parsed and validated whole.
 
-file:///var/lib/tidelog/wal?capacity=1GiB     a ring on a local disk or an attached volume
+file:///var/lib/tidelog/wal?capacity=512MiB   a ring on a local disk or an attached volume
 file:///var/lib/tidelog/wal?io=thread         written by a thread, also where kernel AIO is to be had
 null://                                       nothing is kept: for benchmarks only
 """
@@ -26,7 +26,9 @@ __all__ = [
     "parse_wal_uri",
 ]
 
-DEFAULT_CAPACITY_BYTES = 1 << 30
+DEFAULT_CAPACITY_BYTES = 512 << 20
+"""What is not uploaded yet is in memory as well: more than the arena holds would never be used."""
+
 MIN_CAPACITY_BYTES = 1 << 20
 """Room for a few writes; a real node wants seconds of its traffic."""
 

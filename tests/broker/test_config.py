@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from broker.config import BrokerSettings, InvalidSettings, Listener, parse_listeners, parse_size, settings_from
-from broker.wiring import storage_settings
+from broker.wiring import absolute_uri, storage_settings
+from wal.config import DEFAULT_CAPACITY_BYTES, FileWalConfig, parse_wal_uri
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
@@ -44,6 +45,13 @@ def test_a_broken_or_missing_file_is_named(tmp_path: Path) -> None:
     file.write_text("num.partitions =")
     with pytest.raises(InvalidSettings, match=r"broken\.toml is no valid TOML"):
         settings_from(file=file, environment={})
+
+
+def test_the_default_log_is_no_larger_than_the_memory_that_mirrors_it() -> None:
+    settings = BrokerSettings()
+    config = parse_wal_uri(absolute_uri(settings.wal_uri))
+    assert isinstance(config, FileWalConfig)
+    assert config.capacity_bytes == DEFAULT_CAPACITY_BYTES <= storage_settings(settings).arena_bytes
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from wal.errors import WalConfigInvalid
 @pytest.mark.parametrize(
     ("uri", "config"),
     [
-        ("file:///var/lib/tidelog/wal", FileWalConfig(path=Path("/var/lib/tidelog/wal"), capacity_bytes=1 << 30)),
+        ("file:///var/lib/tidelog/wal", FileWalConfig(path=Path("/var/lib/tidelog/wal"), capacity_bytes=512 << 20)),
         ("file:///w?capacity=512MiB", FileWalConfig(path=Path("/w"), capacity_bytes=512 << 20)),
         ("file:///w?io=thread", FileWalConfig(path=Path("/w"), io=WalIo.THREAD)),
         ("file:///w?capacity=1048576", FileWalConfig(path=Path("/w"), capacity_bytes=1 << 20)),
