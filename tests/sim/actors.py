@@ -23,6 +23,8 @@ __all__ = ["Producer", "Reader", "Topic", "World", "create_topic", "delete_topic
 
 _IN_FLIGHT = 5
 _BACK_OFF_S = 0.1
+_SLOWNESS = 300.0
+"""How much longer a slow reader takes for each piece of an answer: while it does, the broker's memory is held."""
 _PRODUCE_VERSION = 9
 _INIT_PRODUCER_ID_VERSION = 4
 _CREATE_TOPICS_VERSION = 7
@@ -65,8 +67,8 @@ class World:
     high_watermarks: dict[str, int] = field(default_factory=dict)
     """The highest that any client was told, by partition."""
 
-    def client(self, name: str) -> Client:
-        return Client(self.network, self.port, name)
+    def client(self, name: str, slowness: float = 1.0) -> Client:
+        return Client(self.network, self.port, name, slowness)
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -125,17 +127,20 @@ class Producer:
 
     async def run(self) -> None:
         """Until everything is acknowledged, or the topic is deleted."""
-        while not self._topic.deleted:
-            try:
-                await self._client.connect()
-                if self._idempotent and self._producer_id < 0:
-                    await self._init_producer_id()
-                await self._send()
-            except ConnectionReset:
-                await asyncio.sleep(_BACK_OFF_S * self._rng.random())
-            else:
-                return
-        self._client.close()
+        try:
+            while not self._topic.deleted:
+                try:
+                    await self._client.connect()
+                    if self._idempotent and self._producer_id < 0:
+                        await self._init_producer_id()
+                    await self._send()
+                except ConnectionReset:
+                    if self._rng.random() < 0.7:  # else at once: the first attempt may not be durable yet
+                        await asyncio.sleep(_BACK_OFF_S * self._rng.random())
+                else:
+                    return
+        finally:
+            self._client.close()  # nothing that is still on its way gets there any more
 
     async def _init_producer_id(self) -> None:
         while True:
@@ -281,7 +286,7 @@ class Reader:
         self._key = topic.key(partition)
         self._rng = rng
         self._slow = slow
-        self._client = world.client(name)
+        self._client = world.client(name, _SLOWNESS if slow else 1.0)
 
     async def follow(self) -> None:
         """Read at the tail until the world is finishing."""

@@ -45,8 +45,9 @@ class Fetched:
 class Client:
     """One connection to the broker, opened when it is needed."""
 
-    def __init__(self, network: Network, port: int, name: str) -> None:
+    def __init__(self, network: Network, port: int, name: str, slowness: float = 1.0) -> None:
         self.name = name
+        self._slowness = slowness
         self._network = network
         self._port = port
         self._connection: ClientConnection | None = None
@@ -55,7 +56,7 @@ class Client:
     async def connect(self) -> ClientConnection:
         """The connection; a new one where the last one is gone. Raises ConnectionReset."""
         if self._connection is None or self._connection.closed:
-            self._connection = await self._network.connect(self._port)
+            self._connection = await self._network.connect(self._port, slowness=self._slowness)
         return self._connection
 
     def close(self) -> None:

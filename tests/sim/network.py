@@ -68,22 +68,25 @@ class Network:
         process.on_death(server.close)
         return server
 
-    async def connect(self, port: int) -> ClientConnection:
-        """Connect a client. Raises ConnectionReset where nobody listens."""
+    async def connect(self, port: int, *, slowness: float = 1.0) -> ClientConnection:
+        """Connect a client that takes so many times longer than others to take what it is sent.
+
+        Raises ConnectionReset where nobody listens.
+        """
         await asyncio.sleep(self.latency_s())
         server = self._servers.get(port)
         if server is None or not server.serving:
             raise ConnectionReset(f"nobody listens on port {port}")
-        return server.accept()
+        return server.accept(slowness)
 
     def closed(self, server: SimServer) -> None:
         if self._servers.get(server.port) is server:
             del self._servers[server.port]
 
-    def latency_s(self) -> float:
+    def latency_s(self, slowness: float = 1.0) -> float:
         if self.rng.random() < self.faults.stall:
             return self.rng.uniform(0.0, self.faults.max_stall_s)
-        return self.rng.expovariate(1 / self.faults.mean_latency_s)
+        return self.rng.expovariate(1 / self.faults.mean_latency_s) * slowness
 
     def resets(self) -> bool:
         return self.rng.random() < self.faults.reset
@@ -115,9 +118,9 @@ class SimServer:
     async def wait_closed(self) -> None:
         """Nothing to wait for: closing is at once."""
 
-    def accept(self) -> ClientConnection:
+    def accept(self, slowness: float) -> ClientConnection:
         context = context_of(self.process)
-        transport = SimTransport(self.network, self.process)
+        transport = SimTransport(self.network, self.process, slowness)
         client = ClientConnection(self.network, transport)
         transport.client = client
 
@@ -134,8 +137,9 @@ class SimServer:
 class SimTransport(asyncio.Transport):
     """The broker's end of a connection."""
 
-    def __init__(self, network: Network, process: Process) -> None:
+    def __init__(self, network: Network, process: Process, slowness: float) -> None:
         super().__init__()
+        self._slowness = slowness
         self.protocol: asyncio.BufferedProtocol | None = None
         self.client: ClientConnection | None = None
         self._network = network
@@ -222,7 +226,7 @@ class SimTransport(asyncio.Transport):
             if network.resets():
                 self.reset()
                 return
-            self._arrives_at = max(self._arrives_at, self._loop.time() + network.latency_s())
+            self._arrives_at = max(self._arrives_at, self._loop.time()) + network.latency_s(self._slowness)
             assert self.client is not None
             self._in_kernel.append(bytes(view[:size]))
             # The kernel has it: it gets there even if the broker dies.

@@ -299,6 +299,9 @@ class _Simulation:
             await asyncio.sleep(1.0)
             if rng.random() < self.scenario.outage:
                 self.machine.outage(True)
+                if (process := self.machine.process) is not None and rng.random() < 0.3:
+                    # With a log full of what could not be uploaded.
+                    self._after(rng.uniform(0.5, 1.2) * self.scenario.outage_s, process, process.kill)
                 await asyncio.sleep(self.scenario.outage_s)
                 self.machine.outage(False)
             if self.scenario.clock_jumps and rng.random() < 0.2:
