@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from broker.partition import Partition
-from broker.producer_state import ProducerStateCorrupt
 from s3stream.errors import MetadataUnavailable, StorageError, StreamClosed
 from s3stream.metadata import StreamId
 from s3stream.objectstore import ObjectStoreError
@@ -53,6 +52,7 @@ class Partitions:
         topics: Topics,
         producer_id_expiration_ms: int,
         now_ms: Callable[[], int],
+        on_failed: Callable[[BaseException], None],
     ) -> None:
         self._node_id = node_id
         self._storage = storage
@@ -60,6 +60,7 @@ class Partitions:
         self._topics = topics
         self._producer_id_expiration_ms = producer_id_expiration_ms
         self._now_ms = now_ms
+        self._on_failed = on_failed
         self._by_stream: dict[StreamId, Partition] = {}
         self._to_open: dict[StreamId, None] = {}
         self._opening: set[StreamId] = set()
@@ -88,6 +89,8 @@ class Partitions:
         self._tasks.append(loop.create_task(self._open_wanted()))
         self._tasks.append(loop.create_task(self._expire_producers()))
         self._tasks.extend(loop.create_task(self._load_wanted()) for _ in range(LOADERS))
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
 
     async def close(self) -> None:
         """Cancel and await the tasks. The streams belong to the storage engine, which closes them."""
@@ -95,6 +98,13 @@ class Partitions:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Without any of its tasks a node would seem well, and open no partition any more: it stops instead."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("partitions cannot be opened any more", exc_info=error)
+            self._on_failed(error)
 
     # ---- what the metadata says ---------------------------------------------------------------------------------
 
@@ -205,14 +215,14 @@ class Partitions:
                 await partition.load(self._now_ms())
             except StreamClosed:
                 continue
-            except ProducerStateCorrupt:
-                log.exception("%s stays closed for producers", partition)
             except (StorageError, ObjectStoreError) as error:
                 log.warning("cannot rebuild the state of %s yet: %s", partition, error)
                 await asyncio.sleep(RETRY_DELAY_S)
                 if partition.stream.closed is None:
                     self._to_load[stream_id] = partition
                     self._load_event.set()
+            except Exception:  # a state that cannot be read, or a mistake of ours: neither may take the loader along
+                log.exception("%s stays closed for producers", partition)
             finally:
                 self._loading -= 1
                 self._loaded.set()

@@ -81,7 +81,7 @@ class Retention:
             await asyncio.sleep(self._interval_ms / 1000)
             try:
                 await self.apply()
-            except (ObjectStoreError, StorageError) as error:
+            except ObjectStoreError as error:
                 log.warning("retention put off: %s", error)
 
     async def apply(self) -> int:
@@ -89,7 +89,6 @@ class Retention:
 
         Raises:
             ObjectStoreError: the store does not tell its time.
-            StorageError: a trim could not be committed.
         """
         now_ms: int | None = self._now_ms()
         difference_ms = abs(await self._store_now_ms() - self._now_ms())
@@ -120,9 +119,11 @@ class Retention:
             )
             if offset is not None and offset > stream.log_start_offset:
                 due.append((partition, offset))
+        raised = 0
         for at in range(0, len(due), _TRIMS_AT_A_TIME):
-            await asyncio.gather(*(_trim(partition, offset) for partition, offset in due[at : at + _TRIMS_AT_A_TIME]))
-        return len(due)
+            part = due[at : at + _TRIMS_AT_A_TIME]
+            raised += sum(await asyncio.gather(*(_trim(partition, offset) for partition, offset in part)))
+        return raised
 
 
 def _may_go(first: Sequence[ObjectRange], retention_ms: int, now_ms: int | None) -> bool:
@@ -130,7 +131,13 @@ def _may_go(first: Sequence[ObjectRange], retention_ms: int, now_ms: int | None)
     return retained_from(first, retention_ms=retention_ms, retention_bytes=-1, now_ms=now_ms) is not None
 
 
-async def _trim(partition: Partition, offset: int) -> None:
-    await partition.stream.trim(offset)
+async def _trim(partition: Partition, offset: int) -> bool:
+    """Raise one log start; False where that is not possible now, which is no reason to leave out the others."""
+    try:
+        await partition.stream.trim(offset)
+    except (ObjectStoreError, StorageError) as error:
+        log.warning("retention of %s put off: %s", partition, error)
+        return False
     partition.leader_epochs.trim(partition.stream.log_start_offset)
     log.info("%s now starts at offset %d (retention)", partition, partition.stream.log_start_offset)
+    return True

@@ -224,6 +224,7 @@ async def start_broker(
             topics=topics,
             producer_id_expiration_ms=settings.producer_id_expiration_ms,
             now_ms=now_ms,
+            on_failed=on_failed,
         )
         topics.sync_all()
         streams = await storage.start(controller.image.streams_led_by(settings.node_id))

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from s3stream.block_cache import Block, BlockCache, BlockKey
 from s3stream.config import ReadSettings
-from s3stream.errors import NoMemory, ObjectCorrupt
+from s3stream.errors import NoMemory, ObjectCorrupt, StorageError
 from s3stream.metadata import ObjectId, ObjectRange, StreamId, StreamMetadata
 from s3stream.object_format import (
     FOOTER_SIZE_BYTES,
@@ -31,7 +31,7 @@ from s3stream.object_format import (
     check_block,
     parse_footer,
 )
-from s3stream.objectstore import Buffer, NotFound, ObjectStore, Unavailable
+from s3stream.objectstore import Buffer, NotFound, ObjectStore, ObjectStoreError, Unavailable
 from s3stream.paths import Paths
 from s3stream.payload import PayloadFormat
 
@@ -478,7 +478,7 @@ class ObjectReader:
             if wanted:
                 sequence.ahead_offset = wanted[-1].entry.end_offset
                 sequence.ahead_bytes += _size(wanted)
-        except (_ObjectGone, ObjectCorrupt, Unavailable):
+        except (_ObjectGone, StorageError, ObjectStoreError):
             sequence.shrink()  # the reader itself will come there and be told
         finally:
             sequence.busy = False

@@ -162,6 +162,14 @@ class Storage:
         self._tasks.append(loop.create_task(self._seal_by_age()))
         self._tasks.append(loop.create_task(self._trim_wal()))
         self._tasks.append(loop.create_task(self._touch_arena()))
+        for task in self._tasks:
+            task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """A mistake of ours: better no acknowledgements than a log that nothing uploads or trims any more."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._fail(error)
 
     async def close(self, *, timeout_s: float) -> bool:
         """Upload and trim everything, close the streams and the WAL. The caller has stopped appending.

@@ -23,7 +23,7 @@ from broker.broker import Broker, Call
 from broker.config import parse_listeners
 from broker.errors import code_of
 from broker.handlers.create_topics import wait_until_open
-from broker.topic_config import check_topic_name
+from broker.topic_config import check_topic_name, colliding_form
 from broker.topics import Topic
 from controller.controller import TopicSpec
 from controller.errors import ControllerError, TopicExists
@@ -81,7 +81,9 @@ def handle(
             if topic.name and topic.name not in broker.topics.by_name and check_topic_name(topic.name) is None
         ]
         if missing:
-            return _create_and_answer(broker, call, request, wanted, dict.fromkeys(missing))
+            # The rest is unknown for now, so that clients ask again.
+            at_once = max(broker.settings.max_partitions_per_request // broker.settings.num_partitions, 1)
+            return _create_and_answer(broker, call, request, wanted, list(dict.fromkeys(missing))[:at_once])
     response = _answer(broker, call, request, wanted, {})
     frame = b"".join(call.encode(response))
     if not any(topic.error_code for topic in response.topics):  # the same question may create it the next time
@@ -99,10 +101,13 @@ async def _create_and_answer(
 ) -> MetadataResponse:
     errors: dict[str, ErrorCode] = {}
     specs = []
+    forms: set[str] = set()
     for name in missing:
-        if broker.topics.colliding_name(name) is not None:
+        form = colliding_form(name)
+        if broker.topics.colliding_name(name) is not None or form in forms:
             errors[name] = ErrorCode.INVALID_TOPIC_EXCEPTION
         else:
+            forms.add(form)
             specs.append(TopicSpec(name=name, partition_count=broker.settings.num_partitions))
     try:
         async with asyncio.timeout(broker.settings.request_timeout_ms / 1000):

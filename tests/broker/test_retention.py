@@ -8,7 +8,9 @@ import pytest
 
 from broker.node import Node, wall_clock_ms
 from broker.retention import MAX_CLOCK_DIFFERENCE_MS, retained_from
+from s3stream.errors import ObjectCorrupt
 from s3stream.metadata import ObjectId, ObjectRange, StreamId, StreamRange
+from s3stream.stream import Stream
 from tests.broker.conftest import StartNode
 from tests.broker.wire import Wire, batch
 
@@ -59,9 +61,9 @@ def test_nothing_goes_by_a_clock_that_is_not_trusted() -> None:
     assert retained_from(ranges((5, 1)), retention_ms=0, retention_bytes=-1, now_ms=None) is None
 
 
-async def upload(node: Node) -> None:
-    """Bring all of topic t into objects."""
-    partition = node.running.broker.topics.by_name["t"].partitions[0]
+async def upload(node: Node, topic: str = "t") -> None:
+    """Bring all of a topic into objects."""
+    partition = node.running.broker.topics.by_name[topic].partitions[0]
     assert partition is not None
     await node.running.storage.flush(partition.stream.stream_id, partition.high_watermark)
 
@@ -94,6 +96,29 @@ async def test_old_records_go(start_node: StartNode) -> None:
         assert await wire.fetch_values("t", 2) == [b"new"]
     async with start_node() as node, await Wire.connect(node.bootstrap_servers) as wire:
         assert await log_start(wire) == 2
+
+
+async def test_one_partition_that_cannot_be_trimmed_holds_no_other_up(
+    start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with start_node() as node, await Wire.connect(node.bootstrap_servers) as wire:
+        for name in ("bad", "good"):
+            await wire.create_topic(name, retention_bytes="0")
+            await wire.produce(name, batch(b"old"))
+            await upload(node, name)
+        bad = node.running.broker.topics.by_name["bad"].partitions[0]
+        assert bad is not None
+        trim = Stream.trim
+
+        async def fails(stream: Stream, offset: int) -> None:
+            if stream is bad.stream:
+                raise ObjectCorrupt("the state cannot be read")
+            await trim(stream, offset)
+
+        monkeypatch.setattr(Stream, "trim", fails)
+        assert await node.running.retention.apply() == 1
+        assert (await wire.list_offset("good", -2)).offset == 1
+        assert (await wire.list_offset("bad", -2)).offset == 0
 
 
 async def test_compacted_topics_keep_everything(start_node: StartNode) -> None:

@@ -18,7 +18,7 @@ from protocol.messages.create_topics import (
 from protocol.messages.delete_topics import DeleteTopicsRequest, DeleteTopicState
 from protocol.messages.metadata import MetadataRequest, MetadataRequestTopic, MetadataResponse, MetadataResponseTopic
 from tests.broker.conftest import StartNode
-from tests.broker.wire import Wire, batch
+from tests.broker.wire import Wire, batch, eventually, fetch_request, only_partition
 
 
 async def create(wire: Wire, *topics: CreatableTopic, version: int = 7, validate_only: bool = False) -> list[Any]:
@@ -88,6 +88,20 @@ async def test_a_missing_topic_is_created_when_both_sides_allow_it(wire: Wire) -
     assert (made.error_code, len(made.partitions), made.partitions[0].leader_id) == (0, 1, 1)
     assert (await wire.produce("auto", batch(b"x"))).base_offset == 0
     assert (await one_topic(wire, "bad name", create_missing=True)).error_code == 17
+
+
+async def test_one_request_creates_so_many_topics_at_once_and_none_that_collide(start_node: StartNode) -> None:
+    async with (
+        start_node(num_partitions=2, max_partitions_per_request=10) as node,
+        await Wire.connect(node.bootstrap_servers) as wire,
+    ):
+        names = [f"t{n}" for n in range(7)]
+        found = await metadata(wire, *names, create_missing=True)
+        assert [one.error_code for one in found.topics] == [0] * 5 + [3] * 2
+        found = await metadata(wire, *names, create_missing=True)  # as clients do
+        assert [one.error_code for one in found.topics] == [0] * 7
+        found = await metadata(wire, "a.b", "a_b", create_missing=True)
+        assert [one.error_code for one in found.topics] == [0, 17]
 
 
 async def test_auto_creation_can_be_turned_off(start_node: StartNode) -> None:
@@ -258,6 +272,30 @@ async def test_delete_and_create_again(start_node: StartNode) -> None:
         assert len(ids) == 3
     async with start_node() as node, await Wire.connect(node.bootstrap_servers) as wire:
         assert await wire.fetch_values("t") == [b"generation 2"]
+
+
+async def test_readers_of_a_topic_that_is_created_again(wire: Wire, node: Node) -> None:
+    former_id = await wire.create_topic("t")
+    for n in range(3):
+        await wire.produce("t", batch(b"former %d" % n))
+    async with (
+        await Wire.connect(node.bootstrap_servers) as by_name,
+        await Wire.connect(node.bootstrap_servers) as by_id,
+    ):
+        by_name.send("Fetch", 12, fetch_request("t", 3, max_wait_ms=60_000))
+        by_id.send("Fetch", 13, fetch_request(former_id, 3, max_wait_ms=60_000))
+        await eventually(lambda: node.running.server.metrics.fetches_delayed == 2, "two that wait")
+        await wire.call("DeleteTopics", 6, DeleteTopicsRequest(topics=[DeleteTopicState(name="t")], timeout_ms=10_000))
+        new_id = await wire.create_topic("t")
+        # Both hear of it at once, with an error that makes them ask who leads, rather than of what is there now.
+        assert only_partition(await by_name.receive()).error_code == 6
+        assert only_partition(await by_id.receive()).error_code == 6
+        await wire.produce("t", batch(b"new"))
+        # By name the place is out of range, and the consumer begins anew. By id the former topic stays unknown.
+        assert only_partition(await by_name.call("Fetch", 12, fetch_request("t", 3))).error_code == 1
+        assert await by_name.fetch_values("t", 0) == [b"new"]
+        assert only_partition(await by_id.call("Fetch", 13, fetch_request(former_id, 3))).error_code == 100
+        assert only_partition(await by_id.call("Fetch", 13, fetch_request(new_id, 0))).high_watermark == 1
 
 
 async def test_what_a_deleted_topic_holds_is_deleted_too(start_node: StartNode, tmp_path: Path) -> None:
