@@ -123,6 +123,8 @@ class Machine:
             store=ProcessStore(inner, process, self._loop, self._problems),
             paths=self.paths,
             disk=SimDisk(self.platter, process, self._loop),
+            # An operator may give less memory than before: recovery then meets more than fits.
+            arena_bytes=self._scenario.arena_bytes // self._rng.choice((1, 1, 2)),
             scenario=self._scenario,
         )
         settings = broker_settings(self._scenario, node_id=NODE_ID, cluster_id=CLUSTER_ID, port=self._port)

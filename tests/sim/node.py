@@ -44,6 +44,7 @@ class Ports:
     store: ObjectStore
     paths: Paths
     disk: Disk
+    arena_bytes: int
     scenario: Scenario
 
 
@@ -132,12 +133,13 @@ def _controller_settings(**settings: Any) -> ControllerSettings:
 
 
 def _storage_settings(settings: BrokerSettings) -> StorageSettings:
-    scenario = _ports().scenario
+    ports = _ports()
+    scenario = ports.scenario
     return StorageSettings(
-        memory_bytes=max(64 * MIB, 4 * scenario.arena_bytes),
-        arena_bytes=scenario.arena_bytes,
+        memory_bytes=64 * MIB,
+        arena_bytes=ports.arena_bytes,
         upload_interval_ms=scenario.upload_interval_ms,
-        upload_size_bytes=min(scenario.upload_size_bytes, scenario.arena_bytes // 2),
+        upload_size_bytes=min(scenario.upload_size_bytes, ports.arena_bytes // 2),
         block_size_bytes=16 * KIB,
         stream_object_min_bytes=scenario.stream_object_min_bytes,
         read=ReadSettings(
