@@ -9,7 +9,8 @@ Always true:
 - Responses leave in the order of their requests. Produce may be pipelined behind Produce; any other request starts only
   when everything before it has been answered, and nothing starts behind it before it is (Kafka's muting of channels).
 - What cannot start stays in the receive buffer, and the socket is not read meanwhile: back-pressure reaches the client
-  when the log is full, when it does not read its responses, and when it pipelines more than is served.
+  when the log is full, when it does not read its responses (or many others do not), and when it pipelines more than is
+  served.
 - Malformed input closes its own connection with one line in the log (I14); nothing else is touched.
 - Views into the arena that a socket still holds are pinned. A client too slow for the memory it holds is disconnected.
 - Tasks of a connection are cancelled when it is lost, and awaited when the server closes.
@@ -222,6 +223,10 @@ class Connection(asyncio.BufferedProtocol):
                 elif self.acks.pending:
                     blocked = True
                     break
+                elif server.holds_too_much:
+                    server.wait_to_send(self)
+                    blocked = True
+                    break
                 else:
                     server.dispatcher.request(self, frame)
                     if self._out:
@@ -351,8 +356,8 @@ class Connection(asyncio.BufferedProtocol):
     def _sent(self) -> None:
         """The socket has everything: nothing of ours is referenced any more."""
         if self._copied_bytes:
-            self.server.unsent_bytes -= self._copied_bytes
-            self._copied_bytes = 0
+            copied, self._copied_bytes = self._copied_bytes, 0
+            self.server.sent(copied)
         if self._blocks:
             blocks, self._blocks = self._blocks, []
             for block in blocks:
@@ -396,18 +401,19 @@ class Connection(asyncio.BufferedProtocol):
         self._stuck_s = self._stuck_s + elapsed_s if stuck else 0.0
         self._unsent_bytes = unsent_bytes
         buffer = self._buffer
-        # However slowly bytes drip in; but who waits for us, for memory or for room in the log, holds nobody up.
+        # However slowly bytes drip in or out; but who waits for us, for memory or for room in the log, holds nobody up.
         ours = self._waits_for_memory or self.acks.stalled is not None
-        holding = buffer.charged_bytes and self.server.budget.contended and not self._served and not ours
-        self._holding_s = self._holding_s + elapsed_s if holding else 0.0
+        receives = buffer.charged_bytes and self.server.budget.contended and not self._served and not ours
+        sends = self._copied_bytes and self.server.holds_too_much
+        self._holding_s = self._holding_s + elapsed_s if receives or sends else 0.0
         self._served = False
         if self._stuck_s >= STUCK_TIMEOUT_S:
             log.warning("closing %s: it did not take a byte of its response for %d s", self.peer, self._stuck_s)
             self.abort()
         elif self._holding_s >= STUCK_TIMEOUT_S:
-            log.warning("closing %s: it holds memory for a request that others wait for", self.peer)
+            log.warning("closing %s: it holds memory that others wait for", self.peer)
             self.abort()
-        elif self._idle_s >= max_idle_s and not self._busy and not self.acks.pending:
+        elif self._idle_s >= max_idle_s and not (self._busy or self.acks.pending or ours):
             self.abort()  # silently, as Kafka does: an idle client reconnects
         elif self._idle_s and buffer.own and buffer.start == buffer.end:
             buffer.release()

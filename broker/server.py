@@ -65,6 +65,8 @@ class Server:
         self._connections: dict[Connection, None] = {}
         self._dirty: list[Connection] = []
         self._waiting_for_room: dict[Connection, None] = {}
+        self._waiting_to_send: dict[Connection, None] = {}
+        self._send_resume_scheduled = False
         self._room_task: asyncio.Task[None] | None = None
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._sockets: list[tuple[Listener, socket.socket]] = []
@@ -128,6 +130,35 @@ class Server:
         """How large the next response may be, so that what slow clients have not taken stays within the send budget."""
         return max(self._send_budget_bytes - self.unsent_bytes, MIN_RESPONSE_BYTES)
 
+    def may_copy(self, size: int) -> bool:
+        """Whether a response may carry copies of so many bytes, rather than views that pin their memory."""
+        return self.unsent_bytes + size <= self._send_budget_bytes
+
+    @property
+    def holds_too_much(self) -> bool:
+        """Sockets hold twice the send budget: nothing but Produce starts, until some of it was taken."""
+        return self.unsent_bytes > 2 * self._send_budget_bytes
+
+    def wait_to_send(self, connection: Connection) -> None:
+        """Resume the connection, after those that wait already, when sockets hold less."""
+        self._waiting_to_send[connection] = None
+
+    def sent(self, size: int) -> None:
+        """So many bytes of responses were taken, or given up."""
+        self.unsent_bytes -= size
+        if self._waiting_to_send and not self.holds_too_much and not self._send_resume_scheduled:
+            self._send_resume_scheduled = True
+            self.loop.call_soon(self._resume_senders)
+
+    def _resume_senders(self) -> None:
+        self._send_resume_scheduled = False
+        waiting, self._waiting_to_send = self._waiting_to_send, {}
+        for connection in waiting:
+            if self.holds_too_much:
+                self._waiting_to_send[connection] = None
+            else:
+                connection.resume()
+
     @property
     def connection_count(self) -> int:
         """Connections that are open."""
@@ -143,6 +174,7 @@ class Server:
     def remove(self, connection: Connection) -> None:
         """A client is gone."""
         self._connections.pop(connection, None)
+        self._waiting_to_send.pop(connection, None)
 
     def start_task(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a coroutine as a task that this server owns."""

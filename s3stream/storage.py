@@ -39,6 +39,10 @@ TOUCH_STEP_BYTES = 2 << 20
 TOUCH_PAUSE_S = 0.002
 """One huge page at a time takes about 0.3 ms; 512 MiB are touched in about a second."""
 
+SPARE_BYTES = 64 << 10
+"""Besides a payload twice, which may not fit before the arena's end: frame headers and padding. With more free, it is the log
+that has no room."""
+
 PINNABLE_SHARE = 0.75
 """Of the arena: what a slow reader may keep from being given back, together with what is not uploaded yet."""
 
@@ -279,18 +283,19 @@ class Storage:
         return view
 
     def _reserve_after_eviction(self, size: int) -> memoryview | None:
-        # Recovered memory is given back block by block until the reservation fits.
-        while self._evict_oldest():
+        # Memory is given back block by block until the reservation fits. Where there is plenty of it, the log is full: then
+        # uploads help, and taking readers' cache or connections from them does not.
+        arena = self.arena
+        while arena.free_bytes < 2 * size + SPARE_BYTES and self._evict_oldest():
             view = self._wal.reserve(size)
             if view is not None:
                 return view
         if self._block.size_bytes:
             self.seal()  # else a full WAL whose data sits in the open block would wait for its age
-        for block in self._blocks:
-            if block.pins:
-                for holder in list(block.pins):
-                    holder.revoke()
-                break
+        oldest = self._blocks[0] if self._blocks else None
+        if oldest is not None and oldest.state is BlockState.COMMITTED and arena.free_bytes < 2 * size + SPARE_BYTES:
+            for holder in list(oldest.pins):
+                holder.revoke()
         return None
 
     def append(

@@ -91,7 +91,7 @@ def handle(broker: Broker, connection: Connection, call: Call, request: FetchReq
         return task
 
     def complete(fetch: DelayedFetch) -> None:
-        response, block = _response(broker, call, context, fetch)
+        response, block = _response(broker, call, context, fetch, connection.server.may_copy(fetch.total_bytes))
         connection.finish(call.encode(response), block)
 
     fetch = DelayedFetch(
@@ -106,7 +106,7 @@ def handle(broker: Broker, connection: Connection, call: Call, request: FetchReq
     )
     broker.metrics.fetch_requests += 1
     if fetch.start():
-        response, block = _response(broker, call, context, fetch)
+        response, block = _response(broker, call, context, fetch, connection.server.may_copy(fetch.total_bytes))
         connection.respond(call.encode(response), block)
     else:
         broker.metrics.fetches_delayed += 1
@@ -132,13 +132,13 @@ def _resolve(broker: Broker, by_id: bool, wanted: SessionPartition) -> FetchedPa
 
 
 def _response(
-    broker: Broker, call: Call, context: FetchContext, fetch: DelayedFetch
+    broker: Broker, call: Call, context: FetchContext, fetch: DelayedFetch, may_copy: bool
 ) -> tuple[FetchResponse, CacheBlock | None]:
     """The response, and the oldest block of the log cache that it holds views of."""
     topics: dict[TopicKey, list[PartitionData]] = {}
     oldest: CacheBlock | None = None
     for entry in fetch.entries:
-        data = _partition_data(broker, call, entry)
+        data = _partition_data(broker, call, entry, may_copy)
         if context.must_answer(
             entry.wanted,
             has_records=entry.size_bytes > 0,
@@ -160,7 +160,7 @@ def _response(
     return FetchResponse(session_id=context.session_id, responses=responses), oldest
 
 
-def _partition_data(broker: Broker, call: Call, entry: FetchedPartition) -> PartitionData:
+def _partition_data(broker: Broker, call: Call, entry: FetchedPartition, may_copy: bool) -> PartitionData:
     index = entry.wanted.partition
     partition = entry.partition
     error = entry.error
@@ -176,7 +176,7 @@ def _partition_data(broker: Broker, call: Call, entry: FetchedPartition) -> Part
         )
     payloads = cast("list[bytes | memoryview]", entry.payloads)
     small = len(payloads) > 1 and entry.size_bytes < _JOIN_BELOW_BYTES * len(payloads)
-    if small or (entry.block is not None and not broker.storage.may_pin(entry.block)):
+    if may_copy and (small or (entry.block is not None and not broker.storage.may_pin(entry.block))):
         # Many small buffers cost the socket more than one copy. And where appends will soon want the memory, a copy, counted in
         # the send budget, lets a slow consumer keep its connection.
         payloads = [b"".join(payloads)]

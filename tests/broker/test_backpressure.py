@@ -125,6 +125,36 @@ async def test_a_slow_consumer_gets_a_copy_of_what_will_soon_be_overwritten(star
         assert len(records) > 5
 
 
+async def test_what_deaf_clients_ask_for_is_bounded_and_holds_nobody_up_for_long(
+    start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "SWEEP_INTERVAL_S", 0.05)
+    monkeypatch.setattr(connections, "STUCK_TIMEOUT_S", 0.5)
+    async with start_node() as node, await Wire.connect(node.bootstrap_servers) as other:  # a send budget of 4 MiB
+        await other.create_topic("t", partitions=10_000)
+        deaf = [await Wire.connect(node.bootstrap_servers) for _ in range(60)]
+        for wire in deaf:
+            wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            for _ in range(20):  # half a megabyte each
+                wire.send("Metadata", 9, MetadataRequest(topics=None))
+        most = 0
+
+        def too_much() -> bool:
+            nonlocal most
+            most = max(most, node.running.server.unsent_bytes)
+            return bool(node.running.server._waiting_to_send)
+
+        await eventually(too_much, "the limit")
+        assert most < 10 << 20
+        # Who does not take its answers loses its connection; all others go on.
+        assert (await other.call("Metadata", 9, MetadataRequest(topics=[]))).brokers
+        await eventually(lambda: node.running.server.connection_count == 1, "the end of the deaf ones")
+        assert node.running.server.unsent_bytes == 0
+        assert not node.running.server._waiting_to_send
+        for wire in deaf:
+            wire.writer.transport.abort()
+
+
 async def test_receive_memory_is_shared_fairly(start_node: StartNode) -> None:
     async with start_node(queued_max_request_bytes=1 << 20) as node:
         clients = [await Wire.connect(node.bootstrap_servers) for _ in range(6)]

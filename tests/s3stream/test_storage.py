@@ -447,6 +447,35 @@ async def test_pinned_memory_is_not_recycled_and_its_holder_is_asked_to_let_go(w
         await put_durably(storage, streams[TWO], 100_000)
 
 
+async def test_a_full_log_takes_neither_cache_nor_connection_from_readers(world: World) -> None:
+    class Socket:
+        revoked = False
+
+        def revoke(self) -> None:
+            self.revoked = True
+
+    async with world.engine() as (storage, streams):
+        socket = Socket()
+        first = await put_durably(storage, streams[ONE], 100_000)
+        await storage.flush(ONE, 1)  # committed: it could be evicted
+        found = streams[ONE].read_cached(0, 1)
+        assert found is not None
+        assert found.block is not None
+        found.block.pin(socket)
+        world.store.outage = True
+        while put(storage, streams[TWO], 100_000) is not None:
+            await asyncio.sleep(0)
+        assert put(storage, streams[TWO], 100_000) is None
+        assert not socket.revoked
+        found.block.unpin(socket)
+        assert put(storage, streams[TWO], 100_000) is None
+        still = streams[ONE].read_cached(0, 1)
+        assert still is not None
+        assert still.payloads == [first]
+        world.store.outage = False
+        await put_durably(storage, streams[TWO], 100_000)
+
+
 async def test_a_failed_write_fences_the_engine(world: World) -> None:
     async with world.engine(close=False) as (storage, streams):
         ends: list[StorageError | None] = []
