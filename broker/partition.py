@@ -38,8 +38,9 @@ __all__ = ["MAX_DECOMPRESSED_BATCH_BYTES", "NO_ROOM", "AlreadyAppended", "Partit
 NO_ROOM = -1
 """`Partition.append` appended nothing: wait for room in the log, then send the same batch again."""
 
-MAX_DECOMPRESSED_BATCH_BYTES = 256 << 20
-"""Cap on what one batch may inflate to where its records have to be looked at (keys, timestamps)."""
+MAX_DECOMPRESSED_BATCH_BYTES = 64 << 20
+"""Cap on what one batch may inflate to where its records have to be looked at (keys, timestamps): sixty times what one of the
+default size holds, and within what `memory.bytes` leaves to the interpreter. One batch at a time is looked at."""
 
 COMBINE_CRC_FROM_BYTES = 128 << 10
 """From this size on it is cheaper to combine the CRC that was checked (5 us) than to hash twice more, for WAL and object."""

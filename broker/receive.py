@@ -85,9 +85,11 @@ class ReceiveBudget:
             self._overdrawn_by = None
         # Asked in order, until one finds nothing and lines up once more: it stays the first.
         waiting, self._waiting = self._waiting, deque()
-        while waiting and not self._waiting:
-            waiting.popleft()()
-        self._waiting.extend(waiting)
+        try:
+            while waiting and not self._waiting:
+                waiting.popleft()()
+        finally:
+            self._waiting.extend(waiting)
 
 
 class ReceiveBuffer:

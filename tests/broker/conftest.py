@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -21,6 +22,8 @@ StartNode = Callable[..., AbstractAsyncContextManager[Node]]
 def start_node(tmp_path: Path) -> StartNode:
     """Start a node on this test's directory; settings by field name. Starting again after the end is a restart."""
 
+    seeds = itertools.count()  # ids are random: no two incarnations have the same
+
     @asynccontextmanager
     async def start(wrap_store: Any = None, now_ms: Any = None, **changes: Any) -> AsyncIterator[Node]:
         settings = BrokerSettings(
@@ -35,7 +38,7 @@ def start_node(tmp_path: Path) -> StartNode:
         )
         options = {"wrap_store": wrap_store, "now_ms": now_ms}
         given = {name: value for name, value in options.items() if value is not None}
-        async with Node(settings, rng=random.Random(7), **given) as node:
+        async with Node(settings, rng=random.Random(next(seeds)), **given) as node:
             yield node
 
     return start

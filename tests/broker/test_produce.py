@@ -8,6 +8,7 @@ import time
 import pytest
 
 from broker.node import Node
+from broker.partition import MAX_DECOMPRESSED_BATCH_BYTES
 from protocol.compression import Codec
 from protocol.messages.init_producer_id import InitProducerIdRequest
 from protocol.messages.produce import PartitionProduceData, ProduceRequest, TopicProduceData
@@ -267,3 +268,14 @@ async def test_a_waiting_fetch_is_woken_by_an_append(wire: Wire, node: Node) -> 
         await wire.produce("t", batch(b"x"))
         response = await asyncio.wait_for(waiting, 10)  # far less than the fetch would wait
         assert [record.value for record in records_in(response.responses[0].partitions[0])] == [b"x"]
+
+
+async def test_a_batch_that_inflates_beyond_reason_is_refused_where_it_has_to_be_looked_into(wire: Wire) -> None:
+    bomb = batch(bytes(MAX_DECOMPRESSED_BATCH_BYTES + 1), key=b"k", codec=Codec.ZSTD)
+    assert len(bomb) < 100_000
+    await wire.create_topic("t")
+    await wire.create_topic("compacted", cleanup_policy="compact")
+    assert (await wire.produce("t", bomb)).error_code == 0  # nobody looks into it
+    assert (await wire.produce("compacted", bomb)).error_code == 2
+    # A look-up by time answers with the start of the batch, from which a consumer misses nothing.
+    assert (await wire.list_offset("t", 5)).offset == 0

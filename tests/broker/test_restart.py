@@ -6,11 +6,15 @@ import asyncio
 import shutil
 from pathlib import Path
 
+import pytest
+
 from broker.config import BrokerSettings
 from broker.node import Node
+from controller.errors import NodeRefused
 from protocol.messages.init_producer_id import InitProducerIdRequest
 from tests.broker.conftest import StartNode
 from tests.broker.wire import Wire, batch
+from wal.errors import WalError
 
 
 def numbered(pid: int, sequence: int, *values: bytes) -> bytes:
@@ -63,6 +67,31 @@ async def test_everything_acknowledged_is_known_after_a_crash(node: Node, wire: 
         latest = await client.list_offset("t", -1)
         earliest = await client.list_offset("t", -2)
         assert (earliest.leader_epoch, latest.leader_epoch) == (0, 1)
+
+
+async def test_an_empty_disk_is_refused_where_the_lost_one_may_hold_records(
+    start_node: StartNode, tmp_path: Path
+) -> None:
+    async with start_node(shutdown_timeout_ms=100) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        await wire.create_topic("t")
+        node.running.store.failing = True  # so the stop cannot upload: what was acknowledged is in the log alone
+        await wire.produce("t", batch(b"only in the log"))
+    (tmp_path / "wal").rename(tmp_path / "away")
+    with pytest.raises(NodeRefused, match="may hold acknowledged records that no object holds"):
+        async with start_node():
+            pass
+    shutil.rmtree(tmp_path / "wal")
+    (tmp_path / "away").rename(tmp_path / "wal")
+    async with start_node() as node, await Wire.connect(node.bootstrap_servers) as wire:
+        assert await wire.fetch_all("t") == [b"only in the log"]
+
+
+async def test_another_nodes_disk_is_refused(start_node: StartNode) -> None:
+    async with start_node():
+        pass
+    with pytest.raises(WalError, match="belongs to node 1, this is node 2"):
+        async with start_node(node_id=2):
+            pass
 
 
 async def test_the_high_watermark_is_there_at_once(start_node: StartNode) -> None:
