@@ -10,6 +10,9 @@ from broker.config import Listener
 
 __all__ = ["bind"]
 
+_NO_IPV6 = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENOPROTOOPT)
+"""What a machine without IPv6 says to it. Anything else, such as a port that is taken, is a failure."""
+
 
 async def bind(loop: asyncio.AbstractEventLoop, listener: Listener) -> list[socket.socket]:
     """Bind every address that a listener's host has, all on the same port. Raises OSError."""
@@ -17,7 +20,9 @@ async def bind(loop: asyncio.AbstractEventLoop, listener: Listener) -> list[sock
         # One socket takes both families, where the machine has IPv6 at all.
         try:
             return [_bound(socket.AF_INET6, ("::", listener.port), dual_stack=True)]
-        except OSError:
+        except OSError as error:
+            if error.errno not in _NO_IPV6:
+                raise
             return [_bound(socket.AF_INET, ("0.0.0.0", listener.port))]
     found = await loop.getaddrinfo(listener.host, listener.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets: list[socket.socket] = []
@@ -28,7 +33,7 @@ async def bind(loop: asyncio.AbstractEventLoop, listener: Listener) -> list[sock
             try:
                 sockets.append(_bound(family, (str(address[0]), port)))
             except OSError as error:
-                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                if error.errno not in _NO_IPV6:
                     raise
                 failure = error  # "localhost" names ::1 also on machines without IPv6
             else:

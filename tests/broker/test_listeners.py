@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import socket
 
 import pytest
 
-from broker.config import InvalidSettings
+from broker import listening
+from broker.config import InvalidSettings, Listener
 from broker.node import Node
 from protocol.messages.api_versions import ApiVersionsRequest
 from protocol.messages.metadata import MetadataRequest
@@ -69,6 +72,22 @@ async def test_a_taken_port_is_refused_with_advice(start_node: StartNode, node: 
     # The one that has it goes on.
     async with await Wire.connect(node.bootstrap_servers) as wire:
         assert (await wire.call("ApiVersions", 0, ApiVersionsRequest())).error_code == 0
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
+async def test_every_interface_means_both_families_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    asked: list[tuple[int, tuple[str, int]]] = []
+
+    def taken(family: int, address: tuple[str, int], *, dual_stack: bool = False) -> socket.socket:
+        asked.append((family, address))
+        raise OSError(errno.EADDRINUSE, "in use")
+
+    # Not bound for real: tests listen on the loopback interface only.
+    monkeypatch.setattr(listening, "_bound", taken)
+    with pytest.raises(OSError, match="in use"):
+        await listening.bind(loop, Listener(name="PLAINTEXT", host="", port=9092))
+    assert asked == [(socket.AF_INET6, ("::", 9092))], "half of the clients would meet another program"
 
 
 async def test_several_nodes_in_one_process(start_node: StartNode) -> None:
