@@ -27,9 +27,10 @@ from protocol.types import Message, Parts
 
 __all__ = ["MAX_REQUEST_ELEMENTS", "Codec", "Decode", "Encode", "compile_decoder", "compile_encoder"]
 
-MAX_REQUEST_ELEMENTS = 1 << 20
-"""Array elements in one request. An element of two bytes may become an object of a hundred, so the size of a frame alone
-does not bound memory (I13). A million is several times the partitions of the largest Kafka clusters."""
+MAX_REQUEST_ELEMENTS = 1 << 19
+"""Array elements in one request. An element of two bytes may become an object of a hundred, one of Produce with its view two
+hundred, so the size of a frame alone does not bound memory (I13): this many take 110 MB at most. It is enough for 200,000
+partitions, each in a topic of its own."""
 
 Decode = Callable[[memoryview, int], Any]
 """(frame, position of the body) -> message"""
