@@ -64,10 +64,10 @@ def submit(broker: Broker, connection: Connection, version: int, correlation_id:
     on_done = None if quiet else acks.done
     topics = broker.topics.by_name
     seen = 0
-    for topic_data in request.topic_data:
+    for at, topic_data in enumerate(request.topic_data):
         name = topic_data.name
         topic = topics.get(name)
-        responses = _responses_of(pending, name)
+        responses = _responses_of(pending, at, name)
         for data in topic_data.partition_data:
             seen += 1
             if seen <= pending.resume_at:
@@ -114,12 +114,12 @@ def _partition_for(request: ProduceRequest, topic: Topic | None, name: str, inde
     return partition
 
 
-def _responses_of(pending: PendingProduce, name: str) -> list[PartitionProduceResponse]:
-    """The list that answers for a topic, which a request that waited for room has already."""
-    for topic in pending.topics:
-        if topic.name == name:
-            assert isinstance(topic.partition_responses, list)
-            return topic.partition_responses
+def _responses_of(pending: PendingProduce, at: int, name: str) -> list[PartitionProduceResponse]:
+    """The list that answers for the topic at a place in the request, which a request that waited for room has already."""
+    if at < len(pending.topics):
+        known = pending.topics[at].partition_responses
+        assert isinstance(known, list)
+        return known
     responses: list[PartitionProduceResponse] = []
     pending.topics.append(TopicProduceResponse(name=name, partition_responses=responses))
     return responses

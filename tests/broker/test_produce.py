@@ -279,3 +279,14 @@ async def test_a_batch_that_inflates_beyond_reason_is_refused_where_it_has_to_be
     assert (await wire.produce("compacted", bomb)).error_code == 2
     # A look-up by time answers with the start of the batch, from which a consumer misses nothing.
     assert (await wire.list_offset("t", 5)).offset == 0
+
+
+async def test_a_request_with_very_many_topics_does_not_stop_the_broker(wire: Wire) -> None:
+    # With a search among those before it for each, this would take hours.
+    topics = [
+        TopicProduceData(name=f"t{n}", partition_data=[PartitionProduceData(index=0, records=b"")])
+        for n in range(200_000)
+    ]
+    answer = await wire.call("Produce", 9, ProduceRequest(acks=1, timeout_ms=1000, topic_data=topics))
+    assert [one.name for one in answer.responses] == [one.name for one in topics]
+    assert {one.partition_responses[0].error_code for one in answer.responses} == {3}
