@@ -555,7 +555,7 @@ def _check_identity(header: WalHeader, *, cluster_id: str, node_id: int, capacit
     if header.node_id != node_id:
         raise WalMismatch(
             f"the WAL belongs to node {header.node_id}, this is node {node_id}: give each node a directory of its own, or set "
-            f"node_id={header.node_id}"
+            f"node.id = {header.node_id}"
         )
     if capacity_bytes is not None and header.capacity_bytes != capacity_bytes:
         raise WalMismatch(
