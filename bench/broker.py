@@ -89,7 +89,7 @@ def running_broker(directory: Path, settings: Mapping[str, object], *, module: s
         "node.id": 1,
         "listeners": f"PLAINTEXT://127.0.0.1:{port}",
         "object.store.uri": f"file://{directory}/objects",
-        "wal.uri": f"file://{directory}/wal?capacity=1GiB",
+        "wal.uri": f"file://{directory}/wal?capacity=512MiB",
         **settings,
     }
     path = directory / "tidelog.toml"
