@@ -15,6 +15,7 @@ import asyncio
 import gc
 import logging
 import random
+import warnings
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -67,7 +68,6 @@ class Outcome:
 
 def simulate(seed: int, *, scenario: Scenario | None = None) -> Outcome:
     """Run the simulation of a seed."""
-    gc.collect()
     gc.disable()  # so that finalizers run at the same places in every run
     loop = VirtualLoop()
     simulation = _Simulation(loop, scenario or draw(seed))
@@ -84,11 +84,16 @@ def simulate(seed: int, *, scenario: Scenario | None = None) -> Outcome:
     finally:
         crashpoint.arm(None)
         _LOGGER.removeHandler(log)
-        loop.bury()
-        asyncio.set_event_loop(None)
-        loop.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that died before their first step
+            loop.bury()
+            asyncio.set_event_loop(None)
+            loop.close()
+            outcome = simulation.outcome()
+            del simulation, loop
+            gc.collect()
         gc.enable()
-    return simulation.outcome()
+    return outcome
 
 
 class _GivenUp(Exception):
