@@ -66,11 +66,11 @@ class Outcome:
     """Differs when anything differed."""
 
 
-def simulate(seed: int, *, scenario: Scenario | None = None) -> Outcome:
-    """Run the simulation of a seed."""
+def simulate(seed: int, *, scenario: Scenario | None = None, problems_enough: int = _PROBLEMS_ENOUGH) -> Outcome:
+    """Run the simulation of a seed; give up when it has so many problems."""
     gc.disable()  # so that finalizers run at the same places in every run
     loop = VirtualLoop()
-    simulation = _Simulation(loop, scenario or draw(seed))
+    simulation = _Simulation(loop, scenario or draw(seed), problems_enough)
     log = _ErrorLog(simulation.problems, reads_may_be_wrong=simulation.scenario.store.flipped > 0)
     _LOGGER.addHandler(log)
     try:
@@ -115,8 +115,9 @@ class _ErrorLog(logging.Handler):
 
 
 class _Simulation:
-    def __init__(self, loop: VirtualLoop, scenario: Scenario) -> None:
+    def __init__(self, loop: VirtualLoop, scenario: Scenario, problems_enough: int) -> None:
         self.loop = loop
+        self._problems_enough = problems_enough
         self.scenario = scenario
         self.problems: list[str] = []
         self.rng = random.Random(f"{scenario.seed}/world")
@@ -170,7 +171,7 @@ class _Simulation:
         course = asyncio.ensure_future(self._course())
         while not course.done():
             await asyncio.wait({course}, timeout=1.0)
-            if len(self.problems) + len(self.loop.problems) >= _PROBLEMS_ENOUGH:
+            if len(self.problems) + len(self.loop.problems) >= self._problems_enough:
                 raise _GivenUp
         course.result()
 
