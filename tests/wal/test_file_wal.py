@@ -473,7 +473,7 @@ async def test_closing_before_recovery_leaves_the_log_as_it_is() -> None:
     ("identity", "advice"),
     [
         ({"cluster_id": "other"}, "belongs to cluster 'tide'.*directory of its own"),
-        ({"node_id": 2}, "belongs to node 1, this is node 2.*node_id=1"),
+        ({"node_id": 2}, "belongs to node 1, this is node 2.*node.id = 1"),
     ],
 )
 async def test_the_log_of_another_node_or_cluster_is_refused(identity: dict[str, object], advice: str) -> None:
