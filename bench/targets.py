@@ -25,6 +25,8 @@ __all__ = ["LINES", "MEASUREMENTS", "Context", "Figures", "Line", "MeasurementFa
 Figures = Mapping[str, float]
 
 _GB = 1e9
+_QUIET_S = 4.0
+"""Longer than the age at which a burst's broker uploads: a shorter quiet may be the one before the upload."""
 _BURST_BYTES = 900_000_000
 """Less than the quarter of arena and WAL at which the benchmark's broker begins an upload."""
 _LOAD_TIMEOUT_S = 300
@@ -95,7 +97,7 @@ def _burst(broker: str, record_bytes: int, connections: int, window: int) -> Cal
 
     def measure(context: Context) -> Figures:
         target: Broker = getattr(context, broker)
-        target.wait_until_quiet(1.0)
+        target.wait_until_quiet(_QUIET_S)
         figures = context.load(
             target,
             "produce",
@@ -119,7 +121,7 @@ def _sustained(context: Context) -> Figures:
 
 
 def _small(context: Context) -> Figures:
-    context.durable.wait_until_quiet(1.0)
+    context.durable.wait_until_quiet(_QUIET_S)
     figures = context.load(
         context.durable,
         "produce",
@@ -130,7 +132,7 @@ def _small(context: Context) -> Figures:
 
 
 def _depth_1(context: Context) -> Figures:
-    context.durable.wait_until_quiet(1.0)
+    context.durable.wait_until_quiet(_QUIET_S)
     return context.load(
         context.durable, "latency", "--topic", "latency", "--record-bytes", "1024", "--seconds", str(context.seconds)
     )
@@ -139,7 +141,7 @@ def _depth_1(context: Context) -> Figures:
 def _fetch(context: Context) -> Figures:
     """1 MiB responses of 100 KB batches, from the log cache."""
     target = context.durable
-    target.wait_until_quiet(1.0)
+    target.wait_until_quiet(_QUIET_S)
     context.load(
         target,
         "produce",
@@ -163,7 +165,7 @@ def _librdkafka(broker: str) -> Callable[[Context], Figures]:
 
     def measure(context: Context) -> Figures:
         target: Broker = getattr(context, broker)
-        target.wait_until_quiet(1.0)
+        target.wait_until_quiet(_QUIET_S)
         done = subprocess.run(
             [
                 str(rdkafka_performance(context.build_dir)),
