@@ -33,6 +33,10 @@ lint: $(VENV)/.installed-dev ## Check style, format, types and the direction of 
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+.PHONY: docs
+docs: $(VENV)/.installed ## Write docs/configuration.md anew from the tables of settings
+	$(BIN)/python -m broker.config_reference > docs/configuration.md
+
 .PHONY: demo
 demo: $(VENV)/.installed-dev ## Send Python's own standard library through the broker and read every byte back
 	$(BIN)/python examples/demo.py $(ARGS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import dataclasses
 import gc
 import logging
 import signal
@@ -14,7 +13,8 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from broker.config import BrokerSettings, InvalidSettings, kafka_name, settings_from
+from broker.config import BrokerSettings, InvalidSettings, settings_from
+from broker.config_reference import as_json, as_text
 from broker.node import Node
 from broker.origin import ForeignPackage, check_packages
 from controller.errors import ControllerError
@@ -48,7 +48,7 @@ written to the object store as large objects. Any Kafka client works.
 
 _EPILOG = """\
 settings have Kafka's names where Kafka has one. Later sources win: defaults, the file given with -c (TOML),
-environment variables such as TIDELOG_NUM_PARTITIONS=3, then --set num.partitions=3. `tidelog settings` lists all.
+environment variables such as TIDELOG_NUM_PARTITIONS=3, then --set num.partitions=3. `tidelog config` lists all.
 
 examples:
   tidelog dev                             serve on localhost:9092, everything under ./data
@@ -65,8 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     try:
         check_packages()
-        if options.command == "settings":
-            _print_settings()
+        if options.command == "config":
+            print(as_json() if options.json else as_text())
             return 0
         return _run(_serve(_settings(options)))
     except _CANNOT_START as error:
@@ -84,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     dev = commands.add_parser("dev", help="run a broker for development: localhost, data under one directory")
     dev.add_argument("--data", type=Path, default=Path("data"), help="directory for WAL and objects (default: ./data)")
     dev.add_argument("--port", type=int, default=9092, help="port on localhost; 0 takes any free one (default: 9092)")
-    commands.add_parser("settings", help="list every setting with its default")
+    config = commands.add_parser("config", help="list every setting with type, default, unit and meaning")
+    config.add_argument("--json", action="store_true", help="as an array of objects, for programs")
     for command in (serve, dev):
         command.add_argument(
             "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides", help="one setting; repeatable"
@@ -113,11 +114,6 @@ def _settings(options: argparse.Namespace) -> BrokerSettings:
             raise InvalidSettings(f"--set {item}: NAME=VALUE is expected")
         overrides[name.strip()] = value.strip()
     return settings_from(file=file, overrides=overrides)
-
-
-def _print_settings() -> None:
-    for item in dataclasses.fields(BrokerSettings):
-        print(f"{kafka_name(item.name)} = {item.default!r}\n    {item.metadata['doc']}")
 
 
 def _run(coroutine: Coroutine[Any, Any, int]) -> int:

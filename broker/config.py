@@ -1,9 +1,10 @@
-"""The broker's settings: Kafka's names where Kafka has one, typed, with defaults, validated as a whole.
+"""The broker's settings: one table, Kafka's names where Kafka has one, validated as a whole.
 
 Always true:
-- A setting's name is its field's with dots for underscores: `num_partitions` is `num.partitions`.
-- Sources, the later one wins: defaults, the TOML file, environment variables (`TIDELOG_NUM_PARTITIONS`), then what
-  the command line or the embedding program says.
+- A setting is a field of `BrokerSettings`; its name is the field's with dots for underscores: `num_partitions` is
+  `num.partitions`. Its row (`SETTINGS`) has type, default, unit, range and meaning; all lists and documents are made of it.
+- Sources, the later one wins: defaults, the TOML file, environment variables (`TIDELOG_NUM_PARTITIONS`), what the command
+  line or the embedding program says, and at last what AlterConfigs has set (`with_dynamic`), for settings that are dynamic.
 - Unknown names and values out of range are refused, all of them in one message, before anything is opened.
 - Sizes take units (`512MiB`, `1GiB`), times are in the unit that the name ends in.
 """
@@ -16,35 +17,24 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from broker.setting import INT32_MAX, INT64_MAX, Kind, Setting, Value, nearest
+
 __all__ = [
+    "ENVIRONMENT_PREFIX",
+    "SETTINGS",
     "BrokerSettings",
     "InvalidSettings",
     "Listener",
+    "kafka_name",
     "parse_listeners",
-    "parse_size",
     "settings_from",
 ]
 
 ENVIRONMENT_PREFIX = "TIDELOG_"
-
-_UNITS = {
-    "": 1,
-    "B": 1,
-    "KB": 1000,
-    "MB": 1000**2,
-    "GB": 1000**3,
-    "TB": 1000**4,
-    "KIB": 1 << 10,
-    "MIB": 1 << 20,
-    "GIB": 1 << 30,
-    "TIB": 1 << 40,
-    "K": 1 << 10,
-    "M": 1 << 20,
-    "G": 1 << 30,
-}
 
 
 class InvalidSettings(Exception):
@@ -93,94 +83,192 @@ def parse_listeners(text: str, *, what: str = "listeners") -> tuple[Listener, ..
     return tuple(found)
 
 
-def parse_size(text: str) -> int:
-    """Bytes from `64KiB`, `1 GiB`, `100MB` or a plain number."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if match is None or match[2].upper() not in _UNITS:
-        raise ValueError(f"{text!r} is no size (examples: 1048576, 64KiB, 1GiB)")
-    return (
-        int(float(match[1]) * _UNITS[match[2].upper()]) if "." in match[1] else int(match[1]) * _UNITS[match[2].upper()]
-    )
+def _setting(
+    default: Value,
+    doc: str,
+    *,
+    section: str,
+    unit: str = "",
+    least: int | None = None,
+    most: int = INT64_MAX,
+    choices: tuple[str, ...] = (),
+    is_list: bool = False,
+    dynamic: bool = False,
+) -> Any:
+    """A field of `BrokerSettings` and its row."""
+    if isinstance(default, bool):
+        kind, numeric = Kind.BOOLEAN, False
+    elif isinstance(default, int):
+        kind, numeric = Kind.INT if most <= INT32_MAX else Kind.LONG, True
+    else:
+        kind, numeric = Kind.LIST if is_list else Kind.STRING, False
+    row = {
+        "kind": kind,
+        "default": default,
+        "doc": doc,
+        "section": section,
+        "unit": unit,
+        "least": least,
+        "most": most if numeric else None,
+        "choices": choices,
+        "dynamic": dynamic,
+    }
+    return field(default=default, metadata=row)
 
 
-def _setting(default: Any, doc: str, *, least: int | None = None, most: int | None = None) -> Any:
-    return field(default=default, metadata={"doc": doc, "least": least, "most": most})
-
-
-_INT32_MAX = (1 << 31) - 1
-_INT64_MAX = (1 << 63) - 1
+_identity = partial(_setting, section="Identity and addresses")
+_data = partial(_setting, section="Where data lives, and memory")
+_topic = partial(_setting, section="Topics")
+_topic_default = partial(_setting, section="Defaults of topics (a topic's own configuration wins)", dynamic=True)
+_retention = partial(_setting, section="Retention and deletion")
+_network = partial(_setting, section="Requests and connections")
+_producer = partial(_setting, section="Producers")
+_process = partial(_setting, section="The process")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerSettings:
     """Everything that an operator can set on one broker."""
 
-    # -- who and where
-    node_id: int = _setting(1, "identity of this broker in the cluster; never change it", least=0, most=_INT32_MAX)
-    cluster_id: str = _setting("", "refuse any other cluster's bucket; empty: take the bucket's, or make one up")
-    broker_rack: str = _setting("", "rack or availability zone, told to clients")
-    listeners: str = _setting("PLAINTEXT://localhost:9092", "addresses to listen on, NAME://host:port, comma separated")
-    advertised_listeners: str = _setting("", "addresses told to clients, by listener name; empty: the listeners")
+    node_id: int = _identity(1, "Identity of this broker in the cluster. Never change it.", least=0, most=INT32_MAX)
+    cluster_id: str = _identity("", "Refuse the bucket of any other cluster. Empty: take the bucket's, or make one up.")
+    broker_rack: str = _identity("", "Rack or availability zone, told to clients.")
+    listeners: str = _identity(
+        "PLAINTEXT://localhost:9092",
+        "Addresses to listen on, NAME://host:port. An empty host means every interface, port 0 any free one.",
+        is_list=True,
+    )
+    advertised_listeners: str = _identity(
+        "", "Addresses told to clients, by listener name. Empty: the listeners.", is_list=True
+    )
 
-    # -- where data lives
-    object_store_uri: str = _setting("file://./data/objects", "file:///dir, s3://bucket/prefix?endpoint=…, or mem://")
-    wal_uri: str = _setting(
+    object_store_uri: str = _data(
+        "file://./data/objects", "Where objects are: file:///dir, s3://bucket/prefix?endpoint=…, or mem:// for tests."
+    )
+    wal_uri: str = _data(
         "file://./data/wal?capacity=512MiB",
-        "file:///dir?capacity=512MiB (null:// for benchmarks only). What was acknowledged and is not uploaded yet is at most "
-        "this capacity or half of memory.bytes, whichever is smaller; then producers wait",
+        "The write-ahead log: file:///dir?capacity=512MiB (null:// for benchmarks only). What was acknowledged and is not "
+        "uploaded yet is at most this capacity or half of memory.bytes, whichever is smaller; then producers wait.",
     )
-    memory_bytes: int = _setting(1 << 30, "bound of everything this broker keeps in memory", least=64 << 20)
-    upload_size_bytes: int = _setting(64 << 20, "a cache block of this size is uploaded", least=64 << 10)
-    upload_interval_ms: int = _setting(5_000, "a cache block of this age is uploaded", least=10)
-    upload_parallelism: int = _setting(4, "objects put at the same time", least=1, most=64)
-    metadata_log_max_record_bytes_between_snapshots: int = _setting(
-        16 << 20, "the metadata log is snapshotted at the latest after so many bytes", least=1 << 10
+    memory_bytes: int = _data(
+        1 << 30, "Bound of everything that this broker keeps in memory.", unit="bytes", least=64 << 20
+    )
+    upload_size_bytes: int = _data(
+        64 << 20, "What gathered is uploaded when it reaches this size.", unit="bytes", least=64 << 10
+    )
+    upload_interval_ms: int = _data(5_000, "What gathered is uploaded at this age.", unit="ms", least=10)
+    upload_parallelism: int = _data(4, "Objects that are put at the same time.", unit="objects", least=1, most=64)
+    metadata_log_max_record_bytes_between_snapshots: int = _data(
+        16 << 20, "The metadata log is snapshotted at the latest after so many bytes.", unit="bytes", least=1 << 10
     )
 
-    log_segment_delete_delay_ms: int = _setting(
-        60_000, "how long an object that nothing refers to is kept, so that reads under way finish", least=0
+    auto_create_topics_enable: bool = _topic(
+        True, "Create a topic when a client that allows it asks for its metadata.", dynamic=True
+    )
+    num_partitions: int = _topic(
+        1, "Partitions of a topic whose creator does not say.", unit="partitions", least=1, most=100_000, dynamic=True
+    )
+    default_replication_factor: int = _topic(
+        1,
+        "Replication factor told where a topic's creator does not say. Any is taken: the object store replicates.",
+        least=1,
+        most=32767,
+        dynamic=True,
+    )
+    max_partitions_per_broker: int = _topic(
+        200_000, "Partitions of all topics together.", unit="partitions", least=1, most=INT32_MAX
+    )
+    max_partitions_per_request: int = _topic(
+        10_000,
+        "Partitions that one CreateTopics or CreatePartitions may ask for.",
+        unit="partitions",
+        least=1,
+        most=INT32_MAX,
+        dynamic=True,
+    )
+    delete_topic_enable: bool = _topic(True, "Serve DeleteTopics.", dynamic=True)
+
+    message_max_bytes: int = _topic_default(
+        1_048_588, "Largest record batch, as it is sent (compressed).", unit="bytes", least=0, most=INT32_MAX
+    )
+    log_message_timestamp_type: str = _topic_default(
+        "CreateTime",
+        "Whose time records carry: their producer's (CreateTime), or the broker's (LogAppendTime).",
+        choices=("CreateTime", "LogAppendTime"),
+    )
+    log_message_timestamp_before_max_ms: int = _topic_default(
+        INT64_MAX, "How far in the past a record may be stamped by its producer.", unit="ms", least=0
+    )
+    log_message_timestamp_after_max_ms: int = _topic_default(
+        3_600_000, "How far in the future a record may be stamped by its producer.", unit="ms", least=0
+    )
+    log_cleanup_policy: str = _topic_default(
+        "delete",
+        "delete: records go by age and size. compact: every record needs a key; nothing is compacted yet.",
+        choices=("compact", "delete"),
+        is_list=True,
+    )
+    log_retention_ms: int = _topic_default(
+        604_800_000, "Age from which on records may go. -1: never.", unit="ms", least=-1
+    )
+    log_retention_bytes: int = _topic_default(
+        -1, "Size of a partition beyond which its oldest records may go. -1: no bound.", unit="bytes", least=-1
     )
 
-    # -- topics
-    auto_create_topics_enable: bool = _setting(True, "create a topic when a client asks for its metadata")
-    num_partitions: int = _setting(1, "partitions of a topic that does not say", least=1, most=100_000)
-    default_replication_factor: int = _setting(
-        1, "replication factor told where a topic does not say", least=1, most=32767
+    log_retention_check_interval_ms: int = _retention(
+        300_000, "How often retention is applied.", unit="ms", least=10, dynamic=True
     )
-    max_partitions_per_broker: int = _setting(200_000, "partitions of all topics together", least=1)
-    max_partitions_per_request: int = _setting(10_000, "partitions that one CreateTopics may ask for", least=1)
-    delete_topic_enable: bool = _setting(True, "serve DeleteTopics")
-
-    # -- topic defaults (a topic's own configuration wins)
-    message_max_bytes: int = _setting(1_048_588, "largest record batch, compressed", least=0, most=_INT32_MAX)
-    log_message_timestamp_type: str = _setting("CreateTime", "CreateTime or LogAppendTime")
-    log_message_timestamp_before_max_ms: int = _setting(
-        _INT64_MAX, "how far in the past a record may be stamped", least=0
+    log_segment_delete_delay_ms: int = _retention(
+        60_000, "How long an object that nothing refers to is kept, so that reads under way finish.", unit="ms", least=0
     )
-    log_message_timestamp_after_max_ms: int = _setting(3_600_000, "how far in the future it may be", least=0)
-    log_cleanup_policy: str = _setting("delete", "delete, compact, or both")
-    log_retention_ms: int = _setting(604_800_000, "age at which records may go; -1: never", least=-1)
-    log_retention_check_interval_ms: int = _setting(300_000, "how often retention is applied", least=10)
-    log_retention_bytes: int = _setting(-1, "size per partition beyond which old records may go; -1: none", least=-1)
 
-    # -- requests and connections
-    socket_request_max_bytes: int = _setting(
-        104_857_600, "largest request; a larger one closes its connection", least=1024
+    socket_request_max_bytes: int = _network(
+        104_857_600, "Largest request. A larger one closes its connection.", unit="bytes", least=1024, most=INT32_MAX
     )
-    queued_max_request_bytes: int = _setting(
-        -1, "receive memory that all connections share for large requests; -1: a sixteenth of memory.bytes", least=-1
+    queued_max_request_bytes: int = _network(
+        -1,
+        "Memory for large requests that arrive, shared by all connections. -1: a sixteenth of memory.bytes.",
+        unit="bytes",
+        least=-1,
     )
-    max_connections: int = _setting(10_000, "connections at the same time; more are closed at once", least=1)
-    connections_max_idle_ms: int = _setting(600_000, "a connection silent for so long is closed", least=1000)
-    max_incremental_fetch_session_cache_slots: int = _setting(1000, "fetch sessions (KIP-227)", least=0)
-    fetch_max_bytes: int = _setting(57_671_680, "largest fetch response, first batch aside", least=1024)
-    request_timeout_ms: int = _setting(30_000, "how long an administrative request may take on this side", least=100)
+    max_connections: int = _network(
+        10_000,
+        "Connections at the same time. More are closed at once.",
+        unit="connections",
+        least=1,
+        most=INT32_MAX,
+        dynamic=True,
+    )
+    connections_max_idle_ms: int = _network(
+        600_000, "A connection that is silent for so long is closed.", unit="ms", least=1000, dynamic=True
+    )
+    max_incremental_fetch_session_cache_slots: int = _network(
+        1000, "Fetch sessions at the same time (KIP-227).", unit="sessions", least=0, most=INT32_MAX
+    )
+    fetch_max_bytes: int = _network(
+        57_671_680,
+        "Largest fetch response, but for a first batch that is larger.",
+        unit="bytes",
+        least=1024,
+        most=INT32_MAX,
+        dynamic=True,
+    )
+    request_timeout_ms: int = _network(
+        30_000,
+        "How long an administrative request that names no time may take on this side.",
+        unit="ms",
+        least=100,
+        most=INT32_MAX,
+        dynamic=True,
+    )
 
-    # -- producers
-    producer_id_expiration_ms: int = _setting(86_400_000, "an idle producer id is forgotten after", least=1)
+    producer_id_expiration_ms: int = _producer(
+        86_400_000, "A producer id that is idle for so long is forgotten.", unit="ms", least=1, most=INT32_MAX
+    )
 
-    # -- the process
-    shutdown_timeout_ms: int = _setting(3_000, "how long an orderly stop may take to upload", least=0)
+    shutdown_timeout_ms: int = _process(
+        3_000, "How long an orderly stop may take to upload; the WAL keeps the rest.", unit="ms", least=0
+    )
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -188,17 +276,10 @@ class BrokerSettings:
             raise InvalidSettings("; ".join(problems))
 
     def _problems(self) -> Iterable[str]:
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            name = kafka_name(item.name)
-            if isinstance(value, int) and not isinstance(value, bool):
-                least, most = item.metadata["least"], item.metadata["most"]
-                if least is not None and value < least:
-                    yield f"{name} = {value} is below {least}"
-                if most is not None and value > most:
-                    yield f"{name} = {value} is above {most}"
-        if self.log_message_timestamp_type not in ("CreateTime", "LogAppendTime"):
-            yield f"log.message.timestamp.type = {self.log_message_timestamp_type!r}: CreateTime or LogAppendTime"
+        for setting in SETTINGS.values():
+            problem = setting.problem(getattr(self, _field_name(setting.name)))
+            if problem is not None:
+                yield problem
         try:
             bound = parse_listeners(self.listeners)
             if not bound:
@@ -229,13 +310,43 @@ class BrokerSettings:
         """The same with changes, validated again."""
         return dataclasses.replace(self, **changes)
 
+    def with_dynamic(self, *layers: Mapping[str, str]) -> BrokerSettings:
+        """The same under what AlterConfigs has set, as Kafka names and texts; later layers win.
+
+        Raises:
+            InvalidSettings: names all that is wrong.
+        """
+        changes = {name: text for layer in layers for name, text in layer.items()}
+        return self.replace(**_parsed(changes, size_units=False)) if changes else self
+
 
 def kafka_name(field_name: str) -> str:
     """`num_partitions` → `num.partitions`."""
     return field_name.replace("_", ".")
 
 
-_FIELDS = {kafka_name(item.name): item for item in dataclasses.fields(BrokerSettings)}
+def _field_name(name: str) -> str:
+    return name.replace(".", "_")
+
+
+SETTINGS: Mapping[str, Setting] = {
+    kafka_name(item.name): Setting(name=kafka_name(item.name), **item.metadata)
+    for item in dataclasses.fields(BrokerSettings)
+}
+"""Every setting of a broker by its name, in the order in which they are listed."""
+
+_SAID_OTHERWISE = {
+    "log.dir": "data lives in object.store.uri, and before that in wal.uri",
+    "log.dirs": "data lives in object.store.uri, and before that in wal.uri",
+    "log.retention.hours": "say it as log.retention.ms",
+    "log.retention.minutes": "say it as log.retention.ms",
+    "broker.id": "it is node.id",
+    "zookeeper.connect": "the bucket keeps the metadata: object.store.uri",
+    "controller.quorum.voters": "the bucket keeps the metadata: object.store.uri",
+    "process.roles": "there is only one role",
+    "min.insync.replicas": "there are no replicas to wait for: the object store replicates",
+}
+"""Names that a Kafka server.properties has, and what to say here."""
 
 
 def settings_from(
@@ -260,24 +371,36 @@ def settings_from(
         except tomllib.TOMLDecodeError as error:
             raise InvalidSettings(f"{file} is no valid TOML: {error}") from error
     for variable, text in (os.environ if environment is None else environment).items():
-        name = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("_", ".")
-        if variable.startswith(ENVIRONMENT_PREFIX) and name in _FIELDS:
-            given[name] = text
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            given[variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("_", ".")] = text
     given.update(overrides or {})
+    return BrokerSettings(**_parsed(given, size_units=True))
+
+
+def _parsed(given: Mapping[str, Any], *, size_units: bool) -> dict[str, Any]:
+    """Values by field name. Raises InvalidSettings, which names all that is wrong."""
     problems: list[str] = []
     values: dict[str, Any] = {}
     for name, value in given.items():
-        item = _FIELDS.get(name)
-        if item is None:
-            problems.append(f"unknown setting {name}")
+        setting = SETTINGS.get(name)
+        if setting is None:
+            problems.append(_unknown(name))
             continue
         try:
-            values[item.name] = _coerce(str(item.type), value)
+            values[_field_name(name)] = setting.parse(value, size_units=size_units)
         except ValueError as error:
-            problems.append(f"{name}: {error}")
+            problems.append(str(error))
     if problems:
         raise InvalidSettings("; ".join(problems))
-    return BrokerSettings(**values)
+    return values
+
+
+def _unknown(name: str) -> str:
+    if name in _SAID_OTHERWISE:
+        return f"{name} is no setting of this broker: {_SAID_OTHERWISE[name]}"
+    meant = nearest(name, SETTINGS)
+    hint = f"did you mean {meant}?" if meant is not None else "`tidelog config` lists those that there are"
+    return f"unknown setting {name}: {hint}"
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -288,21 +411,3 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def _coerce(type_name: str, value: Any) -> Any:
-    if type_name == "bool":
-        if isinstance(value, bool):
-            return value
-        if str(value).lower() in ("true", "false"):
-            return str(value).lower() == "true"
-        raise ValueError(f"{value!r} is neither true nor false")
-    if type_name == "int":
-        if isinstance(value, bool) or not isinstance(value, int | str):
-            raise ValueError(f"{value!r} is no whole number")
-        if isinstance(value, str) and value.lstrip().startswith("-"):
-            return int(value)
-        return parse_size(value) if isinstance(value, str) else value
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text")
-    return value

@@ -1,30 +1,32 @@
-"""Topic configuration: Kafka's names, types and ranges, and what a partition reads from it.
+"""Topic configuration: Kafka's names, types and ranges, what each does here, and what a partition reads from it.
 
 Always true:
-- The metadata log stores only what a topic overrides, as text, as the client sent it once it was found valid.
+- `TOPIC_SETTINGS` has a row for every topic configuration of Kafka (3.x and 4.x, down to those that were removed since), so
+  that existing tools and infrastructure code work. A row says honestly what it does here, also where that is nothing.
+- The metadata log stores only what a topic overrides, as text, as the client sent it once it was found valid. Unknown names
+  and values out of range are refused.
 - A resolved `TopicConfig` is typed, complete and frozen; partitions hold a reference and never look a name up.
-- A name that Kafka knows is accepted also where it means nothing here (segment and replica settings of local logs),
-  so that existing tools and infrastructure code work. Unknown names and values out of range are refused.
-- `compression.type` other than `producer` is kept and told, but batches stay as the producer sent them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from broker.config import BrokerSettings
+from broker.config import SETTINGS, BrokerSettings
+from broker.setting import INT32_MAX, INT64_MAX, Kind, Setting, Value, nearest
 
 __all__ = [
     "MAX_TOPIC_NAME_LENGTH",
+    "TOPIC_SETTINGS",
     "ConfigSource",
     "EffectiveConfig",
     "InvalidTopicConfig",
     "TopicConfig",
+    "TopicSetting",
     "check_topic_name",
     "colliding_form",
     "effective",
@@ -36,8 +38,6 @@ MAX_TOPIC_NAME_LENGTH = 249
 """Kafka's: file names were 255 bytes, less the partition's suffix."""
 
 _TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]+")
-_INT32_MAX = (1 << 31) - 1
-_INT64_MAX = (1 << 63) - 1
 
 
 class InvalidTopicConfig(Exception):
@@ -81,89 +81,234 @@ def colliding_form(name: str) -> str:
     return name.replace(".", "_")
 
 
-def _whole_number(least: int, most: int) -> Callable[[str], str | None]:
-    def check(text: str) -> str | None:
-        try:
-            value = int(text.strip())
-        except ValueError:
-            return f"{text!r} is no whole number"
-        return None if least <= value <= most else f"{value} is not within {least}..{most}"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicSetting(Setting):
+    """One row of `TOPIC_SETTINGS`."""
 
-    return check
-
-
-def _fraction(text: str) -> str | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return f"{text!r} is no number"
-    return None if 0 <= value <= 1 else f"{value} is not within 0..1"
+    broker_name: str = ""
+    """The broker's setting that is its default, as Kafka names it; empty: there is none."""
+    has_effect: bool = False
+    """A partition goes by it. Otherwise it is kept and told, and that is all."""
+    is_removed: bool = False
+    """Newer versions of Kafka know it no more: it is told only where it is set."""
 
 
-def _one_of(*allowed: str) -> Callable[[str], str | None]:
-    def check(text: str) -> str | None:
-        return None if text in allowed else f"{text!r} is none of {', '.join(allowed)}"
-
-    return check
-
-
-def _cleanup_policy(text: str) -> str | None:
-    policies = _policies(text)
-    if policies and policies <= {"delete", "compact"}:
-        return None
-    return f"{text!r} is not delete, compact, or both"
-
-
-def _policies(text: str) -> set[str]:
-    return {part.strip() for part in text.split(",") if part.strip()}
-
-
-def _anything(text: str) -> str | None:
-    return None
+def _inherited(name: str, broker_name: str, doc: str = "") -> TopicSetting:
+    """A row that has effect; its default is a setting of the broker."""
+    row = SETTINGS[broker_name]
+    return TopicSetting(
+        name=name,
+        kind=row.kind,
+        default=row.default,
+        doc=doc or row.doc,
+        unit=row.unit,
+        least=row.least,
+        most=row.most,
+        choices=row.choices,
+        broker_name=broker_name,
+        has_effect=True,
+    )
 
 
-_BOOL = _one_of("true", "false")
-_MS = _whole_number(0, _INT64_MAX)
+def _kept(
+    name: str,
+    default: Value,
+    doc: str,
+    *,
+    unit: str = "",
+    least: float | None = None,
+    most: float = INT64_MAX,
+    choices: tuple[str, ...] = (),
+    broker_name: str = "",
+    is_list: bool = False,
+    is_removed: bool = False,
+) -> TopicSetting:
+    """A row that is accepted, kept and told, and has no effect here."""
+    numeric = isinstance(default, int | float) and not isinstance(default, bool)
+    if isinstance(default, bool):
+        kind = Kind.BOOLEAN
+    elif isinstance(default, float):
+        kind = Kind.DOUBLE
+    elif isinstance(default, int):
+        kind = Kind.INT if most <= INT32_MAX else Kind.LONG
+    else:
+        kind = Kind.LIST if is_list else Kind.STRING
+    return TopicSetting(
+        name=name,
+        kind=kind,
+        default=default,
+        doc=f"No effect here: {doc}",
+        unit=unit,
+        least=least,
+        most=most if numeric else None,
+        choices=choices,
+        broker_name=broker_name,
+        is_removed=is_removed,
+    )
 
-_CHECKS: dict[str, Callable[[str], str | None]] = {
-    "cleanup.policy": _cleanup_policy,
-    "compression.gzip.level": _whole_number(-1, 9),
-    "compression.lz4.level": _whole_number(1, 17),
-    "compression.type": _one_of("uncompressed", "zstd", "lz4", "snappy", "gzip", "producer"),
-    "compression.zstd.level": _whole_number(-131072, 22),
-    "delete.retention.ms": _MS,
-    "file.delete.delay.ms": _MS,
-    "flush.messages": _whole_number(1, _INT64_MAX),
-    "flush.ms": _MS,
-    "follower.replication.throttled.replicas": _anything,
-    "index.interval.bytes": _whole_number(0, _INT32_MAX),
-    "leader.replication.throttled.replicas": _anything,
-    "local.retention.bytes": _whole_number(-2, _INT64_MAX),
-    "local.retention.ms": _whole_number(-2, _INT64_MAX),
-    "max.compaction.lag.ms": _whole_number(1, _INT64_MAX),
-    "max.message.bytes": _whole_number(0, _INT32_MAX),
-    "message.downconversion.enable": _BOOL,
-    "message.format.version": _anything,
-    "message.timestamp.after.max.ms": _MS,
-    "message.timestamp.before.max.ms": _MS,
-    "message.timestamp.difference.max.ms": _MS,
-    "message.timestamp.type": _one_of("CreateTime", "LogAppendTime"),
-    "min.cleanable.dirty.ratio": _fraction,
-    "min.compaction.lag.ms": _MS,
-    "min.insync.replicas": _whole_number(1, _INT32_MAX),
-    "preallocate": _BOOL,
-    "remote.log.copy.disable": _BOOL,
-    "remote.log.delete.on.disable": _BOOL,
-    "remote.storage.enable": _BOOL,
-    "retention.bytes": _whole_number(-1, _INT64_MAX),
-    "retention.ms": _whole_number(-1, _INT64_MAX),
-    "segment.bytes": _whole_number(14, _INT32_MAX),
-    "segment.index.bytes": _whole_number(4, _INT32_MAX),
-    "segment.jitter.ms": _MS,
-    "segment.ms": _whole_number(1, _INT64_MAX),
-    "unclean.leader.election.enable": _BOOL,
-}
-"""Every topic configuration of Kafka (3.x and 4.x, down to those that were removed since), and how to check a value."""
+
+_NO_SEGMENTS = (
+    "a partition has no segment files. Records are deleted by ranges of objects, which the broker's upload.size.bytes and "
+    "upload.interval.ms cut."
+)
+_NO_COMPACTION = "keys are not compacted yet."
+_NO_REPLICAS = "the object store replicates; brokers do not."
+_NO_TIERS = "there are no tiers: all data goes to object storage, and retention.ms and retention.bytes are what counts."
+_AS_SENT = "batches are kept as their producer sent them."
+
+_ROWS = (
+    _inherited("cleanup.policy", "log.cleanup.policy"),
+    _kept("compression.gzip.level", -1, _AS_SENT, least=-1, most=9),
+    _kept("compression.lz4.level", 9, _AS_SENT, least=1, most=17),
+    _kept(
+        "compression.type",
+        "producer",
+        _AS_SENT,
+        choices=("uncompressed", "zstd", "lz4", "snappy", "gzip", "producer"),
+        broker_name="compression.type",
+    ),
+    _kept("compression.zstd.level", 3, _AS_SENT, least=-131072, most=22),
+    _kept(
+        "delete.retention.ms",
+        86_400_000,
+        _NO_COMPACTION,
+        unit="ms",
+        least=0,
+        broker_name="log.cleaner.delete.retention.ms",
+    ),
+    _kept(
+        "file.delete.delay.ms",
+        60_000,
+        "the broker's log.segment.delete.delay.ms holds for all topics.",
+        unit="ms",
+        least=0,
+        broker_name="log.segment.delete.delay.ms",
+    ),
+    _kept(
+        "flush.messages",
+        INT64_MAX,
+        "every batch is flushed to the write-ahead log before it is acknowledged.",
+        unit="records",
+        least=1,
+        broker_name="log.flush.interval.messages",
+    ),
+    _kept(
+        "flush.ms",
+        INT64_MAX,
+        "every batch is flushed to the write-ahead log before it is acknowledged.",
+        unit="ms",
+        least=0,
+        broker_name="log.flush.interval.ms",
+    ),
+    _kept("follower.replication.throttled.replicas", "", _NO_REPLICAS, is_list=True),
+    _kept(
+        "index.interval.bytes",
+        4096,
+        "an object's index has one entry for each of its blocks.",
+        unit="bytes",
+        least=0,
+        most=INT32_MAX,
+        broker_name="log.index.interval.bytes",
+    ),
+    _kept("leader.replication.throttled.replicas", "", _NO_REPLICAS, is_list=True),
+    _kept("local.retention.bytes", -2, _NO_TIERS, unit="bytes", least=-2, broker_name="log.local.retention.bytes"),
+    _kept("local.retention.ms", -2, _NO_TIERS, unit="ms", least=-2, broker_name="log.local.retention.ms"),
+    _kept(
+        "max.compaction.lag.ms",
+        INT64_MAX,
+        _NO_COMPACTION,
+        unit="ms",
+        least=1,
+        broker_name="log.cleaner.max.compaction.lag.ms",
+    ),
+    _inherited("max.message.bytes", "message.max.bytes"),
+    _kept(
+        "message.downconversion.enable",
+        True,
+        "old formats of records are not served to anybody.",
+        broker_name="log.message.downconversion.enable",
+        is_removed=True,
+    ),
+    _kept(
+        "message.format.version",
+        "3.0-IV1",
+        "record batches have format 2, always.",
+        broker_name="log.message.format.version",
+        is_removed=True,
+    ),
+    _inherited("message.timestamp.after.max.ms", "log.message.timestamp.after.max.ms"),
+    _inherited("message.timestamp.before.max.ms", "log.message.timestamp.before.max.ms"),
+    _kept(
+        "message.timestamp.difference.max.ms",
+        INT64_MAX,
+        "message.timestamp.before.max.ms and message.timestamp.after.max.ms took its place.",
+        unit="ms",
+        least=0,
+        broker_name="log.message.timestamp.difference.max.ms",
+        is_removed=True,
+    ),
+    _inherited("message.timestamp.type", "log.message.timestamp.type"),
+    _kept(
+        "min.cleanable.dirty.ratio",
+        0.5,
+        _NO_COMPACTION,
+        least=0,
+        most=1,
+        broker_name="log.cleaner.min.cleanable.ratio",
+    ),
+    _kept(
+        "min.compaction.lag.ms",
+        0,
+        _NO_COMPACTION,
+        unit="ms",
+        least=0,
+        broker_name="log.cleaner.min.compaction.lag.ms",
+    ),
+    _kept(
+        "min.insync.replicas",
+        1,
+        f"{_NO_REPLICAS} With any acks but 0 a record is acknowledged when it is durable.",
+        unit="replicas",
+        least=1,
+        most=INT32_MAX,
+        broker_name="min.insync.replicas",
+    ),
+    _kept("preallocate", False, _NO_SEGMENTS, broker_name="log.preallocate"),
+    _kept("remote.log.copy.disable", False, _NO_TIERS),
+    _kept("remote.log.delete.on.disable", False, _NO_TIERS),
+    _kept("remote.storage.enable", False, _NO_TIERS),
+    _inherited("retention.bytes", "log.retention.bytes"),
+    _inherited("retention.ms", "log.retention.ms"),
+    _kept(
+        "segment.bytes",
+        1 << 30,
+        _NO_SEGMENTS,
+        unit="bytes",
+        least=14,
+        most=INT32_MAX,
+        broker_name="log.segment.bytes",
+    ),
+    _kept(
+        "segment.index.bytes",
+        10 << 20,
+        _NO_SEGMENTS,
+        unit="bytes",
+        least=4,
+        most=INT32_MAX,
+        broker_name="log.index.size.max.bytes",
+    ),
+    _kept("segment.jitter.ms", 0, _NO_SEGMENTS, unit="ms", least=0, broker_name="log.roll.jitter.ms"),
+    _kept("segment.ms", 604_800_000, _NO_SEGMENTS, unit="ms", least=1, broker_name="log.roll.ms"),
+    _kept(
+        "unclean.leader.election.enable",
+        False,
+        f"{_NO_REPLICAS} No leader ever misses a record.",
+        broker_name="unclean.leader.election.enable",
+    ),
+)
+
+TOPIC_SETTINGS: Mapping[str, TopicSetting] = {row.name: row for row in _ROWS}
+"""Every topic configuration by its name, in the order of names."""
 
 
 def validate(configs: Mapping[str, str | None]) -> dict[str, str]:
@@ -174,35 +319,30 @@ def validate(configs: Mapping[str, str | None]) -> dict[str, str]:
     """
     stored: dict[str, str] = {}
     for name, value in configs.items():
-        check = _CHECKS.get(name)
-        if check is None:
-            raise InvalidTopicConfig(f"unknown topic config name: {name}")
+        row = TOPIC_SETTINGS.get(name)
+        if row is None:
+            meant = nearest(name, TOPIC_SETTINGS)
+            hint = "" if meant is None else f" (did you mean {meant}?)"
+            raise InvalidTopicConfig(f"unknown topic config name: {name}{hint}")
         if value is None:
             continue
-        problem = check(value)
-        if problem is not None:
-            raise InvalidTopicConfig(f"invalid value for configuration {name}: {problem}")
+        try:
+            row.parse(value)
+        except ValueError as error:
+            raise InvalidTopicConfig(str(error)) from error
         stored[name] = value
     return stored
-
-
-_SETTING_OF = {
-    "cleanup.policy": "log_cleanup_policy",
-    "max.message.bytes": "message_max_bytes",
-    "message.timestamp.after.max.ms": "log_message_timestamp_after_max_ms",
-    "message.timestamp.before.max.ms": "log_message_timestamp_before_max_ms",
-    "message.timestamp.type": "log_message_timestamp_type",
-    "retention.bytes": "log_retention_bytes",
-    "retention.ms": "log_retention_ms",
-}
-"""What a topic goes by, and the broker's setting that is its default."""
 
 
 class ConfigSource(enum.IntEnum):
     """Where a value comes from, as Kafka numbers it (KIP-226)."""
 
     TOPIC = 1
-    BROKER = 4
+    DYNAMIC_BROKER = 2
+    """Set for one broker by AlterConfigs."""
+    DYNAMIC_DEFAULT_BROKER = 3
+    """Set for all brokers by AlterConfigs."""
+    STATIC_BROKER = 4
     DEFAULT = 5
 
 
@@ -217,23 +357,34 @@ class EffectiveConfig(NamedTuple):
 def effective(configs: Mapping[str, str], settings: BrokerSettings) -> list[EffectiveConfig]:
     """What a topic overrides, and what it goes by otherwise, in the order of names.
 
-    Names that mean nothing here are told only where they are overridden.
+    Names that Kafka knows no more are told only where they are overridden.
     """
-    found = {name: EffectiveConfig(name, value, ConfigSource.TOPIC) for name, value in configs.items()}
-    for name, setting in _SETTING_OF.items():
-        value = getattr(settings, setting)
-        source = ConfigSource.DEFAULT if value == _BUILT_IN[setting] else ConfigSource.BROKER
-        found.setdefault(name, EffectiveConfig(name, str(value), source))
-    return [found[name] for name in sorted(found)]
+    found: list[EffectiveConfig] = []
+    for name, row in TOPIC_SETTINGS.items():
+        if name in configs:
+            found.append(EffectiveConfig(name, configs[name], ConfigSource.TOPIC))
+        elif not row.is_removed:
+            value = _default(row, settings)
+            source = ConfigSource.DEFAULT if value == row.default else ConfigSource.STATIC_BROKER
+            found.append(EffectiveConfig(name, row.text(value), source))
+    return found
 
 
-_BUILT_IN = {item.name: item.default for item in dataclasses.fields(BrokerSettings)}
+def _default(row: TopicSetting, settings: BrokerSettings) -> Value:
+    """What a topic goes by that does not override it."""
+    if row.broker_name not in SETTINGS:
+        return row.default
+    value: Value = getattr(settings, row.broker_name.replace(".", "_"))
+    return value
 
 
 def resolve(configs: Mapping[str, str], settings: BrokerSettings) -> TopicConfig:
     """Defaults of the broker under what the topic overrides. The overrides were validated before they were stored."""
-    values = {name: configs.get(name, str(getattr(settings, setting))) for name, setting in _SETTING_OF.items()}
-    policies = _policies(values["cleanup.policy"])
+    values: dict[str, Value] = {}
+    for name, row in TOPIC_SETTINGS.items():
+        if row.has_effect:
+            values[name] = row.parse(configs[name]) if name in configs else _default(row, settings)
+    policies = Setting.words(str(values["cleanup.policy"]))
     return TopicConfig(
         max_message_bytes=int(values["max.message.bytes"]),
         log_append_time=values["message.timestamp.type"] == "LogAppendTime",

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.config import BrokerSettings, InvalidSettings, Listener, parse_listeners, parse_size, settings_from
+from broker.config import SETTINGS, BrokerSettings, InvalidSettings, Listener, parse_listeners, settings_from
+from broker.setting import Kind, parse_size
 from broker.wiring import absolute_uri, storage_settings
 from wal.config import DEFAULT_CAPACITY_BYTES, FileWalConfig, parse_wal_uri
 
@@ -30,11 +31,19 @@ def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
         settings_from(
             environment={}, overrides={"num.partition": 1, "node.id": "x", "auto.create.topics.enable": "maybe"}
         )
-    for part in ("num.partition", "node.id", "auto.create.topics.enable"):
+    for part in (
+        "unknown setting num.partition: did you mean num.partitions?",
+        "node.id = 'x' is not allowed: a whole number from 0",
+        "auto.create.topics.enable = 'maybe' is not allowed: true or false",
+    ):
         assert part in str(caught.value)
     with pytest.raises(InvalidSettings) as caught:
         BrokerSettings(num_partitions=0, log_message_timestamp_type="Never", listeners="")
-    for part in ("num.partitions = 0 is below 1", "Never", "listeners is empty"):
+    for part in (
+        "num.partitions = 0 is not allowed: a whole number from 1 to 100000 (partitions)",
+        "'Never' is not allowed: one of CreateTime, LogAppendTime",
+        "listeners is empty",
+    ):
         assert part in str(caught.value)
 
 
@@ -98,8 +107,29 @@ def test_any_memory_bound_can_be_divided(memory_bytes: int) -> None:
         settings.replace(queued_max_request_bytes=memory_bytes // 4)
 
 
+def test_a_misspelt_variable_is_refused() -> None:
+    with pytest.raises(InvalidSettings, match=r"num\.partitons: did you mean num\.partitions\?"):
+        settings_from(environment={"TIDELOG_NUM_PARTITONS": "3"})
+
+
+def test_names_of_a_kafka_that_are_said_otherwise_here() -> None:
+    with pytest.raises(InvalidSettings, match=r"log\.retention\.hours is no setting .* say it as log\.retention\.ms"):
+        settings_from(environment={}, overrides={"log.retention.hours": 1})
+
+
+def test_what_was_altered_lies_over_what_was_given() -> None:
+    given = BrokerSettings(num_partitions=2, message_max_bytes=1000)
+    settings = given.with_dynamic({"num.partitions": "3", "log.retention.ms": "5"}, {"num.partitions": "4"})
+    assert (settings.num_partitions, settings.log_retention_ms, settings.message_max_bytes) == (4, 5, 1000)
+    with pytest.raises(InvalidSettings, match=r"message\.max\.bytes = '1KiB' is not allowed: a whole number"):
+        given.with_dynamic({"message.max.bytes": "1KiB"})  # as in Kafka: units are for settings files
+
+
 def test_every_setting_is_described_and_its_default_allowed() -> None:
-    for name in BrokerSettings.__slots__:
-        item = BrokerSettings.__dataclass_fields__[name]
-        assert item.metadata["doc"], name
-    assert BrokerSettings().replace(num_partitions=2).num_partitions == 2
+    for name, setting in SETTINGS.items():
+        assert setting.doc.endswith("."), name
+        assert setting.section, name
+        assert setting.problem(setting.default) is None, name
+        assert setting.parse(setting.text(setting.default)) == setting.default, name
+        if setting.kind in (Kind.INT, Kind.LONG) and name.endswith((".ms", ".bytes")):
+            assert setting.unit == name.rpartition(".")[2], name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from broker import __main__ as command_line
 from broker import origin
+from broker.config import SETTINGS
 from broker.origin import ForeignPackage, check_packages
 
 
@@ -26,19 +28,38 @@ def test_help_explains(capsys: pytest.CaptureFixture[str]) -> None:
         command_line.main(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for part in ("serve", "dev", "settings", "TIDELOG_NUM_PARTITIONS", "tidelog serve -c broker.toml"):
+    for part in ("serve", "dev", "config", "TIDELOG_NUM_PARTITIONS", "tidelog serve -c broker.toml"):
         assert part in text
 
 
-def test_settings_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command_line.main(["settings"]) == 0
-    assert "num.partitions = 1" in capsys.readouterr().out
+def test_settings_are_listed_for_people_and_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["config"]) == 0
+    listed = capsys.readouterr().out
+    assert (
+        "num.partitions = 1  (int; a whole number from 1 to 100000; partitions; dynamic)\n    Partitions of" in listed
+    )
+    assert command_line.main(["config", "--json"]) == 0
+    by_name = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert by_name["num.partitions"] == {
+        "name": "num.partitions",
+        "environment": "TIDELOG_NUM_PARTITIONS",
+        "section": "Topics",
+        "type": "int",
+        "default": 1,
+        "unit": "partitions",
+        "least": 1,
+        "most": 100000,
+        "choices": None,
+        "dynamic": True,
+        "meaning": SETTINGS["num.partitions"].doc,
+    }
+    assert by_name.keys() == SETTINGS.keys()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["serve", "--set", "num.partitons=3"], "unknown setting num.partitons"),
+        (["serve", "--set", "num.partitons=3"], "unknown setting num.partitons: did you mean num.partitions?"),
         (["serve", "--set", "num.partitions"], "NAME=VALUE"),
         (["serve", "-c", "/does/not/exist.toml"], "cannot read /does/not/exist.toml"),
         (["serve", "--set", "wal.uri=ftp://x"], "ftp"),
