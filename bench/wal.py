@@ -209,8 +209,8 @@ async def recovery(directory: Path, payload_size_bytes: int) -> tuple[float, int
     wal = await opened(directory, recovered=False)
     began = time.perf_counter()
     frames = 0
-    async for _ in wal.recover():
-        frames += 1
+    async for run in wal.recover():
+        frames += sum(len(columns.positions) for columns in run.streams.values())
     elapsed = time.perf_counter() - began
     await wal.trim(wal.durable_offset)
     await wal.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from protocol.errors import Malformed
-from protocol.records import batch_bounds
+from protocol.records import batch_bounds, batch_max_timestamps
 from s3stream.objectstore import Buffer
 from s3stream.payload import PayloadBounds
 
@@ -20,3 +22,7 @@ class RecordBatchFormat:
         except Malformed as error:
             raise ValueError(str(error)) from error
         return PayloadBounds(base_offset, end_offset, size_bytes, record_count, max_timestamp)
+
+    def max_timestamps_ms(self, buffer: Buffer, positions: Sequence[int]) -> list[int]:
+        """See `PayloadFormat`."""
+        return batch_max_timestamps(buffer, positions)

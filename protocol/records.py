@@ -14,7 +14,7 @@ Always true here:
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from crc32c import crc32c
@@ -37,6 +37,8 @@ __all__ = [
     "BatchBounds",
     "BatchHeader",
     "batch_bounds",
+    "batch_max_timestamps",
+    "batch_producer_id",
     "check_produced_header",
     "crc_matches",
     "iter_bounds",
@@ -67,6 +69,8 @@ _RARE = CONTROL | LOG_APPEND_TIME | _ZSTD
 """Attribute bits that call for a closer look; the bit of zstd is also that of codecs which do not exist."""
 _HEADER = struct.Struct("!qiibIhiqqqhii")
 _BOUNDS = struct.Struct("!qi4xb6xi8xq14xi")
+_MAX_TIMESTAMP = struct.Struct("!35xq")
+_PRODUCER_ID = struct.Struct("!43xq")
 _STAMP = struct.Struct("!qii")
 _LENGTH = struct.Struct("!i")
 _CRC = struct.Struct("!I")
@@ -269,6 +273,18 @@ def batch_bounds(buf: Buffer | bytearray, pos: int = 0) -> BatchBounds:
     if magic != MAGIC or size < HEADER_BYTES or pos + size > len(buf) or last_offset_delta < 0:
         raise Malformed(f"record batch of magic {magic} and {size} bytes at {pos} of {len(buf)}")
     return _new(BatchBounds, (base_offset, base_offset + last_offset_delta + 1, size, count, max_timestamp))
+
+
+def batch_max_timestamps(buf: Buffer | bytearray, positions: Iterable[int]) -> list[int]:
+    """Largest timestamps of the batches that start at `positions`."""
+    unpack = _MAX_TIMESTAMP.unpack_from
+    return [unpack(buf, pos)[0] for pos in positions]
+
+
+def batch_producer_id(buf: Buffer | bytearray, pos: int) -> int:
+    """Producer id of the batch that starts at `pos`: all of a header that most replays look at."""
+    producer_id: int = _PRODUCER_ID.unpack_from(buf, pos)[0]
+    return producer_id
 
 
 def iter_bounds(buf: Buffer | bytearray) -> Iterator[tuple[int, BatchBounds]]:

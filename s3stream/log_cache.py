@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from s3stream.metadata import StreamId
@@ -86,6 +86,18 @@ class BlockPart:
         self.size_bytes += size
         if max_timestamp_ms > self.max_timestamp_ms:
             self.max_timestamp_ms = max_timestamp_ms
+
+    def extend(
+        self, end_offsets: list[int], positions: list[int], sizes: list[int], max_timestamps_ms: list[int]
+    ) -> None:
+        """Index many payloads, at least one, as `add` does one."""
+        self.ends.fromlist(end_offsets)
+        self.positions.fromlist(positions)
+        self.sizes.fromlist(sizes)
+        self.timestamps_ms.fromlist(max_timestamps_ms)
+        self.end_offset = end_offsets[-1]
+        self.size_bytes += sum(sizes)
+        self.max_timestamp_ms = max(self.max_timestamp_ms, *max_timestamps_ms)
 
     def blocks(self, arena: Arena, block_size_bytes: int) -> Iterator[DataBlock]:
         """The payloads as data blocks of an object, each made when it is asked for."""
@@ -237,3 +249,17 @@ class StreamTail:
             offset = part.end_offset
             at += 1
         return TailRead(payloads, total, first_block if payloads else None)
+
+    def positions(self, offset: int, end_offset: int, max_count: int) -> tuple[Sequence[int], int] | None:
+        """Where payloads start in the arena's memory, and the offset behind the last of them: from the one that holds `offset`
+        on, below `end_offset`, at least one, all of one block.
+
+        None where the cache does not reach back to `offset`, or holds nothing from there on.
+        """
+        parts = self.parts
+        if not parts or not parts[0].base_offset <= offset < parts[-1].end_offset:
+            return None
+        part = next(part for part in parts if offset < part.end_offset)
+        first = bisect_right(part.ends, offset)
+        last = min(bisect_right(part.ends, end_offset), first + max_count)
+        return (part.positions[first:last], part.ends[last - 1]) if first < last else None

@@ -6,6 +6,7 @@ verbatim; only the implementation of `PayloadFormat`, which the broker gives, kn
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from s3stream.objectstore import Buffer
@@ -34,3 +35,6 @@ class PayloadFormat(Protocol):
         Raises:
             ValueError: the bytes there are no payload, or it does not end within the buffer.
         """
+
+    def max_timestamps_ms(self, buffer: Buffer, positions: Sequence[int]) -> list[int]:
+        """Largest record timestamp of each of the payloads that start at `positions`, which are known to be payloads."""

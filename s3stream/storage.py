@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import operator
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +32,7 @@ from s3stream.stream import Stream
 from s3stream.upload import Uploader
 from wal import crashpoint
 from wal.arena import Arena
-from wal.log import RecoveredFrame, WriteAheadLog
+from wal.log import RecoveredPayloads, RecoveredRun, WriteAheadLog
 
 __all__ = ["ColdReader", "OnDone", "Storage"]
 
@@ -150,9 +151,9 @@ class Storage:
         """
         streams = await self.open_streams(stream_ids)
         recovered_end = self._wal.trim_offset
-        async for frame in self._wal.recover():
-            await self._recover_frame(frame)
-            recovered_end = frame.end_offset
+        async for run in self._wal.recover():
+            await self._recover_run(run)
+            recovered_end = run.end_offset
         self._block.wal_end_offset = max(self._block.wal_end_offset, recovered_end)
         self._uploader.durable(self._wal.durable_offset)
         if not self._block.parts and not self._blocks:
@@ -495,48 +496,91 @@ class Storage:
 
     # ---- recovery ---------------------------------------------------------------------------------------------
 
-    async def _recover_frame(self, frame: RecoveredFrame) -> None:
-        """Take one frame of the WAL into the log cache, where objects do not hold it already."""
-        stream = self.streams.get(StreamId(frame.stream_id))
-        frame_end_offset = frame.base_offset + frame.record_count
-        if stream is None or frame_end_offset <= stream.next_offset:
-            self._block.wal_end_offset = (
-                frame.end_offset
-            )  # deleted, moved in good order, or committed: its room is free
+    async def _recover_run(self, run: RecoveredRun) -> None:
+        """Take a run of the WAL's frames into the log cache as it lies there, but for what objects hold already."""
+        wanted: list[tuple[Stream, RecoveredPayloads]] = []
+        for stream_id, payloads in run.streams.items():
+            stream = self.streams.get(StreamId(stream_id))
+            if stream is not None and (payloads := _beyond(stream, payloads)).sizes:
+                wanted.append((stream, payloads))
+        if not wanted:
+            self._block.wal_end_offset = run.end_offset  # deleted, moved in good order, or committed: its room is free
             return
-        if frame.base_offset != stream.next_offset:
-            raise StorageError(
-                f"the WAL holds offsets {frame.base_offset}..{frame_end_offset - 1} of stream {frame.stream_id}, but what is "
-                f"known before it ends at {stream.next_offset}: data between is missing. Nothing was changed; "
-                "check that the bucket and the WAL belong together, and whether objects were deleted by hand."
+        start = min(payloads.positions[0] for _, payloads in wanted)
+        end = max(payloads.positions[-1] + payloads.sizes[-1] for _, payloads in wanted)
+        position = await self._recovery_room(end - start, run.offset)
+        self.arena.slice(position, end - start)[:] = run.buffer[start:end]
+        shift = position % self.arena.size_bytes - start
+        for stream, payloads in wanted:
+            part = stream.part
+            if part is None or part.block is not self._block:
+                part = self._open_part(stream, payloads.base_offsets[0])
+            size_before = part.size_bytes
+            part.extend(
+                _end_offsets(payloads),
+                [at + shift for at in payloads.positions],
+                payloads.sizes,
+                self.payload_format.max_timestamps_ms(run.buffer, payloads.positions),
             )
-        size = len(frame.payload)
-        position = self._recovery_room(size)
-        while position is None:
-            # More in the WAL than memory holds: upload what was recovered so far, without state, and go on.
+            stream.next_offset = stream.confirmed_offset = part.end_offset
+            self._block.size_bytes += part.size_bytes - size_before
+            self.recovered_bytes += part.size_bytes - size_before
+        self._block.wal_end_offset = run.end_offset
+        # Not what it holds, but what it keeps from others: much of the memory is padding where every payload had a write of its own.
+        if (
+            self.arena.head - self._block.start_position >= self._upload_size_bytes
+            and self.arena.free_bytes < self.arena.size_bytes // 2
+        ):
+            self.seal()
+            self._uploader.durable(run.end_offset)
+
+    async def _recovery_room(self, size: int, wal_offset: int) -> int:
+        """Room for so much of the log from `wal_offset` on. Where memory holds less than the WAL, what was recovered so far is
+        uploaded for it, without state."""
+        if size > self.arena.size_bytes // 2:
+            raise StorageError(
+                f"the WAL holds {size} bytes in one piece, too large for a log cache of {self.arena.size_bytes}: "
+                "give the node the memory back that it had when they were written"
+            )
+        while True:
+            while (position := self.arena.reserve(size)) is None and self._evict_oldest():
+                pass
+            if position is not None:
+                return position
             self.seal()
             room = asyncio.ensure_future(self.room())
-            self._uploader.durable(frame.offset)
+            self._uploader.durable(wal_offset)
             await room
-            position = self._recovery_room(size)
-        self.arena.slice(position, size)[:] = frame.payload
-        bounds = self.payload_format.bounds(frame.payload, 0)
-        part = stream.part
-        if part is None or part.block is not self._block:
-            part = self._open_part(stream, frame.base_offset)
-        part.add(frame_end_offset, position % self.arena.size_bytes, size, bounds.max_timestamp_ms)
-        stream.next_offset = stream.confirmed_offset = frame_end_offset
-        self._block.size_bytes += size
-        self._block.wal_end_offset = frame.end_offset
-        self.recovered_bytes += size
-        if self._block.size_bytes >= self._upload_size_bytes and self.arena.free_bytes < self.arena.size_bytes // 2:
-            self.seal()
-            self._uploader.durable(frame.end_offset)
 
-    def _recovery_room(self, size: int) -> int | None:
-        while (position := self.arena.reserve(size)) is None and self._evict_oldest():
-            pass
-        return position
+
+def _end_offsets(payloads: RecoveredPayloads) -> list[int]:
+    """Exclusive end offset of each payload."""
+    return list(map(operator.add, payloads.base_offsets, payloads.record_counts))
+
+
+def _beyond(stream: Stream, payloads: RecoveredPayloads) -> RecoveredPayloads:
+    """Those payloads of a stream that continue what is known of it; the ones before are in objects.
+
+    Raises:
+        StorageError: they do not continue it.
+    """
+    next_offset = stream.next_offset
+    ends = _end_offsets(payloads)
+    if payloads.base_offsets[0] == next_offset and payloads.base_offsets[1:] == ends[:-1]:
+        return payloads
+    kept: list[int] = []
+    for index, (base_offset, end_offset) in enumerate(zip(payloads.base_offsets, ends, strict=True)):
+        if end_offset <= next_offset:
+            continue
+        if base_offset != next_offset:
+            raise StorageError(
+                f"the WAL holds offsets {base_offset}..{end_offset - 1} of stream {stream.stream_id}, but what is "
+                f"known before it ends at {next_offset}: data between is missing. Nothing was changed; "
+                "check that the bucket and the WAL belong together, and whether objects were deleted by hand."
+            )
+        kept.append(index)
+        next_offset = end_offset
+    return RecoveredPayloads(*([column[index] for index in kept] for column in payloads))
 
 
 class _PartSource:

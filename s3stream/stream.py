@@ -10,7 +10,8 @@ Always true:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from s3stream.errors import OffsetOutOfRange, StorageError, StreamClosed
@@ -25,6 +26,9 @@ __all__ = ["RecoveredState", "Stream", "StreamRead"]
 
 READ_ATTEMPTS = 3
 """How often a read looks again when the log start moved under it; more often would hide a fault."""
+
+REPLAY_PAYLOADS = 8192
+"""How many payloads a replay gives at a time: a few milliseconds' work for the event loop."""
 
 REPLAY_READ_BYTES = 4 << 20
 """How much a replay asks for at a time: large enough to merge range reads, small beside the memory bound."""
@@ -180,22 +184,32 @@ class Stream:
         found = await self._storage.reader.read_state(self.stream_id)
         return None if found is None else RecoveredState(*found)
 
-    async def replay(self, offset: int) -> AsyncIterator[Buffer]:
-        """Every confirmed payload from the one that holds `offset` on, one by one; each valid until the next is asked for."""
+    async def replay(self, offset: int) -> AsyncIterator[tuple[Buffer, Sequence[int]]]:
+        """Every confirmed payload from the one that holds `offset` on: buffers, and where in each of them payloads start.
+
+        A buffer may be the arena, which is not pinned: use it before you wait for anything.
+        """
         offset = max(offset, self.log_start_offset)
         bounds = self._storage.payload_format.bounds
         while offset < self.confirmed_offset:
+            cached = self.tail.positions(offset, self.confirmed_offset, REPLAY_PAYLOADS)
+            if cached is not None:
+                positions, offset = cached
+                yield self._storage.arena.view, positions
+                await asyncio.sleep(0)
+                continue
             found = await self.read(offset, REPLAY_READ_BYTES)
-            # Copied: views into the arena are not pinned, and the caller may wait between two payloads.
-            buffers = [bytes(buffer) for buffer in found.buffers] if found.block is not None else found.buffers
-            for buffer in buffers:
-                view = memoryview(buffer)
+            if found.block is not None:
+                continue  # in the cache after all
+            for buffer in found.buffers:
+                starts: list[int] = []
                 position = 0
-                while position < len(view):
-                    payload = bounds(view, position)
-                    yield view[position : position + payload.size_bytes]
+                while position < len(buffer):
+                    starts.append(position)
+                    payload = bounds(buffer, position)
                     position += payload.size_bytes
                     offset = payload.end_offset
+                yield buffer, starts
 
     async def trim(self, log_start_offset: int) -> None:
         """Raise the log start (retention, DeleteRecords); committed when this returns, and never lowered.

@@ -48,7 +48,7 @@ from wal.header import (
     choose_header,
 )
 from wal.header_writer import HeaderWriter
-from wal.log import RecoveredFrame
+from wal.log import RecoveredRun
 from wal.recovery import FrameScan, Hole, Need, floor_block
 from wal.ring_reader import RingReader, complete
 
@@ -56,6 +56,9 @@ __all__ = ["GROUP_WRITE_LIMIT_BYTES", "FileWal"]
 
 GROUP_WRITE_LIMIT_BYTES = 4 << 20
 """Frames stop joining a write at this size: a larger one gains no throughput and makes everybody in it wait."""
+
+RECOVERY_RUN_BYTES = 2 << 20
+"""Frames that recovery hands over at a time: enough to spread what a run costs over thousands, few enough for a cache."""
 
 FORMAT_STEP_BYTES = 1 << 20
 FORMAT_PAUSE_S = 0.002
@@ -212,7 +215,7 @@ class FileWal:
 
     # -- recovery
 
-    async def recover(self) -> AsyncIterator[RecoveredFrame]:
+    async def recover(self) -> AsyncIterator[RecoveredRun]:
         """See `WriteAheadLog`. The log takes appends once the last frame was asked for.
 
         Raises:
@@ -223,12 +226,10 @@ class FileWal:
         self._recovery_begun = True
         scan = FrameScan(self._header, self._seed)
         reader = RingReader(self._disk, self.capacity_bytes, floor_block(scan.next_offset), scan.limit_offset)
-        step = scan.step
-        view, start_offset = reader.view, reader.start_offset
-        while not isinstance(found := step(view, start_offset), Hole):
+        run_bytes = min(RECOVERY_RUN_BYTES, self._arena.size_bytes // 8)
+        while not isinstance(found := scan.run(reader.view, reader.start_offset, run_bytes), Hole):
             if isinstance(found, Need):
                 await reader.extend(floor_block(scan.next_offset), found.end_offset)
-                view, start_offset = reader.view, reader.start_offset
             else:
                 yield found
         scan.check_hole(found)

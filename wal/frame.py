@@ -28,6 +28,7 @@ __all__ = [
     "BLOCK_SIZE_BYTES",
     "FRAME_ALIGNMENT_BYTES",
     "FRAME_HEADER_SIZE_BYTES",
+    "HEADER_CRC_AT",
     "FrameHeader",
     "align_block",
     "crc_seed",
@@ -36,6 +37,7 @@ __all__ = [
     "payload_is_intact",
     "read_header",
     "restamp_confirmed",
+    "unpack_frame_from",
 ]
 
 FRAME_ALIGNMENT_BYTES = 8
@@ -50,9 +52,13 @@ _CONFIRMED = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 
 _CONFIRMED_AT = 16
-_CRC_AT = _HEADER.size
+HEADER_CRC_AT = _HEADER.size
+"""Where in the header its own CRC is: behind all that it covers."""
 
-FRAME_HEADER_SIZE_BYTES = _CRC_AT + _CRC.size
+unpack_frame_from = struct.Struct("<IIQQIIIiqqiI").unpack_from
+"""The fields of `FrameHeader` and the header CRC, unchecked."""
+
+FRAME_HEADER_SIZE_BYTES = HEADER_CRC_AT + _CRC.size
 """What lies before the payload."""
 
 _pack_header_into = _HEADER.pack_into
@@ -132,14 +138,14 @@ def pack_frame(
         base_offset,
         record_count,
     )
-    crc_at = position + _CRC_AT
+    crc_at = position + HEADER_CRC_AT
     _pack_crc_into(buffer, crc_at, crc32c(buffer[position:crc_at], seed))
 
 
 def restamp_confirmed(buffer: memoryview, position: int, seed: int, confirmed_offset: int) -> None:
     """Raise the confirmed offset of a frame that was packed, but not written yet."""
     _CONFIRMED.pack_into(buffer, position + _CONFIRMED_AT, confirmed_offset)
-    crc_at = position + _CRC_AT
+    crc_at = position + HEADER_CRC_AT
     _pack_crc_into(buffer, crc_at, crc32c(buffer[position:crc_at], seed))
 
 
@@ -149,7 +155,7 @@ def read_header(buffer: memoryview, position: int, seed: int) -> FrameHeader | N
         return None
     # Not FrameHeader(*…): recovery reads millions of them.
     header = _new_tuple(FrameHeader, _unpack_header_from(buffer, position))
-    crc_at = position + _CRC_AT
+    crc_at = position + HEADER_CRC_AT
     if header.magic != MAGIC or crc32c(buffer[position:crc_at], seed) != _unpack_crc_from(buffer, crc_at)[0]:
         return None
     return header

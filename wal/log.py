@@ -21,24 +21,30 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple, Protocol
 
-__all__ = ["RecoveredFrame", "WriteAheadLog"]
+__all__ = ["RecoveredPayloads", "RecoveredRun", "WriteAheadLog"]
 
 
-class RecoveredFrame(NamedTuple):
-    """One durable frame that `recover` found; a plain tuple, because a recovery makes millions.
+class RecoveredPayloads(NamedTuple):
+    """What a run holds of one stream, in log order: columns, because a recovery finds millions."""
 
-    `payload` is a view into a buffer which is reused: it is valid until the next frame is asked for.
-    """
+    positions: list[int]
+    """Where each payload starts in the run's buffer."""
+    sizes: list[int]
+    leader_epochs: list[int]
+    base_offsets: list[int]
+    record_counts: list[int]
+    """Offsets that each payload takes: its records are base_offset … base_offset + record_count - 1."""
+
+
+class RecoveredRun(NamedTuple):
+    """Durable frames that follow each other in the log, as `recover` found them."""
 
     offset: int
     end_offset: int
-    """Exclusive log offset of the frame's end."""
-    stream_id: int
-    leader_epoch: int
-    base_offset: int
-    record_count: int
-    """Offsets that the payload takes: its records are base_offset … base_offset + record_count - 1."""
-    payload: memoryview
+    """Exclusive log offset of the last frame's end."""
+    buffer: memoryview
+    """The log from `offset` to `end_offset`, frame headers and padding included. Reused: valid until the next run is asked for."""
+    streams: dict[int, RecoveredPayloads]
 
 
 class WriteAheadLog(Protocol):
@@ -82,8 +88,10 @@ class WriteAheadLog(Protocol):
         After `on_failed` the log is fenced: nothing more becomes durable, `reserve` raises `WalFenced`.
         """
 
-    def recover(self) -> AsyncIterator[RecoveredFrame]:
-        """Yield every durable frame past the trim offset, in order. Called once, before the first append.
+    def recover(self) -> AsyncIterator[RecoveredRun]:
+        """Yield every durable frame past the trim offset, in order, many at a time. Called once, before the first append.
+
+        A run has at most an eighth of the arena's size, and one frame.
 
         Raises:
             WalCorrupt: a frame beyond a hole proves that acknowledged frames are missing.

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from wal.arena import Arena
 from wal.errors import PayloadTooLarge
 from wal.frame import FRAME_HEADER_SIZE_BYTES, frame_size
-from wal.log import RecoveredFrame
+from wal.log import RecoveredRun
 
 __all__ = ["NullWal"]
 
@@ -42,11 +42,11 @@ class NullWal:
         """See `WriteAheadLog`. Nothing can fail."""
         self._on_durable = on_durable
 
-    async def recover(self) -> AsyncIterator[RecoveredFrame]:
+    async def recover(self) -> AsyncIterator[RecoveredRun]:
         """There is nothing."""
-        nothing: tuple[RecoveredFrame, ...] = ()
-        for frame in nothing:
-            yield frame
+        nothing: tuple[RecoveredRun, ...] = ()
+        for run in nothing:
+            yield run
 
     def reserve(self, payload_size: int) -> memoryview | None:
         """See `WriteAheadLog`."""

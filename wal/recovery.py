@@ -15,25 +15,35 @@ Closing in order, and every trim, moves that window by writing the confirmed off
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from wal.checksum import crc32c
 from wal.errors import WalCorrupt
 from wal.frame import (
     BLOCK_SIZE_BYTES,
+    FRAME_ALIGNMENT_BYTES,
     FRAME_HEADER_SIZE_BYTES,
+    HEADER_CRC_AT,
     MAGIC,
     FrameHeader,
     align_block,
     frame_size,
     payload_is_intact,
     read_header,
+    unpack_frame_from,
 )
 from wal.header import WalHeader
-from wal.log import RecoveredFrame
+from wal.log import RecoveredPayloads, RecoveredRun
 
-__all__ = ["FrameScan", "Hole", "Need", "floor_block"]
+__all__ = ["AcceptedFrame", "FrameScan", "Hole", "Need", "floor_block"]
 
 _MAGICS_PER_BLOCK = BLOCK_SIZE_BYTES // 4
+_ROUND_UP = FRAME_ALIGNMENT_BYTES - 1
+
+_Add = tuple[Callable[[int], None], ...]
+"""How to add to each column of `RecoveredPayloads`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +59,15 @@ class Hole:
 
     offset: int
     reason: str
+
+
+class AcceptedFrame(NamedTuple):
+    """The next frame of the log."""
+
+    offset: int
+    stream_id: int
+    columns: tuple[int, ...]
+    """What it adds to `RecoveredPayloads`; its position is that in the buffer."""
 
 
 def floor_block(offset: int) -> int:
@@ -82,7 +101,88 @@ class FrameScan:
         if header.closed:
             self.limit_offset = align_block(header.confirmed_offset)
 
-    def step(self, buffer: memoryview, buffer_offset: int) -> RecoveredFrame | Need | Hole:
+    def run(self, buffer: memoryview, buffer_offset: int, max_bytes: int) -> RecoveredRun | Need | Hole:
+        """Accept the frames that follow out of `buffer`, which holds the log from `buffer_offset` on.
+
+        The run ends with the frame that brings it to `max_bytes`; need and hole are told once there is nothing before them.
+        """
+        start = self.next_offset
+        stop_offset = start + max_bytes
+        buffer = buffer[start - buffer_offset :]
+        streams: dict[int, RecoveredPayloads] = {}
+        adders: dict[int, _Add] = {}
+        while True:
+            self._accept_alike(buffer, start, stop_offset, streams, adders)
+            if self.next_offset >= stop_offset:
+                break
+            found = self.step(buffer, start)
+            if not isinstance(found, AcceptedFrame):
+                if not streams:
+                    return found
+                break  # the next run finds it again
+            for add, value in zip(_adders(found.stream_id, streams, adders), found.columns, strict=True):
+                add(value)
+        return RecoveredRun(start, self.next_offset, buffer[: self.next_offset - start], streams)
+
+    def _accept_alike(
+        self,
+        buffer: memoryview,
+        buffer_offset: int,
+        stop_offset: int,
+        streams: dict[int, RecoveredPayloads],
+        adders: dict[int, _Add],
+    ) -> None:
+        """Accept frames that lie directly behind one another and are of one epoch, in as little time as Python can.
+
+        It refuses nothing: whatever is not right at a glance is left to `step`, which judges it.
+        """
+        wal_epoch = self._last_epoch
+        end_offset = self.limit_offset if wal_epoch == self._wal_epoch else self._epoch_start_offset
+        end = min(end_offset - buffer_offset, len(buffer))
+        last = min(stop_offset - buffer_offset - 1, end - FRAME_HEADER_SIZE_BYTES)
+        position = self.next_offset - buffer_offset
+        seed = self._seed
+        adders_of = adders.get
+        while position <= last:
+            (
+                magic,
+                frame_epoch,
+                log_offset,
+                _,
+                padding,
+                size,
+                payload_crc,
+                leader_epoch,
+                stream_id,
+                base_offset,
+                record_count,
+                header_crc,
+            ) = unpack_frame_from(buffer, position)
+            payload_at = position + FRAME_HEADER_SIZE_BYTES
+            payload_end = payload_at + size
+            frame_end = (payload_end + _ROUND_UP) & -FRAME_ALIGNMENT_BYTES
+            if (
+                frame_epoch != wal_epoch
+                or padding
+                or log_offset != position + buffer_offset
+                or magic != MAGIC
+                or frame_end > end
+                or crc32c(buffer[position : position + HEADER_CRC_AT], seed) != header_crc
+                or crc32c(buffer[payload_at:payload_end], seed) != payload_crc
+            ):
+                break
+            add_position, add_size, add_epoch, add_base, add_count = adders_of(stream_id) or _adders(
+                stream_id, streams, adders
+            )
+            add_position(payload_at)
+            add_size(size)
+            add_epoch(leader_epoch)
+            add_base(base_offset)
+            add_count(record_count)
+            position = frame_end
+        self.next_offset = position + buffer_offset
+
+    def step(self, buffer: memoryview, buffer_offset: int) -> AcceptedFrame | Need | Hole:
         """Accept the next frame out of `buffer`, which holds the log from `buffer_offset` on."""
         at = self.next_offset
         found = self._accept(buffer, buffer_offset, at, at)
@@ -95,7 +195,7 @@ class FrameScan:
             return Hole(offset=at, reason="the frame there does not match its payload CRC, or is not of this epoch")
         return Hole(offset=at, reason="no frame of this log follows")
 
-    def _accept(self, buffer: memoryview, buffer_offset: int, offset: int, at: int) -> RecoveredFrame | Need | None:
+    def _accept(self, buffer: memoryview, buffer_offset: int, offset: int, at: int) -> AcceptedFrame | Need | None:
         """The frame at `offset`, if it is the one that follows the end `at`."""
         position = offset - buffer_offset
         if position + FRAME_HEADER_SIZE_BYTES > len(buffer):
@@ -114,15 +214,16 @@ class FrameScan:
             return None
         self._last_epoch = frame.wal_epoch
         self.next_offset = end_offset
-        payload_at = position + FRAME_HEADER_SIZE_BYTES
-        return RecoveredFrame(
+        return AcceptedFrame(
             offset,
-            end_offset,
             frame.stream_id,
-            frame.leader_epoch,
-            frame.base_offset,
-            frame.record_count,
-            buffer[payload_at : payload_at + payload_size],
+            (
+                position + FRAME_HEADER_SIZE_BYTES,
+                payload_size,
+                frame.leader_epoch,
+                frame.base_offset,
+                frame.record_count,
+            ),
         )
 
     def check_hole(self, hole: Hole) -> None:
@@ -179,6 +280,15 @@ class FrameScan:
     def _could_follow(self, frame: FrameHeader, hole: Hole) -> bool:
         # What a former recovery gave up stays given up, whatever it says of its own time.
         return hole.offset < self._header.epoch_start_offset or frame.wal_epoch == self._header.wal_epoch
+
+
+def _adders(stream_id: int, streams: dict[int, RecoveredPayloads], adders: dict[int, _Add]) -> _Add:
+    """How to add to a stream's columns, which are made where there are none."""
+    found = adders.get(stream_id)
+    if found is None:
+        columns = streams[stream_id] = RecoveredPayloads([], [], [], [], [])
+        found = adders[stream_id] = tuple(column.append for column in columns)
+    return found
 
 
 def _loss(hole: Hole, proof: str) -> str:

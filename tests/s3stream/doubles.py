@@ -41,6 +41,10 @@ class PlainPayloads:
             raise ValueError(f"a payload of {size} bytes does not end in the buffer")
         return PayloadBounds(base_offset, base_offset + count, size, count, timestamp_ms)
 
+    def max_timestamps_ms(self, buffer: Buffer, positions: Sequence[int]) -> list[int]:
+        """See PayloadFormat."""
+        return [self.bounds(buffer, position).max_timestamp_ms for position in positions]
+
 
 def payload(base_offset: int, *, count: int = 1, size: int = 100, timestamp_ms: int = 0) -> Payload:
     """A payload whose filler depends on its offset."""

@@ -45,6 +45,9 @@ class TestFormat:
         base, size, count, timestamp_ms = _HEADER.unpack_from(buffer, position)
         return PayloadBounds(base, base + count, size, count, timestamp_ms)
 
+    def max_timestamps_ms(self, buffer: bytes | bytearray | memoryview, positions: Sequence[int]) -> list[int]:
+        return [self.bounds(buffer, position).max_timestamp_ms for position in positions]
+
 
 class Metadata:
     """The metadata port in a dictionary, with the commit rules of the real one. Outlives the engines of a test."""
@@ -227,7 +230,11 @@ async def put_durably(storage: Storage, stream: Stream, size: int = 100, **how: 
 
 async def contents(stream: Stream, offset: int = 0) -> list[bytes]:
     """Everything from an offset on."""
-    return [bytes(payload) async for payload in stream.replay(offset)]
+    return [
+        bytes(buffer[position : position + TestFormat().bounds(buffer, position).size_bytes])
+        async for buffer, positions in stream.replay(offset)
+        for position in positions
+    ]
 
 
 async def test_what_is_acknowledged_is_read_back_at_its_offset(world: World) -> None:

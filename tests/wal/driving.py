@@ -13,13 +13,15 @@ from tests.wal.memory_disk import MemoryDisk
 from wal.aio_disk import AioDisk
 from wal.arena import Arena
 from wal.file_wal import FileWal
-from wal.log import WriteAheadLog
+from wal.frame import FRAME_HEADER_SIZE_BYTES, frame_size
+from wal.log import RecoveredRun, WriteAheadLog
 
 __all__ = [
     "Frame",
     "Listener",
     "append",
     "append_durably",
+    "frames_of",
     "open_file_wal",
     "recover",
     "skip_without_aio",
@@ -59,19 +61,21 @@ async def open_file_wal(
     return await FileWal.open(arena=Arena(arena_bytes), disk=disk, cluster_id=cluster_id, node_id=node_id)
 
 
+def frames_of(run: RecoveredRun) -> list[Frame]:
+    """The frames of a run, in log order."""
+    frames = []
+    for stream_id, columns in run.streams.items():
+        for position, size, leader_epoch, base_offset, record_count in zip(*columns, strict=True):
+            offset = run.offset + position - FRAME_HEADER_SIZE_BYTES
+            payload = bytes(run.buffer[position : position + size])
+            frames.append(
+                Frame(offset, offset + frame_size(size), stream_id, leader_epoch, base_offset, record_count, payload)
+            )
+    return sorted(frames, key=lambda frame: frame.offset)
+
+
 async def recover(wal: WriteAheadLog) -> list[Frame]:
-    return [
-        Frame(
-            found.offset,
-            found.end_offset,
-            found.stream_id,
-            found.leader_epoch,
-            found.base_offset,
-            found.record_count,
-            bytes(found.payload),
-        )
-        async for found in wal.recover()
-    ]
+    return [frame async for run in wal.recover() for frame in frames_of(run)]
 
 
 async def started(disk: MemoryDisk, *, arena_bytes: int = 256 << 10) -> tuple[FileWal, list[Frame], Listener]:

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from tests.wal.driving import append, append_durably, open_file_wal, recover, started, turns
+from tests.wal.driving import append, append_durably, frames_of, open_file_wal, recover, started, turns
 from tests.wal.memory_disk import MemoryDisk
 from wal.errors import WalCorrupt, WalUnavailable
 from wal.frame import FRAME_HEADER_SIZE_BYTES, crc_seed, frame_size, pack_frame
@@ -206,8 +206,8 @@ async def test_frames_before_the_loss_are_yielded_first() -> None:
     wal = await open_file_wal(disk)
     seen = []
     with pytest.raises(WalCorrupt):  # noqa: PT012 (what came before the error is the point)
-        async for frame in wal.recover():
-            seen.append(bytes(frame.payload))
+        async for run in wal.recover():
+            seen.extend(frame.payload for frame in frames_of(run))
     assert seen == [b"first"]
 
 
