@@ -12,26 +12,22 @@ Always true:
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from typing import Protocol
 
 from broker.errors import KafkaError
 from broker.leader_epochs import EpochCheck, LeaderEpochs, check_leader_epoch
-from broker.producer_state import DUPLICATES_REMEMBERED, DuplicateBatch, ProducerStateCorrupt, ProducerStates
+from broker.producer_state import DuplicateBatch, ProducerStateCorrupt, ProducerStates
+from broker.replay import replay_batches
 from broker.topic_config import TopicConfig
 from protocol.errors import ErrorCode, InvalidRecords, Malformed
 from protocol.record_set import iter_records
 from protocol.records import (
     ATTRIBUTES_POSITION,
-    NO_PRODUCER_ID,
     TRANSACTIONAL,
-    batch_producer_id,
     check_produced_header,
-    parse_batch_header,
     stamp,
     stamp_log_append_time,
 )
-from s3stream.objectstore import Buffer
 from s3stream.storage import OnDone, Storage
 from s3stream.stream import Stream
 from wal.checksum import combine_crc32c, crc32c
@@ -129,7 +125,7 @@ class Partition:
             producers, epochs = _decode_state(data)
         self.producers, self.leader_epochs = producers, epochs
         async for buffer, positions in self.stream.replay(offset):
-            _replay(buffer, positions, producers, epochs, now_ms)
+            replay_batches(buffer, positions, producers, epochs, now_ms)
         self.start()
 
     def start(self) -> None:
@@ -304,39 +300,6 @@ class Partition:
         if verdict is EpochCheck.CURRENT:
             return ErrorCode.NONE
         return ErrorCode.FENCED_LEADER_EPOCH if verdict is EpochCheck.FENCED else ErrorCode.UNKNOWN_LEADER_EPOCH
-
-
-def _replay(
-    buffer: Buffer, positions: Sequence[int], producers: ProducerStates, epochs: LeaderEpochs, now_ms: int
-) -> None:
-    """Bring a partition's state up to date with batches that follow it, in little time where there are many.
-
-    Leader epochs never go back, so the last batch tells whether there is a new one. Of each producer only its last batches
-    leave anything behind: they are looked for from the end, and recorded in the order of the last appends.
-    """
-    if parse_batch_header(buffer, positions[-1]).partition_leader_epoch > epochs.newest:
-        for position in positions:
-            header = parse_batch_header(buffer, position)
-            epochs.begin(header.partition_leader_epoch, header.base_offset)
-    newest: dict[int, list[int]] = {}
-    for position in reversed(positions):
-        producer_id = batch_producer_id(buffer, position)
-        if producer_id != NO_PRODUCER_ID:
-            kept = newest.setdefault(producer_id, [])
-            if len(kept) < DUPLICATES_REMEMBERED:
-                kept.append(position)
-    for producer_id in reversed(newest):
-        for position in reversed(newest[producer_id]):
-            header = parse_batch_header(buffer, position)
-            producers.record(
-                producer_id,
-                header.producer_epoch,
-                header.base_sequence,
-                header.record_count,
-                header.base_offset,
-                header.max_timestamp if header.is_log_append_time else -1,
-                now_ms,
-            )
 
 
 def _decode_state(data: bytes) -> tuple[ProducerStates, LeaderEpochs]:

@@ -97,7 +97,7 @@ class BlockPart:
         self.timestamps_ms.fromlist(max_timestamps_ms)
         self.end_offset = end_offsets[-1]
         self.size_bytes += sum(sizes)
-        self.max_timestamp_ms = max(self.max_timestamp_ms, *max_timestamps_ms)
+        self.max_timestamp_ms = max(self.max_timestamp_ms, max(max_timestamps_ms))
 
     def blocks(self, arena: Arena, block_size_bytes: int) -> Iterator[DataBlock]:
         """The payloads as data blocks of an object, each made when it is asked for."""

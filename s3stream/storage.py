@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import operator
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -517,7 +516,7 @@ class Storage:
                 part = self._open_part(stream, payloads.base_offsets[0])
             size_before = part.size_bytes
             part.extend(
-                _end_offsets(payloads),
+                payloads.end_offsets,
                 [at + shift for at in payloads.positions],
                 payloads.sizes,
                 self.payload_format.max_timestamps_ms(run.buffer, payloads.positions),
@@ -553,11 +552,6 @@ class Storage:
             await room
 
 
-def _end_offsets(payloads: RecoveredPayloads) -> list[int]:
-    """Exclusive end offset of each payload."""
-    return list(map(operator.add, payloads.base_offsets, payloads.record_counts))
-
-
 def _beyond(stream: Stream, payloads: RecoveredPayloads) -> RecoveredPayloads:
     """Those payloads of a stream that continue what is known of it; the ones before are in objects.
 
@@ -565,11 +559,10 @@ def _beyond(stream: Stream, payloads: RecoveredPayloads) -> RecoveredPayloads:
         StorageError: they do not continue it.
     """
     next_offset = stream.next_offset
-    ends = _end_offsets(payloads)
-    if payloads.base_offsets[0] == next_offset and payloads.base_offsets[1:] == ends[:-1]:
+    if payloads.base_offsets == [next_offset, *payloads.end_offsets[:-1]]:
         return payloads
     kept: list[int] = []
-    for index, (base_offset, end_offset) in enumerate(zip(payloads.base_offsets, ends, strict=True)):
+    for index, (base_offset, end_offset) in enumerate(zip(payloads.base_offsets, payloads.end_offsets, strict=True)):
         if end_offset <= next_offset:
             continue
         if base_offset != next_offset:

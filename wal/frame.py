@@ -28,7 +28,6 @@ __all__ = [
     "BLOCK_SIZE_BYTES",
     "FRAME_ALIGNMENT_BYTES",
     "FRAME_HEADER_SIZE_BYTES",
-    "HEADER_CRC_AT",
     "FrameHeader",
     "align_block",
     "crc_seed",
@@ -37,7 +36,8 @@ __all__ = [
     "payload_is_intact",
     "read_header",
     "restamp_confirmed",
-    "unpack_frame_from",
+    "unpack_alike_from",
+    "whole_frame_mask",
 ]
 
 FRAME_ALIGNMENT_BYTES = 8
@@ -52,14 +52,16 @@ _CONFIRMED = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 
 _CONFIRMED_AT = 16
-HEADER_CRC_AT = _HEADER.size
-"""Where in the header its own CRC is: behind all that it covers."""
+_CRC_AT = _HEADER.size
 
-unpack_frame_from = struct.Struct("<IIQQIIIiqqiI").unpack_from
-"""The fields of `FrameHeader` and the header CRC, unchecked."""
+unpack_alike_from = struct.Struct("<QQ8xIIIiqqi4x").unpack_from
+"""Magic and WAL epoch as one number, and what else differs from frame to frame, but for the confirmed offset; unchecked."""
 
-FRAME_HEADER_SIZE_BYTES = HEADER_CRC_AT + _CRC.size
+FRAME_HEADER_SIZE_BYTES = _CRC_AT + _CRC.size
 """What lies before the payload."""
+
+_INTACT_HEADER_CRC = crc32c(bytes(_CRC.size))
+"""The CRC of any bytes followed by their own CRC."""
 
 _pack_header_into = _HEADER.pack_into
 _pack_crc_into = _CRC.pack_into
@@ -138,14 +140,14 @@ def pack_frame(
         base_offset,
         record_count,
     )
-    crc_at = position + HEADER_CRC_AT
+    crc_at = position + _CRC_AT
     _pack_crc_into(buffer, crc_at, crc32c(buffer[position:crc_at], seed))
 
 
 def restamp_confirmed(buffer: memoryview, position: int, seed: int, confirmed_offset: int) -> None:
     """Raise the confirmed offset of a frame that was packed, but not written yet."""
     _CONFIRMED.pack_into(buffer, position + _CONFIRMED_AT, confirmed_offset)
-    crc_at = position + HEADER_CRC_AT
+    crc_at = position + _CRC_AT
     _pack_crc_into(buffer, crc_at, crc32c(buffer[position:crc_at], seed))
 
 
@@ -155,7 +157,7 @@ def read_header(buffer: memoryview, position: int, seed: int) -> FrameHeader | N
         return None
     # Not FrameHeader(*…): recovery reads millions of them.
     header = _new_tuple(FrameHeader, _unpack_header_from(buffer, position))
-    crc_at = position + HEADER_CRC_AT
+    crc_at = position + _CRC_AT
     if header.magic != MAGIC or crc32c(buffer[position:crc_at], seed) != _unpack_crc_from(buffer, crc_at)[0]:
         return None
     return header
@@ -165,3 +167,13 @@ def payload_is_intact(buffer: memoryview, position: int, header: FrameHeader, se
     """Whether the payload is what was written. The whole frame must be in the buffer."""
     payload_at = position + FRAME_HEADER_SIZE_BYTES
     return crc32c(buffer[payload_at : payload_at + header.payload_size], seed) == header.payload_crc
+
+
+def whole_frame_mask(seed: int, payload_size: int) -> int:
+    """What the CRC of a whole frame, header and payload in one go, differs by from the payload CRC, for payloads of one size.
+
+    The CRC over an intact header, its own CRC included, is the same whatever the header says; and what a CRC starts from
+    shows in its end independently of the bytes between. So `crc32c(frame, seed) == payload_crc ^ mask` says of header and payload
+    together what two comparisons say of each: damage to either goes unseen once in 2**32 times.
+    """
+    return combine_crc32c(_INTACT_HEADER_CRC ^ seed, 0, payload_size)

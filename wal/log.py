@@ -32,8 +32,8 @@ class RecoveredPayloads(NamedTuple):
     sizes: list[int]
     leader_epochs: list[int]
     base_offsets: list[int]
-    record_counts: list[int]
-    """Offsets that each payload takes: its records are base_offset … base_offset + record_count - 1."""
+    end_offsets: list[int]
+    """Exclusive: the offset behind each payload's last record."""
 
 
 class RecoveredRun(NamedTuple):

@@ -65,11 +65,19 @@ def frames_of(run: RecoveredRun) -> list[Frame]:
     """The frames of a run, in log order."""
     frames = []
     for stream_id, columns in run.streams.items():
-        for position, size, leader_epoch, base_offset, record_count in zip(*columns, strict=True):
+        for position, size, leader_epoch, base_offset, end_offset in zip(*columns, strict=True):
             offset = run.offset + position - FRAME_HEADER_SIZE_BYTES
             payload = bytes(run.buffer[position : position + size])
             frames.append(
-                Frame(offset, offset + frame_size(size), stream_id, leader_epoch, base_offset, record_count, payload)
+                Frame(
+                    offset,
+                    offset + frame_size(size),
+                    stream_id,
+                    leader_epoch,
+                    base_offset,
+                    end_offset - base_offset,
+                    payload,
+                )
             )
     return sorted(frames, key=lambda frame: frame.offset)
 

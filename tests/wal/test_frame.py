@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from wal.frame import (
     payload_is_intact,
     read_header,
     restamp_confirmed,
+    whole_frame_mask,
 )
 
 SEED = crc_seed("00112233445566778899aabbccddeeff")
@@ -137,3 +139,28 @@ def test_the_layout_on_the_disk_stays_as_it_is() -> None:
 @given(payload=st.binary(max_size=3000), seed=u32)
 def test_a_known_crc_gives_the_same_frame_as_hashing(payload: bytes, seed: int) -> None:
     assert packed(payload, seed=seed, payload_crc=crc32c(payload)) == packed(payload, seed=seed)
+
+
+@given(all_fields, st.binary(max_size=300), st.data())
+def test_one_crc_over_a_frame_tells_any_changed_bit(
+    fields: dict[str, int], payload: bytes, data: st.DataObject
+) -> None:
+    buffer = packed(payload, **fields)
+    frame = buffer[: FRAME_HEADER_SIZE_BYTES + len(payload)]
+    header = read_header(buffer, 0, SEED)
+    assert header is not None
+    mask = whole_frame_mask(SEED, len(payload))
+    assert crc32c(frame, SEED) == header.payload_crc ^ mask
+
+    bit = data.draw(st.integers(0, 8 * len(frame) - 1))
+    frame[bit // 8] ^= 1 << bit % 8
+
+    assert crc32c(frame, SEED) != struct.unpack_from("<I", frame, 32)[0] ^ mask
+
+
+def test_one_crc_over_a_frame_tells_another_log_s_frame() -> None:
+    payload = b"payload"
+    frame = packed(payload, seed=crc_seed("f" * 32), **FIELDS)[: FRAME_HEADER_SIZE_BYTES + len(payload)]
+    [payload_crc] = struct.unpack_from("<I", frame, 32)
+
+    assert crc32c(frame, SEED) != payload_crc ^ whole_frame_mask(SEED, len(payload))

@@ -12,6 +12,8 @@ from tests.wal.memory_disk import MemoryDisk
 from wal.errors import WalCorrupt, WalUnavailable
 from wal.frame import FRAME_HEADER_SIZE_BYTES, crc_seed, frame_size, pack_frame
 from wal.header import RING_START_BYTES, choose_header, pack_header, slot_position
+from wal.log import RecoveredRun
+from wal.recovery import AcceptedFrame, FrameScan, Hole
 
 BLOCK = 4096
 
@@ -398,6 +400,70 @@ async def test_frames_of_a_log_that_lay_here_before_do_not_count() -> None:
     fresh.damage(at(BLOCK), bytes(disk.content[at(BLOCK) : at(2 * BLOCK)]))
 
     assert await payloads_on(fresh) == [b"new"]
+
+
+# -- many frames at a time
+
+
+def one_by_one(scan: FrameScan, buffer: memoryview) -> tuple[list[int], Hole]:
+    """Where the frames start that `step` accepts, and the hole behind them."""
+    offsets = []
+    while isinstance(found := scan.step(buffer, 0), AcceptedFrame):
+        offsets.append(found.offset)
+    assert isinstance(found, Hole)
+    return offsets, found
+
+
+def in_runs(scan: FrameScan, buffer: memoryview, max_bytes: int) -> tuple[list[int], Hole]:
+    """The same, of what `run` accepts."""
+    offsets = []
+    while isinstance(found := scan.run(buffer, 0, max_bytes), RecoveredRun):
+        assert found.end_offset - found.offset < max_bytes + 12_000, "a run ends with the frame that fills it"
+        offsets.extend(frame.offset for frame in frames_of(found))
+    assert isinstance(found, Hole)
+    return offsets, found
+
+
+async def test_a_run_accepts_exactly_what_is_accepted_frame_by_frame() -> None:
+    """Whatever is damaged: it looks at one CRC and a few fields, and leaves the rest to the careful step."""
+    damaged = 0
+    for seed in range(150):
+        rng = random.Random(seed)
+        disk = MemoryDisk.formatted(capacity_bytes=2 << 20)
+        for _ in range(rng.randrange(1, 4)):  # epochs
+            wal, _, _ = await started(disk, arena_bytes=2 << 20)
+            for _ in range(rng.randrange(1, 8)):  # writes
+                for _ in range(rng.randrange(1, 30)):
+                    payload = rng.randbytes(rng.choice([0, 100, 100, 100, 101, 700, 6000]))
+                    append(wal, payload, stream_id=rng.randrange(3))
+                await turns()
+            disk = disk.kill()
+        end = wal.end_offset
+        for _ in range(rng.randrange(3)):
+            disk.flip(at(rng.randrange(end)))
+        scans = [FrameScan(header_of(disk), crc_seed(header_of(disk).wal_id)) for _ in range(2)]
+        buffer = memoryview(disk.content)[RING_START_BYTES:]
+
+        expected = one_by_one(scans[0], buffer)
+
+        assert in_runs(scans[1], buffer, rng.choice([1, 500, 5000, 1 << 20])) == expected, f"seed {seed}"
+        damaged += expected[1].offset < end
+    assert damaged > 50, "the test did something"
+
+
+async def test_a_run_says_what_is_of_which_stream() -> None:
+    disk = MemoryDisk.formatted()
+    wal, _, _ = await started(disk)
+    for number in range(4):
+        append(wal, bytes([number]) * 10, stream_id=number % 2, base_offset=number, record_count=1)
+    await turns()
+    wal = await open_file_wal(disk.kill())
+
+    async for run in wal.recover():  # one
+        assert list(run.streams) == [0, 1]
+        assert run.streams[1].base_offsets == [1, 3]
+        assert run.streams[1].end_offsets == [2, 4]
+        assert [bytes(run.buffer[at : at + 10]) for at in run.streams[1].positions] == [b"\x01" * 10, b"\x03" * 10]
 
 
 # -- reading
