@@ -2,7 +2,7 @@
 
 Always true:
 - Each baseline does the same system calls as the part of the broker it stands beside, and nothing else.
-- The far end runs in a process of its own, as a client does.
+- The far end runs in a process of its own, as a client does, and both ends have a core of their own, as broker and load do.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench.cpu import CLIENT_CORE, SERVER_CORE, kept_on
 from bench.load import BLOB_BYTES, RECEIVE_BYTES, round_trips
 
 __all__ = [
@@ -78,13 +79,15 @@ def fio_dsync(directory: Path, *, block_size_bytes: int, seconds: float) -> dict
 
 @contextmanager
 def _far_end(role: str, *options: str) -> Iterator[int]:
-    """Run one of the servers below in another process; yields its port."""
+    """Run one of the servers below in another process, on the other core; yields its port."""
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.baselines", role, *options], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     try:
-        yield int(process.stdout.readline())
+        port = int(process.stdout.readline())
+        with kept_on(SERVER_CORE, process.pid), kept_on(CLIENT_CORE, 0):
+            yield port
     finally:
         process.kill()
         process.wait()

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bench import baselines
 from bench.broker import Broker
+from bench.cpu import CLIENT_CORE, SERVER_CORE, kept_on
 from bench.librdkafka import rdkafka_performance
 
 __all__ = ["LINES", "MEASUREMENTS", "Context", "Figures", "Line", "MeasurementFailed"]
@@ -50,7 +51,12 @@ class Context:
     seconds: float
 
     def load(self, broker: Broker, load: str, *options: str) -> dict[str, float]:
-        """Run the load generator against a broker."""
+        """Run the load generator against a broker, each on a core of its own, as both ends of a baseline."""
+        with kept_on(SERVER_CORE, broker.pid), kept_on(CLIENT_CORE, 0):
+            return self.free_load(broker, load, *options)
+
+    def free_load(self, broker: Broker, load: str, *options: str) -> dict[str, float]:
+        """The same on whichever cores the scheduler chooses: where uploads run beside the load."""
         done = subprocess.run(
             [
                 sys.executable,
@@ -111,7 +117,7 @@ def _burst(broker: str, record_bytes: int, connections: int, window: int) -> Cal
 
 
 def _sustained(context: Context) -> Figures:
-    figures = context.load(
+    figures = context.free_load(
         context.sustained,
         "produce",
         *("--topic", "bulk", "--partitions", "4", "--record-bytes", "1000000", "--connections", "4", "--window", "2"),
