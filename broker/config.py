@@ -31,6 +31,7 @@ __all__ = [
     "Listener",
     "kafka_name",
     "parse_listeners",
+    "parse_overrides",
     "settings_from",
 ]
 
@@ -81,6 +82,26 @@ def parse_listeners(text: str, *, what: str = "listeners") -> tuple[Listener, ..
             raise InvalidSettings(f"{what}: the name {listener.name} is given twice")
         found.append(listener)
     return tuple(found)
+
+
+_OVERRIDE = re.compile(r"^(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^:\[\]]+)):(?P<limit>\d+)$")
+
+
+def parse_overrides(text: str) -> dict[str, int]:
+    """Limits by address or host name, from Kafka's `address:limit,address:limit`.
+
+    Raises:
+        InvalidSettings: the syntax is wrong.
+    """
+    found: dict[str, int] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        match = _OVERRIDE.match(item)
+        if match is None:
+            raise InvalidSettings(
+                f"max.connections.per.ip.overrides: {item!r} is not of the form address:limit (IPv6: [::1]:limit)"
+            )
+        found[match["v6"] or match["host"]] = int(match["limit"])
+    return found
 
 
 def _setting(
@@ -239,6 +260,19 @@ class BrokerSettings:
         most=INT32_MAX,
         dynamic=True,
     )
+    max_connections_per_ip: int = _network(
+        INT32_MAX,
+        "Connections from one address at the same time. More are closed at once. 0: only those that "
+        "max.connections.per.ip.overrides names.",
+        unit="connections",
+        least=0,
+        most=INT32_MAX,
+    )
+    max_connections_per_ip_overrides: str = _network(
+        "",
+        "Other limits for some addresses or host names: 10.0.0.7:100,[fd00::7]:200,gateway.example.org:50.",
+        is_list=True,
+    )
     connections_max_idle_ms: int = _network(
         600_000, "A connection that is silent for so long is closed.", unit="ms", least=1000, dynamic=True
     )
@@ -291,6 +325,10 @@ class BrokerSettings:
                     yield f"advertised.listeners names {listener.name}, which listeners does not have"
                 if listener.host in ("", "0.0.0.0", "::"):
                     yield f"advertised.listeners: {listener} is no address that a client can connect to"
+        except InvalidSettings as error:
+            yield str(error)
+        try:
+            parse_overrides(self.max_connections_per_ip_overrides)
         except InvalidSettings as error:
             yield str(error)
         if self.queued_max_request_bytes > self.memory_bytes // 8:

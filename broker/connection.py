@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from broker.ack_queue import AckQueue
 from broker.config import Listener
+from broker.connection_limits import plain_address
 from broker.receive import ReceiveBuffer
 from protocol.errors import ProtocolError
 
@@ -50,6 +51,12 @@ array some hundred bytes of them. A Fetch of 200,000 partitions, the most that a
 STUCK_TIMEOUT_S = 60.0
 """A client that takes nothing of its response, or does not go on with a large request while others wait for its memory, for so
 long, is gone: clients themselves give up after 30 s (`request.timeout.ms`)."""
+
+
+MAX_REASON_LENGTH = 400
+"""Of what the log says of a connection that is closed: some errors quote names, which may have 32 KB."""
+
+_HTTP = {b"GET ", b"POST", b"PUT ", b"HEAD", b"DELE", b"OPTI", b"PATC", b"CONN", b"TRAC", b"PRI "}
 
 
 class CloseConnection(Exception):
@@ -100,6 +107,7 @@ class Connection(asyncio.BufferedProtocol):
         "_write_paused",
         "acks",
         "active",
+        "address",
         "flush_scheduled",
         "listener",
         "peer",
@@ -112,6 +120,8 @@ class Connection(asyncio.BufferedProtocol):
         self.listener = listener
         """The listener that the client came in by: Metadata answers with that one's advertised address."""
         self.peer = "?"
+        self.address = ""
+        """The client's address, without its port."""
         self.transport: asyncio.Transport | None = None
         self.acks = AckQueue(self)
         """Produce requests that are not answered yet."""
@@ -143,7 +153,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = stream = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
-        self.peer = str(transport.get_extra_info("peername"))
+        peer = transport.get_extra_info("peername")
+        self.peer = str(peer)
+        self.address = plain_address(str(peer[0])) if peer else ""
         # No queue of our own making in the transport: whatever the kernel does not take pauses this connection,
         # and resume_writing means that nothing of ours is referenced any more.
         stream.set_write_buffer_limits(high=0)
@@ -197,9 +209,7 @@ class Connection(asyncio.BufferedProtocol):
             while end - start >= 4:
                 (size,) = _INT32(view, start)
                 if not _MIN_REQUEST_BYTES <= size <= server.max_request_bytes:
-                    raise CloseConnection(
-                        f"a request of {size} bytes (socket.request.max.bytes = {server.max_request_bytes})"
-                    )
+                    raise CloseConnection(_no_size(size, server.max_request_bytes))
                 if size > MAX_OTHER_REQUEST_BYTES and end - start >= 6:
                     (key,) = _INT16(view, start + 4)
                     if key != _PRODUCE_KEY:
@@ -225,6 +235,9 @@ class Connection(asyncio.BufferedProtocol):
                     break
                 elif server.holds_too_much:
                     server.wait_to_send(self)
+                    blocked = True
+                    break
+                elif not server.large_requests.may_start(self, size):
                     blocked = True
                     break
                 else:
@@ -298,6 +311,7 @@ class Connection(asyncio.BufferedProtocol):
         """Answer the request that `begin` was called for, and go on with those behind it."""
         self._busy = False
         self._on_lost = None
+        self.server.large_requests.end(self)
         if self._closing:
             return
         self.respond(parts, block)
@@ -376,7 +390,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._closing:
             return
         if reason is not None:
-            log.warning("closing %s: %s", self.peer, reason)
+            log.warning("closing %s: %s", self.peer, one_line(reason))
         self.acks.take_ready(self._out)
         if self._out:
             self._write()  # what was answered before the bad request still reaches the client
@@ -402,7 +416,7 @@ class Connection(asyncio.BufferedProtocol):
         self._unsent_bytes = unsent_bytes
         buffer = self._buffer
         # However slowly bytes drip in or out; but who waits for us, for memory or for room in the log, holds nobody up.
-        ours = self._waits_for_memory or self.acks.stalled is not None
+        ours = self._waits_for_memory or self.acks.stalled is not None or self.server.large_requests.waits(self)
         receives = buffer.charged_bytes and self.server.budget.contended and not self._served and not ours
         sends = self._copied_bytes and self.server.holds_too_much
         self._holding_s = self._holding_s + elapsed_s if receives or sends else 0.0
@@ -417,3 +431,20 @@ class Connection(asyncio.BufferedProtocol):
             self.abort()  # silently, as Kafka does: an idle client reconnects
         elif self._idle_s and buffer.own and buffer.start == buffer.end:
             buffer.release()
+
+
+def _no_size(size: int, max_request_bytes: int) -> str:
+    """What to say of four bytes that are no size of a request; the usual mistakes are called by their names."""
+    first = size.to_bytes(4, "big", signed=True)
+    if first[:2] == b"\x16\x03":
+        return "a TLS handshake on a listener without TLS: security.protocol of the client must be PLAINTEXT"
+    if first in _HTTP:
+        return "an HTTP request: this port speaks the Kafka protocol"
+    return f"a request of {size} bytes (socket.request.max.bytes = {max_request_bytes})"
+
+
+def one_line(text: str) -> str:
+    """Text that a client may have had a hand in, made fit for one line of the log: it can forge no other, and has its limit."""
+    if len(text) > MAX_REASON_LENGTH:
+        text = f"{text[:MAX_REASON_LENGTH]}… ({len(text)} characters)"
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

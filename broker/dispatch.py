@@ -25,11 +25,12 @@ from broker.handlers import (
     metadata,
     produce,
 )
-from protocol.apis import API, decode_request, encode_response, request_decoder
+from protocol.apis import API, api_named, decode_request, encode_response, request_decoder
+from protocol.compiler import MAX_REQUEST_ELEMENTS
 from protocol.frames import parse_request_header
 from protocol.messages.api_versions import ApiVersion
 
-__all__ = ["Dispatch"]
+__all__ = ["HANDLERS", "Dispatch", "max_request_elements"]
 
 _MODULES: tuple[ModuleType, ...] = (
     fetch,
@@ -48,6 +49,11 @@ _HEADER_BYTES = 10
 _PRODUCE = API[produce.API_KEY]
 
 
+_WAITS_FOR_OTHERS = {api_named("JoinGroup").key, api_named("SyncGroup").key}
+"""Requests that wait for those of other clients. They must not be charged as being under way: those that they wait for might then
+not start. What a group remembers has limits of its own."""
+
+
 class _Entry(NamedTuple):
     min_version: int
     max_version: int
@@ -58,11 +64,17 @@ HANDLERS = {module.API_KEY: _Entry(module.MIN_VERSION, module.MAX_VERSION, modul
 """Every API but Produce, which has a path of its own."""
 
 
+def max_request_elements(memory_bytes: int) -> int:
+    """Array elements and tags that one request may have. With the answer, each may take a kilobyte for as long as it is served."""
+    return min(MAX_REQUEST_ELEMENTS, memory_bytes // 4096)
+
+
 class Dispatch:
     """The `Dispatcher` of one broker."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
+        self._max_elements = max_request_elements(broker.settings.memory_bytes)
         self._produce_decoders = {
             version: request_decoder(produce.API_KEY, version)
             for version in range(produce.MIN_VERSION, produce.MAX_VERSION + 1)
@@ -95,7 +107,7 @@ class Dispatch:
                 position = parse_request_header(frame).body_position
             else:
                 position += 1
-        request = decode(frame, position)
+        request = decode(frame, position, self._max_elements)
         metrics = self._broker.metrics
         metrics.produce_requests += 1
         metrics.produce_bytes += len(frame)
@@ -114,12 +126,14 @@ class Dispatch:
             name = API[key].name if key in API else f"API key {key}"
             raise CloseConnection(f"{name} v{version} is not served")
         self._broker.metrics.requests += 1
-        request = decode_request(key, version, frame, header.body_position)
+        request = decode_request(key, version, frame, header.body_position, self._max_elements)
         call = Call(key, version, header.correlation_id, header.client_id, connection.listener)
         answer = entry.handle(self._broker, connection, call, request)
         if answer is None:
             return
         if inspect.iscoroutine(answer):
+            if key not in _WAITS_FOR_OTHERS:
+                connection.server.large_requests.begin(connection, len(frame))
             connection.run(_encoded(call, answer))
         else:
             connection.respond(call.encode(answer))

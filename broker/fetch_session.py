@@ -15,7 +15,7 @@ Always true:
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 __all__ = [
@@ -41,6 +41,10 @@ _MAX_EPOCH = 0x7FFF_FFFF
 
 MAX_SESSION_PARTITIONS = 200_000
 """Partitions of all sessions together: some 50 MB."""
+
+MAX_NAME_LENGTH = 249
+"""No topic has a longer name. What asks for one is answered, but not kept in a session: the names of some partitions would take
+more memory than all the rest."""
 
 
 class FetchSessionIdNotFound(Exception):
@@ -142,7 +146,7 @@ class FetchSessionCache:
         session_id: int,
         session_epoch: int,
         uses_topic_ids: bool,
-        partitions: Iterable[SessionPartition],
+        partitions: Collection[SessionPartition],
         forgotten: Iterable[tuple[TopicKey, int]],
     ) -> FetchContext:
         """Resolve a request's session.
@@ -155,7 +159,7 @@ class FetchSessionCache:
             # A later entry of the same partition replaces an earlier one.
             wanted = {partition.key: partition for partition in partitions}
             session = None
-            if session_epoch == INITIAL_EPOCH and wanted:
+            if session_epoch == INITIAL_EPOCH and wanted and not _has_long_name(wanted):
                 session = self._create(wanted, uses_topic_ids)
             return FetchContext(
                 session_id=NO_SESSION if session is None else session.session_id,
@@ -186,7 +190,7 @@ class FetchSessionCache:
     def _update(
         self,
         session: _Session,
-        partitions: Iterable[SessionPartition],
+        partitions: Collection[SessionPartition],
         forgotten: Iterable[tuple[TopicKey, int]],
     ) -> None:
         mine = session.partitions
@@ -203,11 +207,11 @@ class FetchSessionCache:
         for key in forgotten:
             mine.pop(key, None)
         self._partition_count += len(mine) - before
-        if self._partition_count > MAX_SESSION_PARTITIONS:
+        if self._partition_count > MAX_SESSION_PARTITIONS or _has_long_name(wanted.key for wanted in partitions):
             # A partition left out in silence would starve; without its session the client asks for everything again.
             self._close(session.session_id)
             raise FetchSessionIdNotFound(
-                f"fetch session {session.session_id} was closed: too many partitions in sessions"
+                f"fetch session {session.session_id} was closed: too many partitions in sessions, or impossible names"
             )
 
     def _create(self, wanted: dict[tuple[TopicKey, int], SessionPartition], uses_topic_ids: bool) -> _Session | None:
@@ -230,3 +234,7 @@ class FetchSessionCache:
         session = self._sessions.pop(session_id, None)
         if session is not None:
             self._partition_count -= len(session.partitions)
+
+
+def _has_long_name(keys: Iterable[tuple[TopicKey, int]]) -> bool:
+    return any(len(topic) > MAX_NAME_LENGTH for topic, _ in keys)

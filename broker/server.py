@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from broker.config import InvalidSettings, Listener
 from broker.connection import Connection, Dispatcher
+from broker.connection_limits import ConnectionLimits
+from broker.large_requests import LargeRequests
 from broker.listening import bind
 from broker.receive import SCRATCH_BYTES, ReceiveBudget
 
@@ -48,7 +50,10 @@ class Server:
         max_request_bytes: int,
         receive_budget_bytes: int,
         send_budget_bytes: int,
+        max_other_bytes_under_way: int,
         max_connections: int,
+        max_connections_per_ip: int,
+        max_connections_per_ip_overrides: Mapping[str, int],
         max_idle_ms: int,
     ) -> None:
         self.dispatcher: Dispatcher
@@ -60,7 +65,9 @@ class Server:
         """Copies of records in responses that sockets have not taken yet (views are pinned where they are instead)."""
         self._send_budget_bytes = send_budget_bytes
         self.loop = asyncio.get_running_loop()
-        self._max_connections = max_connections
+        self.large_requests = LargeRequests(self.loop, max_other_bytes_under_way)
+        self._limits = ConnectionLimits(most=max_connections, most_per_ip=max_connections_per_ip)
+        self._overrides = max_connections_per_ip_overrides
         self._max_idle_s = max_idle_ms / 1000
         self._connections: dict[Connection, None] = {}
         self._dirty: list[Connection] = []
@@ -77,8 +84,9 @@ class Server:
         """Bind; returns the listeners with the ports that port 0 became.
 
         Raises:
-            InvalidSettings: an address cannot be bound; says which and what to do.
+            InvalidSettings: an address cannot be bound, or a host name not resolved; says which and what to do.
         """
+        self._limits.override(await self._resolved(self._overrides))
         bound: list[Listener] = []
         for listener in listeners:
             try:
@@ -92,6 +100,19 @@ class Server:
             bound.append(place)
             self._sockets.extend((place, one) for one in sockets)
         return tuple(bound)
+
+    async def _resolved(self, limits: Mapping[str, int]) -> dict[str, int]:
+        """The same by address: host names are looked up once, as Kafka does."""
+        by_address: dict[str, int] = {}
+        for host, limit in limits.items():
+            try:
+                found = await self.loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            except (OSError, UnicodeError) as error:
+                raise InvalidSettings(
+                    f"max.connections.per.ip.overrides: {host} cannot be resolved: {error}"
+                ) from error
+            by_address.update({str(address[0]): limit for *_, address in found})
+        return by_address
 
     async def serve(self, dispatcher: Dispatcher) -> None:
         """Accept connections on what `listen` bound."""
@@ -168,13 +189,18 @@ class Server:
         """A client connected."""
         self._connections[connection] = None
         self.metrics.connections_opened += 1
-        if self.stopping or len(self._connections) > self._max_connections:
-            connection.close(None if self.stopping else f"more than max.connections = {self._max_connections}")
+        exceeded = self._limits.opened(connection.address)
+        if self.stopping:
+            connection.close(None)
+        elif exceeded is not None:
+            connection.close(exceeded)
 
     def remove(self, connection: Connection) -> None:
         """A client is gone."""
-        self._connections.pop(connection, None)
+        del self._connections[connection]
+        self._limits.closed(connection.address)
         self._waiting_to_send.pop(connection, None)
+        self.large_requests.forget(connection)
 
     def start_task(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a coroutine as a task that this server owns."""

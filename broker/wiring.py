@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from broker.background import Background
 from broker.broker import Broker
-from broker.config import BrokerSettings, Listener, parse_listeners
+from broker.config import BrokerSettings, Listener, parse_listeners, parse_overrides
 from broker.dispatch import Dispatch
 from broker.fetch_session import FetchSessionCache
 from broker.metrics import Metrics
@@ -182,7 +182,10 @@ async def start_broker(
             max_request_bytes=settings.socket_request_max_bytes,
             receive_budget_bytes=settings.receive_budget_bytes,
             send_budget_bytes=settings.memory_bytes // 32,
+            max_other_bytes_under_way=settings.memory_bytes // 256,  # some fifty times that as objects
             max_connections=settings.max_connections,
+            max_connections_per_ip=settings.max_connections_per_ip,
+            max_connections_per_ip_overrides=parse_overrides(settings.max_connections_per_ip_overrides),
             max_idle_ms=settings.connections_max_idle_ms,
         )
         stack.push_async_callback(server.close)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from protocol.compiler import Decode, Encode, compile_decoder, compile_encoder
+from protocol.compiler import MAX_REQUEST_ELEMENTS, Decode, Encode, compile_decoder, compile_encoder
 from protocol.errors import UnsupportedVersion
 from protocol.messages import (
     api_versions,
@@ -137,16 +137,19 @@ def response_encoder(api_key: int, version: int) -> Encode:
     return _response_encoders[api_key, version]
 
 
-def decode_request(api_key: int, version: int, buf: Buffer, pos: int) -> Any:
+def decode_request(
+    api_key: int, version: int, buf: Buffer, pos: int, max_elements: int = MAX_REQUEST_ELEMENTS
+) -> Any:
     """Decode the request whose body starts at `pos` of `buf`, one whole frame without its size.
 
-    `records` in the result are views into `buf`. Bytes after the body are ignored, as Kafka's broker ignores them.
+    `records` in the result are views into `buf`. Bytes after the body are ignored, as Kafka's broker ignores them. All arrays
+    and tags together hold at most `max_elements`.
 
     Raises:
         UnsupportedVersion: no such key or version.
         Malformed: anything else.
     """
-    return _request_decoders[api_key, version](memoryview(buf), pos)
+    return _request_decoders[api_key, version](memoryview(buf), pos, max_elements)
 
 
 def decode_response(api_key: int, version: int, buf: Buffer, pos: int) -> Any:

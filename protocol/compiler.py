@@ -28,12 +28,12 @@ from protocol.types import Message, Parts
 __all__ = ["MAX_REQUEST_ELEMENTS", "Codec", "Decode", "Encode", "compile_decoder", "compile_encoder"]
 
 MAX_REQUEST_ELEMENTS = 1 << 19
-"""Array elements in one request. An element of two bytes may become an object of a hundred, one of Produce with its view two
+"""Array elements and tags in one request, unless the caller allows fewer. An element of two bytes may become an object of a hundred, one of Produce with its view two
 hundred, so the size of a frame alone does not bound memory (I13): this many take 110 MB at most. It is enough for 200,000
 partitions, each in a topic of its own."""
 
-Decode = Callable[[memoryview, int], Any]
-"""(frame, position of the body) -> message"""
+Decode = Callable[..., Any]
+"""(frame, position of the body, most elements) -> message; the last of them for requests only, and optional"""
 Encode = Callable[[Any, Parts], None]
 """(message, parts to append to)"""
 

@@ -21,7 +21,10 @@ __all__ = ["Decoder"]
 
 
 class Decoder(Emitter):
-    """Writes one decode function: `(buf, pos) -> message`, all of whose arrays hold at most `max_elements` together."""
+    """Writes one decode function: `(buf, pos, budget) -> message`, all of whose arrays and tags together are at most `budget`.
+
+    Without a `max_elements`, its default, the function has no budget: `(buf, pos) -> message`.
+    """
 
     def __init__(self, max_elements: int | None = None) -> None:
         super().__init__("buf", "pos", "end", "budget", "error")
@@ -32,10 +35,9 @@ class Decoder(Emitter):
 
     def function(self, name: str, layout: Layout) -> str:
         self._flexible = layout.flexible
-        with self.block(f"def {name}(buf, pos):"):
+        budget = "" if self._max_elements is None else f", budget={self._max_elements}"
+        with self.block(f"def {name}(buf, pos{budget}):"):
             self.line("end = len(buf)")
-            if self._max_elements is not None:
-                self.line(f"budget = {self._max_elements}")
             with self.block("try:"):
                 message = self._struct(layout)
                 with self.block("if pos > end:"):
@@ -186,12 +188,16 @@ class Decoder(Emitter):
             values[field.name] = self.name(field.name)
             self.line(f"{values[field.name]} = {self.constant(field.default, field.name)}")
         with self.block(f"if {count}:"):
+            with self.block(f"if {count} > 127:"):
+                self.line(f"{count}, pos = wide_uvarint({count}, buf, pos)")
+            if self._max_elements is not None:
+                self.line(f"budget -= {count}")
+                with self.block("if budget < 0:"):
+                    self.line(f"too_many('{layout.cls.__name__} tags', {count})")
             if not layout.tagged:
                 self.line(f"pos = skip_tags({count}, buf, pos, end)")
                 return
             number, size, stop = (self.name(w) for w in ("tag", "tag_size", "tag_end"))
-            with self.block(f"if {count} > 127:"):
-                self.line(f"{count}, pos = wide_uvarint({count}, buf, pos)")
             with self.block(f"for _ in range({count}):"):
                 self.line(f"{number}, pos = read_uvarint(buf, pos)")
                 self.line(f"{size}, pos = read_uvarint(buf, pos)")

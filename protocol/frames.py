@@ -12,10 +12,14 @@ import msgspec
 
 from protocol.apis import API, has_flexible_response_header
 from protocol.errors import Malformed
-from protocol.runtime import skip_tags
+from protocol.runtime import skip_tags, too_many
 from protocol.types import Buffer
 
 __all__ = ["RequestHeader", "parse_request_header", "parse_response_header"]
+
+MAX_HEADER_TAGS = 127
+"""Tags in a header, none of which is known so far. Each takes two bytes only, so that millions would fit into a frame: skipping
+them would hold everybody up for seconds."""
 
 _REQUEST = struct.Struct("!hhih")
 _CORRELATION_ID = struct.Struct("!i")
@@ -54,7 +58,7 @@ def parse_request_header(buf: Buffer, pos: int = 0) -> RequestHeader:
             tags = buf[pos]
             pos += 1
             if tags:
-                pos = skip_tags(tags, memoryview(buf), pos, len(buf))
+                pos = _skip_header_tags(tags, memoryview(buf), pos)
     except (struct.error, IndexError, UnicodeDecodeError) as error:
         raise Malformed(f"request header: {error}") from error
     if pos > len(buf):
@@ -75,7 +79,13 @@ def parse_response_header(api_key: int, version: int, buf: Buffer, pos: int = 0)
             tags = buf[pos]
             pos += 1
             if tags:
-                pos = skip_tags(tags, memoryview(buf), pos, len(buf))
+                pos = _skip_header_tags(tags, memoryview(buf), pos)
     except (struct.error, IndexError) as error:
         raise Malformed(f"response header: {error}") from error
     return correlation_id, pos
+
+
+def _skip_header_tags(count: int, buf: memoryview, pos: int) -> int:
+    if count > MAX_HEADER_TAGS:
+        too_many("request header tags", count)
+    return skip_tags(count, buf, pos, len(buf))

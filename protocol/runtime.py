@@ -89,9 +89,7 @@ def read_uvarint(buf: memoryview, pos: int) -> tuple[int, int]:
 
 
 def skip_tags(count: int, buf: memoryview, pos: int, end: int) -> int:
-    """Skip a tag section none of whose tags is known; `pos` is after the first byte of its count."""
-    if count > 127:
-        count, pos = wide_uvarint(count, buf, pos)
+    """Skip a tag section none of whose `count` tags is known; `pos` is after the count."""
     for _ in range(count):
         number, pos = read_uvarint(buf, pos)
         size, pos = read_uvarint(buf, pos)

@@ -43,6 +43,9 @@ API_KEY = 19
 MIN_VERSION = 2
 MAX_VERSION = 7
 
+TOPICS_AT_ONCE = 100
+"""Topics that are checked before others get their turn: each takes some 0.1 ms, mostly for its configs."""
+
 
 def handle(
     broker: Broker, connection: Connection, call: Call, request: CreateTopicsRequest
@@ -65,7 +68,9 @@ async def _create(broker: Broker, request: CreateTopicsRequest) -> CreateTopicsR
     specs: list[TopicSpec] = []
     requested_partitions = 0
     forms: dict[str, str] = {}
-    for wanted in request.topics:
+    for at, wanted in enumerate(request.topics):
+        if at % TOPICS_AT_ONCE == TOPICS_AT_ONCE - 1:
+            await asyncio.sleep(0)
         result = results[wanted.name] = CreatableTopicResult(name=wanted.name, error_message=None, configs=[])
         try:
             if counts[wanted.name] > 1:

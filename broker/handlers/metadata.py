@@ -62,6 +62,8 @@ def handle(
     wanted = request.topics
     if wanted is not None and not wanted and call.version == 0:
         wanted = None
+    if wanted is not None:
+        wanted = _once_each(wanted)
     key = (
         call.version,
         call.listener.name,
@@ -90,6 +92,11 @@ def handle(
         broker.metadata_cache.put(version, key, frame)
     connection.respond([frame])
     return None
+
+
+def _once_each(wanted: Iterable[MetadataRequestTopic]) -> list[MetadataRequestTopic]:
+    """Answer a topic once, as Kafka does: a name repeated costs two bytes, what is told of it may be a megabyte."""
+    return list({(topic.name, topic.topic_id): topic for topic in wanted}.values())
 
 
 async def _create_and_answer(
