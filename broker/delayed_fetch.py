@@ -3,7 +3,8 @@
 Always true:
 - What the log cache holds is read and answered in the callback that brought the request, without a task.
 - A fetch that has too little waits for the high watermark of its partitions to advance, or for its time-out; there is no
-  polling. Wake-ups of one turn of the event loop lead to one new look.
+  polling. It counts what arrives, and looks again only when that may be enough: one look for all of a turn of the event loop.
+- While it waits it holds no view of what it found, and what it may find is bounded in batches as well as in bytes.
 - Only what objects alone hold is read by a task, a few partitions at a time, and no more of them than it takes to answer.
   It waits for memory only while it holds none itself.
 - The first batch of a response may exceed every limit, else a consumer with small limits would never get on (KIP-74);
@@ -23,13 +24,15 @@ from broker.errors import code_of
 from broker.fetch_session import SessionPartition
 from broker.partition import Partition
 from protocol.errors import ErrorCode
+from protocol.records import batch_bounds
 from s3stream.errors import NoMemory, StorageError
+from s3stream.log_cache import MAX_PAYLOADS
 from s3stream.objectstore import Buffer, ObjectStoreError
 
 if TYPE_CHECKING:
     from s3stream.log_cache import CacheBlock
 
-__all__ = ["COLD_READS", "MAX_WAIT_MS", "DelayedFetch", "FetchedPartition", "WaitingFetches"]
+__all__ = ["COLD_READS", "MAX_BATCHES", "MAX_WAIT_MS", "DelayedFetch", "FetchedPartition", "WaitingFetches"]
 
 COLD_READS = 8
 """Partitions that one fetch reads from objects at the same time."""
@@ -43,6 +46,10 @@ FREE_PARTITIONS = 16
 
 MAX_WAITING_PARTITIONS = 200_000
 """All others of waiting fetches together: some 50 MB."""
+
+
+MAX_BATCHES = MAX_PAYLOADS
+"""Batches in one response. With the smallest ones, views of 57 MB (`fetch.max.bytes`) would take hundreds."""
 
 
 class WaitingFetches:
@@ -78,6 +85,8 @@ class FetchedPartition:
     size_bytes: int = 0
     block: CacheBlock | None = None
     """To be pinned while the payloads are out."""
+    is_cut: bool = False
+    """A limit, and not the high watermark, ended what was found: more data would change nothing."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -102,6 +111,10 @@ class DelayedFetch:
     _task: asyncio.Task[None] | None = None
     _cold: list[FetchedPartition] = field(default_factory=list)
     _limit_bytes: int = 0
+    _missing_bytes: int = 0
+    """What has to arrive before it is worth looking again."""
+    _counted: dict[Partition, int] = field(default_factory=dict)
+    """Up to which offset it was counted, for each partition that can still add to the answer."""
     _entered: bool = False
 
     def start(self) -> bool:
@@ -112,6 +125,7 @@ class DelayedFetch:
         if self._cold:
             self._task = self.start_task(self)
         else:
+            self._expect_more()
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(min(self.max_wait_ms, MAX_WAIT_MS) / 1000, self._expire)
             self._watch()
@@ -138,8 +152,7 @@ class DelayedFetch:
     def _look(self) -> bool:
         """Read what the log cache holds; True: answer. `_cold` is left with what only objects hold."""
         self._cold = []
-        for entry in self.entries:
-            entry.payloads, entry.size_bytes, entry.block = [], 0, None
+        self._let_go()
         self.total_bytes = 0
         self._limit_bytes = min(self.max_bytes, self.allowance_bytes())
         self._read_cached(self.entries, self._cold)
@@ -147,21 +160,44 @@ class DelayedFetch:
             return False
         return self.total_bytes >= self.min_bytes or self.max_wait_ms <= 0 or self._failed() or not self.entries
 
+    def _let_go(self) -> None:
+        for entry in self.entries:
+            entry.payloads, entry.size_bytes, entry.block, entry.is_cut = [], 0, None, False
+
+    def _expect_more(self) -> None:
+        """Remember what would make another look worth it, and let go of what this one found."""
+        self._missing_bytes = self.min_bytes - self.total_bytes
+        self._counted = {
+            entry.partition: entry.partition.stream.confirmed_offset
+            for entry in self.entries
+            if entry.partition is not None and not entry.is_cut
+        }
+        self._let_go()
+
     def _read_cached(self, entries: list[FetchedPartition], cold: list[FetchedPartition]) -> None:
         total = self.total_bytes
+        batches = sum(len(entry.payloads) for entry in self.entries)
         for entry in entries:
             left = self._limit_bytes - total
-            if (total and left <= 0) or not self._has_data(entry):
+            if not self._has_data(entry):
+                continue
+            if (total and left <= 0) or batches >= MAX_BATCHES:
+                entry.is_cut = True
                 continue
             assert entry.partition is not None
             wanted = entry.wanted
             limit = min(wanted.max_bytes, left)
-            found = entry.partition.stream.read_cached(wanted.fetch_offset, limit)
+            stream = entry.partition.stream
+            found = stream.read_cached(wanted.fetch_offset, limit, MAX_BATCHES - batches)
             if found is None:
                 cold.append(entry)
             elif found.size_bytes <= limit or not total:
                 entry.payloads, entry.size_bytes, entry.block = found
+                entry.is_cut = batch_bounds(found.payloads[-1]).end_offset < stream.confirmed_offset
                 total += found.size_bytes
+                batches += len(found.payloads)
+            else:
+                entry.is_cut = True
         self.total_bytes = total
 
     def _has_data(self, entry: FetchedPartition) -> bool:
@@ -185,8 +221,7 @@ class DelayedFetch:
     async def read_cold(self) -> None:
         """Read what only objects hold, then what fits beside it from the log cache, and answer, however little it is."""
         cold = self._cold
-        for entry in self.entries:
-            entry.payloads, entry.size_bytes, entry.block = [], 0, None
+        self._let_go()
         total = 0
         for at in range(0, len(cold), COLD_READS):
             part = cold[at : at + COLD_READS]
@@ -230,10 +265,20 @@ class DelayedFetch:
 
     # ---- waiting ------------------------------------------------------------------------------------------------
 
-    def wake(self) -> None:
-        """A partition advanced or closed (`PartitionWaiter`): look again, once for all that happens in this turn."""
-        if self._look_handle is None:
-            self._look_handle = asyncio.get_running_loop().call_soon(self._look_again)
+    def wake(self, partition: Partition) -> None:
+        """A partition advanced or closed (`PartitionWaiter`): look again where it matters, once for all of this turn."""
+        if self._look_handle is not None:
+            return
+        stream = partition.stream
+        if stream.closed is None:
+            counted = self._counted.get(partition)
+            if counted is None:
+                return
+            self._missing_bytes -= stream.confirmed_bytes_from(counted)
+            self._counted[partition] = stream.confirmed_offset
+            if self._missing_bytes > 0:
+                return
+        self._look_handle = asyncio.get_running_loop().call_soon(self._look_again)
 
     def _look_again(self) -> None:
         self._look_handle = None
@@ -243,6 +288,8 @@ class DelayedFetch:
         elif self._cold:
             self._stop_waiting()
             self._task = self.start_task(self)
+        else:
+            self._expect_more()
 
     def _expire(self) -> None:
         self._timer = None

@@ -61,8 +61,8 @@ class AlreadyAppended(Exception):
 class PartitionWaiter(Protocol):
     """Somebody who waits for more data, or for the end of the partition on this node."""
 
-    def wake(self) -> None:
-        """The high watermark advanced, or the stream closed."""
+    def wake(self, partition: Partition) -> None:
+        """The high watermark of a partition advanced, or its stream closed."""
 
 
 class Partition:
@@ -268,7 +268,7 @@ class Partition:
                 else:
                     self._duplicates.append((end_offset, on_done))
         for waiter in list(self._waiters):
-            waiter.wake()
+            waiter.wake(self)
         if not self._waiters and not self._duplicates:
             self.stream.listener = None
 

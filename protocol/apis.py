@@ -137,9 +137,7 @@ def response_encoder(api_key: int, version: int) -> Encode:
     return _response_encoders[api_key, version]
 
 
-def decode_request(
-    api_key: int, version: int, buf: Buffer, pos: int, max_elements: int = MAX_REQUEST_ELEMENTS
-) -> Any:
+def decode_request(api_key: int, version: int, buf: Buffer, pos: int, max_elements: int = MAX_REQUEST_ELEMENTS) -> Any:
     """Decode the request whose body starts at `pos` of `buf`, one whole frame without its size.
 
     `records` in the result are views into `buf`. Bytes after the body are ignored, as Kafka's broker ignores them. All arrays

@@ -22,7 +22,15 @@ from s3stream.object_writer import DataBlock, join_small
 from s3stream.objectstore import Buffer
 from wal.arena import Arena
 
-__all__ = ["BlockPart", "BlockState", "CacheBlock", "PinHolder", "StreamTail", "TailRead"]
+__all__ = [
+    "MAX_PAYLOADS",
+    "BlockPart",
+    "BlockState",
+    "CacheBlock",
+    "PinHolder",
+    "StreamTail",
+    "TailRead",
+]
 
 
 class BlockState(enum.Enum):
@@ -176,6 +184,11 @@ class CacheBlock:
                 self._on_unpinned()
 
 
+MAX_PAYLOADS = 1 << 16
+"""Payloads that one read returns at most. Each is a view of some 200 bytes, which for the smallest batches is more than they
+hold: 64 MiB of them would take 150 MB more."""
+
+
 class TailRead(NamedTuple):
     """Payloads found in the log cache."""
 
@@ -212,7 +225,9 @@ class StreamTail:
         assert self.parts[0] is part, "parts are evicted in order"
         del self.parts[0]
 
-    def read(self, arena: Arena, offset: int, end_offset: int, max_bytes: int) -> TailRead | None:
+    def read(
+        self, arena: Arena, offset: int, end_offset: int, max_bytes: int, max_payloads: int = MAX_PAYLOADS
+    ) -> TailRead | None:
         """Whole payloads from the one that holds `offset` on, below `end_offset`, at least one, about `max_bytes`.
 
         None where the cache does not reach back to `offset`.
@@ -237,6 +252,9 @@ class StreamTail:
             first = bisect_right(ends, offset)
             # Only payloads wholly below `end_offset` (the high watermark) may be seen.
             last = len(ends) if part.end_offset <= end_offset else bisect_right(ends, end_offset)
+            room = max_payloads - len(payloads)
+            if last - first > room:
+                last = first + room
             for i in range(first, last):
                 size = sizes[i]
                 if total + size > max_bytes and payloads:
@@ -263,3 +281,14 @@ class StreamTail:
         first = bisect_right(part.ends, offset)
         last = min(bisect_right(part.ends, end_offset), first + max_count)
         return (part.positions[first:last], part.ends[last - 1]) if first < last else None
+
+    def size_between(self, offset: int, end_offset: int) -> int:
+        """Bytes of the payloads that are cached and end above `offset`, but not above `end_offset`."""
+        total = 0
+        for part in reversed(self.parts):
+            if part.base_offset < end_offset:
+                ends = part.ends
+                total += sum(part.sizes[bisect_right(ends, offset) : bisect_right(ends, end_offset)])
+            if part.base_offset <= offset:
+                break
+        return total

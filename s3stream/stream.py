@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from s3stream.errors import OffsetOutOfRange, StorageError, StreamClosed
-from s3stream.log_cache import BlockPart, CacheBlock, StreamTail, TailRead
+from s3stream.log_cache import MAX_PAYLOADS, BlockPart, CacheBlock, StreamTail, TailRead
 from s3stream.metadata import StreamId
 from s3stream.objectstore import Buffer
 
@@ -93,7 +93,7 @@ class Stream:
         self.part: BlockPart | None = None
         """The part of the open block, or of an older one; the engine's own."""
 
-    def read_cached(self, offset: int, max_bytes: int) -> TailRead | None:
+    def read_cached(self, offset: int, max_bytes: int, max_payloads: int = MAX_PAYLOADS) -> TailRead | None:
         """Read from the log cache without waiting; None where it does not reach back to `offset`.
 
         Views into the arena: use them within this callback, or pin the block. Empty at the confirmed end.
@@ -101,7 +101,11 @@ class Stream:
         confirmed_offset = self.confirmed_offset
         if offset == confirmed_offset:
             return TailRead([], 0, None)
-        return self.tail.read(self._storage.arena, offset, confirmed_offset, max_bytes)
+        return self.tail.read(self._storage.arena, offset, confirmed_offset, max_bytes, max_payloads)
+
+    def confirmed_bytes_from(self, offset: int) -> int:
+        """Bytes between an earlier confirmed offset and the one of now, as far as the log cache holds them."""
+        return self.tail.size_between(offset, self.confirmed_offset)
 
     async def read(self, offset: int, max_bytes: int, *, wait_for_memory: bool = True) -> StreamRead:
         """Read whole payloads from the one that holds `offset` on; at least one where there is any, about `max_bytes`.

@@ -11,9 +11,11 @@ import pytest
 from broker import delayed_fetch
 from broker.delayed_fetch import COLD_READS, FREE_PARTITIONS, DelayedFetch, FetchedPartition, WaitingFetches
 from broker.fetch_session import SessionPartition
-from s3stream.errors import NoMemory
+from protocol.errors import ErrorCode
+from s3stream.errors import NoMemory, StreamClosed
 from s3stream.log_cache import TailRead
 from s3stream.stream import StreamRead
+from tests.broker.wire import batch
 
 
 @dataclass
@@ -37,8 +39,11 @@ class Cold:
         self.stream = self
         self.waiters: set[Any] = set()
 
-    def read_cached(self, offset: int, max_bytes: int) -> TailRead | None:
+    def read_cached(self, offset: int, max_bytes: int, max_payloads: int) -> TailRead | None:
         return None if offset < self.confirmed_offset else TailRead([], 0, None)
+
+    def confirmed_bytes_from(self, offset: int) -> int:
+        return 1000
 
     async def read(self, offset: int, max_bytes: int, *, wait_for_memory: bool) -> StreamRead:
         self.memory.reads.append((self.index, wait_for_memory))
@@ -146,6 +151,100 @@ async def test_a_response_is_as_large_as_others_leave_it_at_the_moment_it_is_mad
     allowance = 2500  # others were answered while it waited
     for entry in fetch.entries:
         entry.wanted.fetch_offset = 0
-    fetch.wake()
+    fetch.wake(fetch.entries[0].partition)  # type: ignore[arg-type]
     await completed
     assert fetch.total_bytes == 2000
+
+
+class Tail:
+    """A partition, and its stream, whose log cache holds batches of one record each; it counts how often it is read."""
+
+    closed = None
+    log_start_offset = 0
+
+    def __init__(self) -> None:
+        self.stream = self
+        self.batches: list[bytes] = []
+        self.reads = 0
+        self.waiter: DelayedFetch | None = None
+
+    @property
+    def confirmed_offset(self) -> int:
+        return len(self.batches)
+
+    def append(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.batches.append(batch(bytes(100), base_offset=len(self.batches)))
+        if self.waiter is not None:
+            self.waiter.wake(self)  # type: ignore[arg-type]
+
+    def read_cached(self, offset: int, max_bytes: int, max_payloads: int) -> TailRead:
+        self.reads += 1
+        fit = max(max_bytes // BATCH_BYTES, 1)
+        found = [memoryview(one) for one in self.batches[offset:][: min(fit, max_payloads)]]
+        return TailRead(found, sum(map(len, found)), None)
+
+    def confirmed_bytes_from(self, offset: int) -> int:
+        return sum(map(len, self.batches[offset:]))
+
+    def watch(self, waiter: DelayedFetch) -> None:
+        self.waiter = waiter
+
+    def unwatch(self, waiter: DelayedFetch) -> None:
+        self.waiter = None
+
+
+BATCH_BYTES = len(batch(bytes(100)))
+
+
+async def test_a_fetch_with_large_min_bytes_counts_what_arrives_and_reads_once_there_is_enough() -> None:
+    tails = [Tail(), Tail()]
+    tails[0].append(10)
+    fetch, completed = fetch_of(tails, min_bytes=100 * BATCH_BYTES)  # type: ignore[arg-type]
+    assert not fetch.start()
+    assert not any(entry.payloads for entry in fetch.entries), "nothing is held while it waits"
+    for _ in range(44):
+        for tail in tails:
+            tail.append()
+        await asyncio.sleep(0)
+    assert [tail.reads for tail in tails] == [1, 0]
+    tails[0].append()
+    await asyncio.sleep(0)
+    assert not completed.done(), "99 of 100"
+    tails[1].append()
+    await completed
+    assert fetch.total_bytes == 100 * BATCH_BYTES
+    assert [tail.reads for tail in tails] == [2, 1]
+
+
+async def test_what_a_limit_has_cut_is_not_read_again_for_more() -> None:
+    tail = Tail()
+    tail.append(50)
+    fetch, completed = fetch_of([tail], min_bytes=1 << 19, max_bytes=10 * BATCH_BYTES, max_wait_ms=50)  # type: ignore[list-item]
+    assert not fetch.start()
+    for _ in range(20):
+        tail.append(10)
+        await asyncio.sleep(0)
+    assert tail.reads == 1
+    await completed  # when its time is up, with what it may have
+    assert fetch.total_bytes == 10 * BATCH_BYTES
+
+
+async def test_a_closed_partition_answers_a_fetch_that_waits_for_much() -> None:
+    tail = Tail()
+    fetch, completed = fetch_of([tail], min_bytes=1 << 19)  # type: ignore[list-item]
+    assert not fetch.start()
+    tail.closed = StreamClosed("moved")  # type: ignore[assignment]
+    fetch.wake(tail)  # type: ignore[arg-type]
+    await completed
+    assert fetch.entries[0].error == ErrorCode.NOT_LEADER_OR_FOLLOWER
+
+
+async def test_a_response_has_no_more_batches_than_are_worth_their_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delayed_fetch, "MAX_BATCHES", 30)
+    tails = [Tail(), Tail(), Tail()]
+    for tail in tails:
+        tail.append(20)
+    fetch, _ = fetch_of(tails)  # type: ignore[arg-type]
+    assert fetch.start()
+    assert [len(entry.payloads) for entry in fetch.entries] == [20, 10, 0]
