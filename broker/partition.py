@@ -16,8 +16,8 @@ from typing import Protocol
 
 from broker.errors import KafkaError
 from broker.leader_epochs import EpochCheck, LeaderEpochs, check_leader_epoch
-from broker.producer_state import DuplicateBatch, ProducerStateCorrupt, ProducerStates
 from broker.replay import replay_batches
+from broker.producer_state import DuplicateBatch, ProducerBudget, ProducerStateCorrupt, ProducerStates
 from broker.topic_config import TopicConfig
 from protocol.errors import ErrorCode, InvalidRecords, Malformed
 from protocol.record_set import iter_records
@@ -71,6 +71,7 @@ class Partition:
     __slots__ = (
         "_duplicates",
         "_last_state_offset",
+        "_producer_budget",
         "_storage",
         "_waiters",
         "config",
@@ -84,7 +85,15 @@ class Partition:
     )
 
     def __init__(
-        self, *, storage: Storage, stream: Stream, topic_name: str, topic_id: bytes, index: int, config: TopicConfig
+        self,
+        *,
+        storage: Storage,
+        stream: Stream,
+        topic_name: str,
+        topic_id: bytes,
+        index: int,
+        config: TopicConfig,
+        producer_budget: ProducerBudget,
     ) -> None:
         self._storage = storage
         self.stream = stream
@@ -92,6 +101,7 @@ class Partition:
         self.topic_id = topic_id
         self.index = index
         self.config = config
+        self._producer_budget = producer_budget
         self.producers = ProducerStates()
         self.leader_epochs = LeaderEpochs()
         self.loaded = False
@@ -130,6 +140,7 @@ class Partition:
 
     def start(self) -> None:
         """Begin to accept produce requests: the state is complete."""
+        self.producers.share(self._producer_budget)
         self._last_state_offset = -1
         self.loaded = True
         self.stream.state_source = self._state

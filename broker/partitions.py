@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from broker.partition import Partition
+from broker.producer_state import ProducerBudget
 from s3stream.errors import MetadataUnavailable, StorageError, StreamClosed
 from s3stream.metadata import StreamId
 from s3stream.objectstore import ObjectStoreError
@@ -50,6 +51,7 @@ class Partitions:
         storage: Storage,
         image: Image,
         topics: Topics,
+        producer_budget: ProducerBudget,
         producer_id_expiration_ms: int,
         now_ms: Callable[[], int],
         on_failed: Callable[[BaseException], None],
@@ -58,6 +60,7 @@ class Partitions:
         self._storage = storage
         self._image = image
         self._topics = topics
+        self._producer_budget = producer_budget
         self._producer_id_expiration_ms = producer_id_expiration_ms
         self._now_ms = now_ms
         self._on_failed = on_failed
@@ -124,6 +127,7 @@ class Partitions:
                 topic_id=topic.topic_id,
                 index=index,
                 config=topic.config,
+                producer_budget=self._producer_budget,
             )
             self._by_stream[stream.stream_id] = partition
             topic.partitions[index] = partition

@@ -7,6 +7,8 @@ Always true:
 - For every producer the last `DUPLICATES_REMEMBERED` batches of its newest epoch are known. A batch is either their
   exact repetition, or the next in sequence, or refused (KIP-98; `ProducerStateManager` in Kafka).
 - Sequences count records and wrap from 2^31 - 1 to 0.
+- What all partitions of a node remember together is bounded (`ProducerBudget`): beyond it those that were idle longest anywhere
+  are forgotten, before their time (`producer.id.expiration.ms`) is over. Whoever is active stays.
 - A producer that is unknown (never seen, expired, evicted) may start at any sequence, as in Kafka since 2.5 (KIP-360).
 - `snapshot` and `restore` are exact inverses; what was restored and then given the batches that follow equals what was
   never lost. Nothing here reads a clock: the caller says when a batch came.
@@ -14,7 +16,11 @@ Always true:
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import struct
+import weakref
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from crc32c import crc32c
@@ -22,9 +28,11 @@ from crc32c import crc32c
 __all__ = [
     "DUPLICATES_REMEMBERED",
     "MAX_PRODUCERS_PER_PARTITION",
+    "PRODUCER_BYTES",
     "DuplicateBatch",
     "InvalidProducerEpoch",
     "OutOfOrderSequence",
+    "ProducerBudget",
     "ProducerStateCorrupt",
     "ProducerStates",
 ]
@@ -35,6 +43,12 @@ DUPLICATES_REMEMBERED = 5
 MAX_PRODUCERS_PER_PARTITION = 10_000
 """Beyond it the producer that was idle longest is forgotten. An entry costs up to ~450 bytes here and 160 in a state
 block; Kafka has no such bound and is known to run out of memory by clients that make a producer per message."""
+
+PRODUCER_BYTES = 512
+"""What one takes in memory, rounded up: from this follows how many a node may remember."""
+
+FORGOTTEN_AT_ONCE = 16
+"""One of so many of the node's producers is forgotten at once, where there are too many."""
 
 _SEQUENCE_MASK = 0x7FFF_FFFF
 _MAGIC = 0x5450  # "TP"
@@ -81,17 +95,69 @@ class _Producer:
         self.last_append_ms = 0
 
 
+class ProducerBudget:
+    """How many producers all partitions of a node remember together."""
+
+    __slots__ = ("_count", "_members", "_most")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._members: weakref.WeakSet[ProducerStates] = weakref.WeakSet()
+        self._count = 0
+        """At least as many as there are; counted anew before anything is forgotten, since partitions come and go."""
+
+    def enter(self, states: ProducerStates) -> None:
+        """Count the producers of one more partition, for as long as it is there."""
+        self._members.add(states)
+        self.added(len(states))
+
+    def added(self, count: int = 1) -> None:
+        """So many producers more are remembered: where that is too many, forget those that were idle longest."""
+        self._count += count
+        if self._count > self._most:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        members = list(self._members)
+        self._count = sum(map(len, members))
+        excess = self._count - self._most
+        if excess <= 0:
+            return
+        # Some more at once: looking at all partitions costs the same for one as for thousands.
+        excess += self._most // FORGOTTEN_AT_ONCE
+        # A partition's producers are in order, so those of all partitions need only be merged. Numbers break ties.
+        lines = [states.idle_longest_first(number) for number, states in enumerate(members)]
+        doomed = list(itertools.islice(heapq.merge(*lines), excess))
+        for _, number, producer_id in doomed:
+            members[number].forget(producer_id)
+        self._count -= len(doomed)
+
+
 class ProducerStates:
     """The producers of one partition."""
 
-    __slots__ = ("_by_id",)
+    __slots__ = ("__weakref__", "_budget", "_by_id")
 
     def __init__(self) -> None:
+        self._budget: ProducerBudget | None = None
         # Kept in order of the last append, the longest idle first, so that expiry and eviction look at the front only.
         self._by_id: dict[int, _Producer] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
+
+    def share(self, budget: ProducerBudget) -> None:
+        """From now on these producers count among all of the node."""
+        self._budget = budget
+        budget.enter(self)
+
+    def idle_longest_first(self, number: int) -> Iterator[tuple[int, int, int]]:
+        """(last append, `number`, producer id) of each; nothing may be remembered or forgotten meanwhile."""
+        return ((producer.last_append_ms, number, producer_id) for producer_id, producer in self._by_id.items())
+
+    def forget(self, producer_id: int) -> None:
+        """Forget one producer: it may start again at any sequence."""
+        del self._by_id[producer_id]
 
     def __contains__(self, producer_id: int) -> bool:
         return producer_id in self._by_id
@@ -143,6 +209,7 @@ class ProducerStates:
     ) -> None:
         """Remember a batch that was submitted at `base_offset`; `check` allowed it, or it is replayed from the log."""
         producer = self._by_id.pop(producer_id, None)
+        is_new = producer is None
         if producer is None:
             producer = _Producer(producer_epoch)
             if len(self._by_id) >= MAX_PRODUCERS_PER_PARTITION:
@@ -155,6 +222,8 @@ class ProducerStates:
         newest = _BATCH.pack(base_sequence, last_sequence, base_offset, record_count, log_append_time_ms)
         producer.batches = producer.batches[-_OLDER_BATCHES_BYTES:] + newest
         producer.last_append_ms = now_ms
+        if is_new and self._budget is not None:
+            self._budget.added()
 
     def expire(self, before_ms: int) -> int:
         """Forget producers whose last append came before a time (`producer.id.expiration.ms`); returns how many."""

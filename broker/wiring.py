@@ -23,6 +23,7 @@ from broker.metrics import Metrics
 from broker.partitions import Partitions
 from broker.payload import RecordBatchFormat
 from broker.producer_ids import ProducerIds
+from broker.producer_state import PRODUCER_BYTES, ProducerBudget
 from broker.retention import Retention
 from broker.server import Server
 from broker.topics import Topics
@@ -225,6 +226,7 @@ async def start_broker(
             storage=storage,
             image=controller.image,
             topics=topics,
+            producer_budget=ProducerBudget(settings.memory_bytes // 32 // PRODUCER_BYTES),
             producer_id_expiration_ms=settings.producer_id_expiration_ms,
             now_ms=now_ms,
             on_failed=on_failed,

@@ -11,6 +11,7 @@ from broker.producer_state import (
     DUPLICATES_REMEMBERED,
     InvalidProducerEpoch,
     OutOfOrderSequence,
+    ProducerBudget,
     ProducerStateCorrupt,
     ProducerStates,
 )
@@ -177,3 +178,56 @@ def test_damage_is_detected() -> None:
                 ProducerStates.restore(damaged)
     with pytest.raises(ProducerStateCorrupt):
         ProducerStates.restore(data + b"\0")
+
+
+def test_a_node_forgets_those_that_were_idle_longest_in_any_partition() -> None:
+    budget = ProducerBudget(160)
+    partitions = [ProducerStates() for _ in range(4)]
+    for states in partitions:
+        states.share(budget)
+    for pid in range(160):
+        append(partitions[pid % 4], 0, pid=pid, at=pid)
+    append(partitions[0], 1, pid=0, at=1000)  # the oldest is active again
+    append(partitions[3], 0, pid=777, at=1001)  # one too many: room for some more is made at once
+    remembered = {pid for states in partitions for pid in range(1000) if pid in states}
+    assert remembered == {0, 777, *range(12, 160)}
+    with pytest.raises(OutOfOrderSequence):
+        append(partitions[0], 7, pid=0)  # active: its sequence is known
+    assert append(partitions[1], 7, pid=1) is None  # forgotten: may start anywhere, as after an expiry
+
+
+def test_a_storm_of_producers_costs_an_active_one_nothing() -> None:
+    budget = ProducerBudget(64)
+    storm, calm = ProducerStates(), ProducerStates()
+    storm.share(budget)
+    calm.share(budget)
+    for pid in range(5000):
+        append(storm, 0, pid=pid, at=pid)
+        if pid % 50 == 0:
+            append(calm, pid // 50, pid=9999, offset=pid, at=pid)
+    assert append(calm, 99, pid=9999) == 4950, "its last batch is still known"
+    assert len(storm) + len(calm) <= 64
+
+
+def test_partitions_that_are_gone_do_not_count() -> None:
+    budget = ProducerBudget(20)
+    stays = ProducerStates()
+    stays.share(budget)
+    for _ in range(10):
+        gone = ProducerStates()
+        gone.share(budget)
+        for pid in range(9):
+            append(gone, 0, pid=pid)
+        del gone
+    for pid in range(11):
+        append(stays, 0, pid=pid)
+    assert len(stays) == 11
+
+
+def test_what_is_restored_counts_as_well() -> None:
+    states = ProducerStates()
+    for pid in range(100):
+        append(states, 0, pid=pid, at=pid)
+    restored = ProducerStates.restore(states.snapshot())
+    restored.share(ProducerBudget(50))
+    assert {pid for pid in range(100) if pid in restored} == set(range(53, 100))
