@@ -23,6 +23,7 @@ from protocol.messages.produce import PartitionProduceResponse, ProduceResponse,
 
 if TYPE_CHECKING:
     from broker.connection import Connection
+    from broker.record_walks import KeyCheck
 
 __all__ = ["AckQueue", "PendingProduce", "encode_single"]
 
@@ -41,7 +42,17 @@ _LONGEST_NAME = 126
 class PendingProduce:
     """One Produce request."""
 
-    __slots__ = ("appended", "correlation_id", "done", "outstanding", "resume_at", "submitted", "topics", "version")
+    __slots__ = (
+        "appended",
+        "correlation_id",
+        "done",
+        "key_check",
+        "outstanding",
+        "resume_at",
+        "submitted",
+        "topics",
+        "version",
+    )
 
     def __init__(self, version: int, correlation_id: int) -> None:
         self.version = version
@@ -57,6 +68,8 @@ class PendingProduce:
         """Every partition was seen; False while the request waits for room in the log."""
         self.resume_at = 0
         """Partitions seen so far: where to go on when there is room again."""
+        self.key_check: KeyCheck | None = None
+        """Of the batch to go on with, where its keys take long to check."""
 
 
 class AckQueue:

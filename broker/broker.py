@@ -13,6 +13,7 @@ from broker.metadata_cache import MetadataCache
 from broker.metrics import Metrics
 from broker.partitions import Partitions
 from broker.producer_ids import ProducerIds
+from broker.record_walks import RecordWalks
 from broker.topics import Topics
 from controller.controller import Controller
 from protocol.apis import encode_response
@@ -36,6 +37,7 @@ class Broker:
         "now_ms",
         "partitions",
         "producer_ids",
+        "record_walks",
         "rng",
         "settings",
         "storage",
@@ -67,6 +69,7 @@ class Broker:
         self.producer_ids = producer_ids
         self.fetch_sessions = fetch_sessions
         self.waiting_fetches = WaitingFetches()
+        self.record_walks = RecordWalks()
         self.metadata_cache = MetadataCache()
         self.metrics = metrics
         self.now_ms = now_ms

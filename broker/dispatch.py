@@ -7,6 +7,7 @@ Always true:
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import struct
 from types import ModuleType
@@ -139,8 +140,17 @@ class Dispatch:
             connection.respond(call.encode(answer))
 
     async def room(self) -> None:
-        """Return when the log has room again."""
-        await self._broker.storage.room()
+        """Return when the log has room again, or the keys of a batch are checked: when a request that stalled may go on."""
+        walks = self._broker.record_walks
+        if not walks.is_checking:
+            await self._broker.storage.room()
+            return
+        waits = [asyncio.ensure_future(one) for one in (self._broker.storage.room(), walks.checked())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits:
+                one.cancel()
 
 
 async def _encoded(call: Call, answer: Any) -> list[bytes | memoryview]:

@@ -16,11 +16,11 @@ from typing import Protocol
 
 from broker.errors import KafkaError
 from broker.leader_epochs import EpochCheck, LeaderEpochs, check_leader_epoch
-from broker.replay import replay_batches
 from broker.producer_state import DuplicateBatch, ProducerBudget, ProducerStateCorrupt, ProducerStates
+from broker.record_walks import check_keys
+from broker.replay import replay_batches
 from broker.topic_config import TopicConfig
-from protocol.errors import ErrorCode, InvalidRecords, Malformed
-from protocol.record_set import iter_records
+from protocol.errors import ErrorCode, InvalidRecords
 from protocol.records import (
     ATTRIBUTES_POSITION,
     TRANSACTIONAL,
@@ -32,14 +32,14 @@ from s3stream.storage import OnDone, Storage
 from s3stream.stream import Stream
 from wal.checksum import combine_crc32c, crc32c
 
-__all__ = ["MAX_DECOMPRESSED_BATCH_BYTES", "NO_ROOM", "AlreadyAppended", "Partition", "PartitionWaiter"]
+__all__ = ["KEYS_UNCHECKED", "NO_ROOM", "AlreadyAppended", "Partition", "PartitionWaiter"]
 
 NO_ROOM = -1
 """`Partition.append` appended nothing: wait for room in the log, then send the same batch again."""
 
-MAX_DECOMPRESSED_BATCH_BYTES = 64 << 20
-"""Cap on what one batch may inflate to where its records have to be looked at (keys, timestamps): sixty times what one of the
-default size holds, and within what `memory.bytes` leaves to the interpreter. One batch at a time is looked at."""
+KEYS_UNCHECKED = -2
+"""`Partition.append` appended nothing: it takes a while to see whether all records have keys. Do that (`RecordWalks`), then send
+the same batch again and say so."""
 
 COMBINE_CRC_FROM_BYTES = 128 << 10
 """From this size on it is cheaper to combine the CRC that was checked (5 us) than to hash twice more, for WAL and object."""
@@ -163,8 +163,16 @@ class Partition:
 
     # ---- append -----------------------------------------------------------------------------------------------
 
-    def append(self, records: bytes | memoryview, version: int, now_ms: int, on_done: OnDone | None) -> tuple[int, int]:
-        """Append one batch: (base offset, log append time or -1), or (NO_ROOM, -1).
+    def append(
+        self,
+        records: bytes | memoryview,
+        version: int,
+        now_ms: int,
+        on_done: OnDone | None,
+        *,
+        keys_checked: bool = False,
+    ) -> tuple[int, int]:
+        """Append one batch: (base offset, log append time or -1), or (NO_ROOM or KEYS_UNCHECKED, -1).
 
         `on_done` is called when the batch is durable, or never will be acknowledged. `version` is that of the Produce
         request: it decides whether zstd is allowed (KIP-110).
@@ -206,8 +214,8 @@ class Partition:
             or now_ms - base_timestamp > config.timestamp_before_max_ms
         ):
             self._refuse_timestamp(base_timestamp, max_timestamp, now_ms)
-        if config.compact:
-            _check_keys(records, crc)
+        if config.compact and not keys_checked and not check_keys(records, header):
+            return KEYS_UNCHECKED, -1
         storage = self._storage
         view = storage.reserve(len(records))
         if view is None:
@@ -331,15 +339,3 @@ def _decode_state(data: bytes) -> tuple[ProducerStates, LeaderEpochs]:
     if position + producers_size != len(data):
         raise ProducerStateCorrupt(f"partition state has {len(data)} bytes, not {position + producers_size}")
     return ProducerStates.restore(data[position:]), epochs
-
-
-def _check_keys(records: bytes | memoryview, crc: int) -> None:
-    # Checked here already: what is about to be taken apart must be what the client sent.
-    if crc32c(records[ATTRIBUTES_POSITION:]) != crc:
-        raise InvalidRecords(ErrorCode.CORRUPT_MESSAGE, "the CRC of a batch does not match its bytes")
-    try:
-        keyless = any(r.key is None for r in iter_records(records, max_output_bytes=MAX_DECOMPRESSED_BATCH_BYTES))
-    except Malformed as error:
-        raise InvalidRecords(ErrorCode.CORRUPT_MESSAGE, f"the records of a batch cannot be read: {error}") from error
-    if keyless:
-        raise InvalidRecords(ErrorCode.INVALID_RECORD, "a compacted topic takes no record without a key")

@@ -27,6 +27,7 @@ from protocol.records import (
     NO_PRODUCER_ID,
     NO_SEQUENCE,
     TRANSACTIONAL,
+    BatchHeader,
     parse_batch_header,
 )
 from protocol.types import Buffer
@@ -35,11 +36,13 @@ __all__ = [
     "ControlType",
     "Marker",
     "Record",
+    "RecordMark",
     "build_batch",
     "build_control_batch",
     "iter_batches",
     "iter_records",
     "read_marker",
+    "walk_records",
 ]
 
 _HEADER = struct.Struct("!qiibI")
@@ -57,6 +60,14 @@ class Record(NamedTuple):
     timestamp_ms: int = 0
     headers: tuple[tuple[str, bytes | None], ...] = ()
     offset: int = 0
+
+
+class RecordMark(NamedTuple):
+    """What can be told of a record without taking it apart."""
+
+    offset: int
+    timestamp_ms: int
+    has_key: bool
 
 
 class ControlType(IntEnum):
@@ -123,6 +134,53 @@ def iter_records(batch: Buffer, *, max_output_bytes: int) -> Iterator[Record]:
             timestamp_ms = log_append_time_ms
         offset = header.base_offset + (offset_delta >> 1 ^ -(offset_delta & 1))
         yield _new(Record, (key, value, timestamp_ms, headers, offset))
+    if pos != len(data):
+        raise Malformed(f"{len(data) - pos} bytes follow the last of {header.record_count} records")
+
+
+def walk_records(header: BatchHeader, data: bytes) -> Iterator[RecordMark | None]:
+    """The records of one batch, in order, without taking them apart: `data` is what follows its header, decompressed.
+
+    None comes for each header of a record, which may be millions: so a caller can count steps, and let others have a turn.
+
+    Raises:
+        Malformed: when the iteration gets to what is wrong.
+    """
+    log_append_time_ms = header.max_timestamp if header.is_log_append_time else None
+    base_offset, base_timestamp = header.base_offset, header.base_timestamp
+    pos = 0
+    for _ in range(header.record_count):
+        try:
+            size = data[pos]
+            pos += 1
+            if size > 0x7F:
+                size, pos = _wide_varint(size, data, pos)
+            end = pos + (size >> 1)
+            if size & 1 or end > len(data):
+                raise Malformed(f"record of {size >> 1 ^ -(size & 1)} bytes where {len(data) - pos} are left")
+            timestamp_delta, pos = _varint(data, pos + 1)
+            offset_delta, pos = _varint(data, pos)
+            key_size, pos = _skip_bytes(data, pos)
+            _, pos = _skip_bytes(data, pos)
+            count, pos = _varint(data, pos)
+            if count & 1 or count >> 1 > end - pos:
+                raise Malformed(f"record claims {count >> 1 ^ -(count & 1)} headers")
+            for _ in range(count >> 1):
+                name_size, pos = _skip_bytes(data, pos)
+                if name_size < 0:
+                    raise Malformed("record: header name is null")
+                _, pos = _skip_bytes(data, pos)
+                yield None
+        except IndexError as error:
+            raise Malformed(f"record: {error}") from error
+        if pos != end:
+            raise Malformed(f"record ends at {pos}, its size says {end}")
+        timestamp_ms = (
+            base_timestamp + (timestamp_delta >> 1 ^ -(timestamp_delta & 1))
+            if log_append_time_ms is None
+            else log_append_time_ms
+        )
+        yield _new(RecordMark, (base_offset + (offset_delta >> 1 ^ -(offset_delta & 1)), timestamp_ms, key_size >= 0))
     if pos != len(data):
         raise Malformed(f"{len(data) - pos} bytes follow the last of {header.record_count} records")
 
@@ -280,6 +338,20 @@ def _read_bytes(data: bytes, pos: int) -> tuple[bytes | None, int]:
         return None, pos
     end = pos + (size >> 1)
     return data[pos:end], end
+
+
+def _varint(data: bytes, pos: int) -> tuple[int, int]:
+    n = data[pos]
+    return (n, pos + 1) if n < 0x80 else _wide_varint(n, data, pos + 1)
+
+
+def _skip_bytes(data: bytes, pos: int) -> tuple[int, int]:
+    """Size of a key, value or name, −1 for null, and where it ends."""
+    size = data[pos]
+    pos += 1
+    if size > 0x7F:
+        size, pos = _wide_varint(size, data, pos)
+    return (-1, pos) if size & 1 else (size >> 1, pos + (size >> 1))
 
 
 def _read_headers(count: int, data: bytes, pos: int, end: int) -> tuple[tuple[tuple[str, bytes | None], ...], int]:

@@ -10,7 +10,8 @@ Behaviour: a timestamp is looked up in the metadata's largest timestamps, then i
 records of one batch, whose decompression is capped. Nothing found is −1/−1, without an error. −4 equals −2, and
 −5 and −6 are −1/−1, as from a Kafka broker without remote storage: where data lies is not the client's business here.
 
-Deviations: a batch whose records cannot be read is answered by its first offset, from which a consumer misses nothing.
+Deviations: a batch whose records cannot be read, or are too many to be looked through (`record_walks.py`), is answered by its
+first offset, from which a consumer misses nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from broker.broker import Broker, Call
 from broker.errors import KafkaError, code_of
-from broker.partition import MAX_DECOMPRESSED_BATCH_BYTES, Partition
+from broker.partition import Partition
+from broker.record_walks import MAX_LOOK_UP_STEPS
 from protocol.errors import ErrorCode, Malformed
 from protocol.messages.list_offsets import (
     ListOffsetsPartition,
@@ -30,7 +32,7 @@ from protocol.messages.list_offsets import (
     ListOffsetsResponse,
     ListOffsetsTopicResponse,
 )
-from protocol.record_set import iter_records
+from protocol.record_set import RecordMark
 from protocol.records import parse_batch_header
 from s3stream.errors import StorageError
 from s3stream.objectstore import Buffer, ObjectStoreError
@@ -78,7 +80,7 @@ def handle(
             partitions.append(answer)
         topics.append(ListOffsetsTopicResponse(name=topic.name, partitions=partitions))
     response = ListOffsetsResponse(topics=topics)
-    return _look_up(response, look_ups) if look_ups else response
+    return _look_up(broker, response, look_ups) if look_ups else response
 
 
 def _find(broker: Broker, name: str, wanted: ListOffsetsPartition) -> Partition:
@@ -112,7 +114,7 @@ def _answer_special(version: int, partition: Partition, timestamp: int, answer: 
 
 
 async def _look_up(
-    response: ListOffsetsResponse, look_ups: list[tuple[Partition, int, ListOffsetsPartitionResponse]]
+    broker: Broker, response: ListOffsetsResponse, look_ups: list[tuple[Partition, int, ListOffsetsPartitionResponse]]
 ) -> ListOffsetsResponse:
     for partition, timestamp, answer in look_ups:
         try:
@@ -122,24 +124,25 @@ async def _look_up(
                     continue
             payload = await partition.stream.payload_for_timestamp(timestamp)
             if payload is not None:
-                _answer_from(payload, timestamp, partition.log_start_offset, answer)
+                await _answer_from(broker, payload, timestamp, partition.log_start_offset, answer)
         except (StorageError, ObjectStoreError) as error:
             answer.error_code = code_of(error)
     return response
 
 
-def _answer_from(payload: Buffer, timestamp: int, log_start_offset: int, answer: ListOffsetsPartitionResponse) -> None:
+async def _answer_from(
+    broker: Broker, payload: Buffer, timestamp: int, log_start_offset: int, answer: ListOffsetsPartitionResponse
+) -> None:
     """The first record of a batch that is at or past `timestamp`."""
-    batch = memoryview(payload)
-    header = parse_batch_header(batch)
+    header = parse_batch_header(payload)
     answer.leader_epoch = header.partition_leader_epoch
+
+    def wanted(mark: RecordMark) -> bool:
+        return mark.timestamp_ms >= timestamp and mark.offset >= log_start_offset
+
     try:
-        for record in iter_records(batch, max_output_bytes=MAX_DECOMPRESSED_BATCH_BYTES):
-            if record.timestamp_ms >= timestamp and record.offset >= log_start_offset:
-                answer.offset = record.offset
-                answer.timestamp = record.timestamp_ms
-                return
-    except Malformed:
-        pass  # written by a client that did not compress well; see Deviations
-    answer.offset = max(header.base_offset, log_start_offset)
-    answer.timestamp = header.max_timestamp
+        found = await broker.record_walks.first(payload, wanted, MAX_LOOK_UP_STEPS)
+    except Malformed:  # written by a client that did not compress well; see Deviations
+        found = None
+    answer.offset = max(header.base_offset, log_start_offset) if found is None else found.offset
+    answer.timestamp = header.max_timestamp if found is None else found.timestamp_ms

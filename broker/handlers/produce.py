@@ -8,7 +8,7 @@ Versions: 3–11 are served, 0 is advertised as the minimum.
 Behaviour: requests are submitted in this callback, without a task or a future, and acknowledged in order when the WAL
 says that they are durable. acks=1 and acks=all both mean that; acks=0 gets no response, and on any error its
 connection is closed, as in Kafka. A request that finds no room in the log is submitted as far as it goes, and continues
-where it stopped. Partitions are independent of each other: one may fail and the next be appended.
+where it stopped; so does one whose keys take long to check. Partitions are independent of each other: one may fail and the next be appended.
 
 Deviations: `timeout_ms` is not used, since there are no followers to wait for; back-pressure holds the request
 in the socket instead. Not done: transactions (error 48 for a transactional batch).
@@ -18,11 +18,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from broker.ack_queue import PendingProduce
+from broker.ack_queue import AckQueue, PendingProduce
 from broker.broker import Broker
 from broker.connection import CloseConnection
 from broker.errors import KafkaError, code_of
-from broker.partition import NO_ROOM, AlreadyAppended, Partition
+from broker.partition import KEYS_UNCHECKED, AlreadyAppended, Partition
 from broker.producer_state import InvalidProducerEpoch, OutOfOrderSequence
 from broker.topics import Topic
 from protocol.errors import ErrorCode, ProtocolError
@@ -75,11 +75,21 @@ def submit(broker: Broker, connection: Connection, version: int, correlation_id:
             response = PartitionProduceResponse(index=data.index)
             try:
                 partition = _partition_for(request, topic, name, data.index)
-                base_offset, append_time = partition.append(data.records or b"", version, now_ms, on_done)
-                if base_offset == NO_ROOM:
-                    pending.resume_at = seen - 1
-                    acks.stalled = pending
-                    return False
+                check = pending.key_check
+                if check is not None:
+                    if not check.done:
+                        return _stall(acks, pending, seen)
+                    pending.key_check = None
+                    check.verdict()
+                records = data.records or b""
+                base_offset, append_time = partition.append(
+                    records, version, now_ms, on_done, keys_checked=check is not None
+                )
+                if base_offset < 0:
+                    if base_offset == KEYS_UNCHECKED:
+                        check = broker.record_walks.check_keys(records, connection.server.start_task)
+                    pending.key_check = check
+                    return _stall(acks, pending, seen)
                 response.base_offset = base_offset
                 response.log_append_time_ms = append_time
                 response.log_start_offset = partition.stream.log_start_offset
@@ -99,6 +109,13 @@ def submit(broker: Broker, connection: Connection, version: int, correlation_id:
     if not quiet:
         acks.submitted(pending)
     return True
+
+
+def _stall(acks: AckQueue, pending: PendingProduce, seen: int) -> bool:
+    """Go on later, with the partition that was seen last."""
+    pending.resume_at = seen - 1
+    acks.stalled = pending
+    return False
 
 
 def _partition_for(request: ProduceRequest, topic: Topic | None, name: str, index: int) -> Partition:

@@ -62,13 +62,13 @@ NOT_REQUESTS = {
     "array of two billion": (framed(header(METADATA, 1) + b"\x7f\xff\xff\xff" + bytes(30)), "2147483647 elements"),
     "compact array of two billion": (framed(header(METADATA, 9) + b"\0" + BILLION + bytes(30)), "2147483646 elements"),
     "compact length of six bytes": (framed(header(METADATA, 9) + b"\0" + b"\xff" * 6), "varint"),
-    "string longer than the frame": (framed(header(METADATA, 1) + struct.pack(">ih", 1, 9000) + b"t"), "Metadata"),
+    "string longer than the frame": (framed(header(METADATA, 1) + struct.pack(">ih", 1, 9000) + b"t"), "past the end"),
     "string that is no UTF-8": (framed(header(METADATA, 1) + struct.pack(">ih", 1, 2) + b"\xc3\x28"), "utf-8"),
     "null where none may be": (framed(header(METADATA, 1) + struct.pack(">ih", 1, -1)), "is null"),
     "many tags": (framed(header(METADATA, 9) + b"\0\0\0\0\0" + b"\xff\xff\x7f" + b"\x7f\0" * 2000), "tag"),
     "records longer than the frame": (
         framed(header(PRODUCE, 3) + struct.pack(">hhiih1sii i", -1, -1, 100, 1, 1, b"t", 1, 0, 1 << 30) + bytes(90)),
-        "ProduceRequest",
+        "past the end",
     ),
     "Produce without an end": (framed(header(PRODUCE, 9) + b"\0\0\xff\xff" + bytes(4) + BILLION), "elements"),
 }

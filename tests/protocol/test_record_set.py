@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,19 +12,21 @@ from aiokafka.record import default_records as aiokafka_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.compression import Codec
+from protocol.compression import Codec, decompress
 from protocol.errors import Malformed, OutputTooLarge
 from protocol.record_set import (
     ControlType,
     Marker,
     Record,
+    RecordMark,
     build_batch,
     build_control_batch,
     iter_batches,
     iter_records,
     read_marker,
+    walk_records,
 )
-from protocol.records import parse_batch_header, stamp_log_append_time
+from protocol.records import HEADER_BYTES, parse_batch_header, stamp_log_append_time
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python reads its resources in an older way
@@ -67,6 +70,45 @@ def read(batch: bytes) -> list[Record]:
 def test_records_come_back_with_dense_offsets(codec: Codec, records: list[Record], base_offset: int) -> None:
     batch = build_batch(records, codec=codec, base_offset=base_offset)
     assert read(batch) == [record._replace(offset=base_offset + i) for i, record in enumerate(records)]
+
+
+@given(records=records)
+def test_a_walk_tells_the_same_as_reading(records: list[Record]) -> None:
+    batch = build_batch(records, base_offset=7)
+    marks = list(walk(batch))
+    assert [mark for mark in marks if mark is not None] == [
+        RecordMark(record.offset, record.timestamp_ms, record.key is not None) for record in read(batch)
+    ]
+    assert marks.count(None) == sum(len(record.headers) for record in records)
+
+
+def walk(batch: bytes) -> Iterator[RecordMark | None]:
+    header = parse_batch_header(batch)
+    return walk_records(header, decompress(header.codec, memoryview(batch)[HEADER_BYTES:], CAP))
+
+
+@each_codec
+def test_a_walk_refuses_what_reading_refuses(codec: Codec) -> None:
+    rng = random.Random(5)
+    whole = build_batch(SAMPLE, codec=codec)
+    refused = 0
+    for _ in range(2000):
+        mutant = bytearray(whole)
+        mutant[rng.randrange(HEADER_BYTES, len(mutant))] = rng.randrange(256)
+        try:
+            read(bytes(mutant))
+            readable = True
+        except Malformed as error:
+            readable = False
+            if "utf-8" in str(error):
+                continue  # names of headers are not read by a walk
+        try:
+            list(walk(bytes(mutant)))
+            assert readable
+        except Malformed:
+            assert not readable
+            refused += 1
+    assert refused
 
 
 def test_a_batch_by_hand() -> None:
