@@ -34,8 +34,9 @@ lint: $(VENV)/.installed-dev ## Check style, format, types and the direction of 
 	$(BIN)/lint-imports
 
 .PHONY: docs
-docs: $(VENV)/.installed ## Write docs/configuration.md anew from the tables of settings
+docs: $(VENV)/.installed ## Write docs/configuration.md and docs/metrics.md anew from their tables
 	$(BIN)/python -m broker.config_reference > docs/configuration.md
+	$(BIN)/python -m broker.exposition > docs/metrics.md
 
 .PHONY: demo
 demo: $(VENV)/.installed-dev ## Send Python's own standard library through the broker and read every byte back

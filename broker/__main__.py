@@ -28,6 +28,9 @@ __all__ = ["main"]
 GC_THRESHOLDS = (50_000, 50, 100)
 """Collections are rare: messages are not tracked, connections break their cycles, and a full collection stops the loop."""
 
+DEV_METRICS_PORT = 9404
+"""Where exporters of Kafka's metrics have been by custom (the JMX exporter's examples, and its place in Prometheus's list of ports)."""
+
 _CANNOT_START = (
     InvalidSettings,
     InvalidStorageSettings,
@@ -105,6 +108,8 @@ def _settings(options: argparse.Namespace) -> BrokerSettings:
             "listeners": f"PLAINTEXT://localhost:{options.port}",
             "wal.uri": f"{(data / 'wal').as_uri()}?capacity=512MiB",
             "object.store.uri": (data / "objects").as_uri(),
+            # Whoever asks for any free port wants several brokers side by side.
+            "metrics.listeners": f"HTTP://localhost:{DEV_METRICS_PORT if options.port else 0}",
         }
     else:
         file = options.config
@@ -154,11 +159,13 @@ async def _serve(settings: BrokerSettings) -> int:
 
 def _announce(node: Node) -> None:
     servers = node.bootstrap_servers
+    metrics = ", ".join(f"http://{str(one).partition('://')[2]}/metrics" for one in node.metrics_listeners) or "none"
     print(
         f"""\
 Tidelog serves Kafka on {", ".join(map(str, node.listeners))}
   write-ahead log  {node.wal_uri}
   object store     {node.object_store_uri}
+  metrics          {metrics}
 try:
   echo hello | kcat -b {servers} -t test -P
   kcat -b {servers} -t test -C -o beginning -e

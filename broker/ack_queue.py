@@ -13,6 +13,7 @@ Always true:
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -49,12 +50,15 @@ class PendingProduce:
         "key_check",
         "outstanding",
         "resume_at",
+        "started",
         "submitted",
         "topics",
         "version",
     )
 
-    def __init__(self, version: int, correlation_id: int) -> None:
+    def __init__(self, version: int, correlation_id: int, started: float) -> None:
+        self.started = started
+        """When it was first looked at, by the clock of `Metrics`."""
         self.version = version
         self.correlation_id = correlation_id
         self.topics: list[TopicProduceResponse] = []
@@ -108,7 +112,7 @@ class AckQueue:
             appending.popleft()
             request = appending[0]
         if error is not None:
-            _fail(request.appended[request.done], error)
+            self._fail(request.appended[request.done], error)
         request.done += 1
         request.outstanding -= 1
         if not request.outstanding and request.submitted:
@@ -122,7 +126,7 @@ class AckQueue:
 
         def original_done(error: BaseException | None) -> None:
             if error is not None:
-                _fail(response, error)
+                self._fail(response, error)
             request.outstanding -= 1
             if not request.outstanding and request.submitted:
                 self._mark()
@@ -132,8 +136,17 @@ class AckQueue:
     def take_ready(self, out: list[bytes | memoryview]) -> None:
         """Encode the responses that are ready, in order."""
         unanswered = self._unanswered
+        if not unanswered:
+            return
+        metrics = self._connection.server.metrics
+        duration = metrics.produce.duration
+        bounds, counts = duration.bounds, duration.counts
+        now = metrics.clock()
         while unanswered and unanswered[0].submitted and not unanswered[0].outstanding:
             request = unanswered.popleft()
+            elapsed = now - request.started
+            counts[bisect_left(bounds, elapsed)] += 1
+            duration.total += elapsed
             version = request.version
             frame = encode_single(request.correlation_id, request.topics) if version >= _FLEXIBLE_SINCE else None
             if frame is not None:
@@ -141,6 +154,14 @@ class AckQueue:
             else:
                 response = ProduceResponse(responses=request.topics)
                 out.extend(encode_response(_PRODUCE_KEY, version, request.correlation_id, response))
+
+    def _fail(self, response: PartitionProduceResponse, error: BaseException) -> None:
+        code = code_of(error)
+        self._connection.server.metrics.produce.errors[code] += 1
+        response.error_code = code
+        response.base_offset = -1
+        response.log_append_time_ms = -1
+        response.error_message = str(error)
 
     def _mark(self) -> None:
         connection = self._connection
@@ -167,10 +188,3 @@ def encode_single(correlation_id: int, topics: list[TopicProduceResponse]) -> by
             2, answer.index, 0, answer.base_offset, answer.log_append_time_ms, answer.log_start_offset, 1, 0, 0, 0, 0, 0
         )
     )
-
-
-def _fail(response: PartitionProduceResponse, error: BaseException) -> None:
-    response.error_code = code_of(error)
-    response.base_offset = -1
-    response.log_append_time_ms = -1
-    response.error_message = str(error)

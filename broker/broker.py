@@ -8,9 +8,10 @@ from typing import Any
 
 from broker.config import BrokerSettings, Listener
 from broker.delayed_fetch import WaitingFetches
+from broker.error_codes import error_counter
 from broker.fetch_session import FetchSessionCache
 from broker.metadata_cache import MetadataCache
-from broker.metrics import Metrics
+from broker.metrics import ApiMetrics, Metrics
 from broker.partitions import Partitions
 from broker.producer_ids import ProducerIds
 from broker.record_walks import RecordWalks
@@ -83,11 +84,22 @@ class Broker:
 class Call:
     """One request: what is needed to answer it."""
 
-    __slots__ = ("api_key", "client_id", "correlation_id", "listener", "version")
+    __slots__ = ("_clock", "_metrics", "api_key", "client_id", "correlation_id", "listener", "started", "version")
 
     def __init__(
-        self, api_key: int, version: int, correlation_id: int, client_id: str | None, listener: Listener
+        self,
+        api_key: int,
+        version: int,
+        correlation_id: int,
+        client_id: str | None,
+        listener: Listener,
+        metrics: ApiMetrics,
+        clock: Callable[[], float],
     ) -> None:
+        self._metrics = metrics
+        self._clock = clock
+        self.started = clock()
+        """When it arrived; what it waits for by its client's wish is added."""
         self.api_key = api_key
         self.version = version
         self.correlation_id = correlation_id
@@ -96,5 +108,21 @@ class Call:
         """Where the client came in."""
 
     def encode(self, response: Any) -> list[bytes | memoryview]:
-        """The whole response frame, as parts."""
+        """The whole response frame, as parts, of a request that is answered with this."""
+        count = error_counter(self.api_key)
+        if count is not None:
+            count(response, self._metrics.errors)
+        return self.encode_counted(response)
+
+    def encode_counted(self, response: Any) -> list[bytes | memoryview]:
+        """`encode` for a handler that counts the errors in its response by itself, with `count_error`."""
+        self.answered()
         return encode_response(self.api_key, self.version, self.correlation_id, response)
+
+    def count_error(self, code: int) -> None:
+        """An error code is part of the answer."""
+        self._metrics.errors[code] += 1
+
+    def answered(self) -> None:
+        """Note how long it took; for a handler that has a frame already."""
+        self._metrics.duration.observe(self._clock() - self.started)

@@ -144,6 +144,7 @@ _topic_default = partial(_setting, section="Defaults of topics (a topic's own co
 _retention = partial(_setting, section="Retention and deletion")
 _network = partial(_setting, section="Requests and connections")
 _producer = partial(_setting, section="Producers")
+_monitoring = partial(_setting, section="Monitoring")
 _process = partial(_setting, section="The process")
 
 
@@ -300,6 +301,20 @@ class BrokerSettings:
         86_400_000, "A producer id that is idle for so long is forgotten.", unit="ms", least=1, most=INT32_MAX
     )
 
+    metrics_listeners: str = _monitoring(
+        "",
+        "Addresses that serve /metrics (Prometheus), /healthz and /readyz over HTTP, HTTP://host:port; to everybody who reaches them. "
+        "Port 0 takes any free one. Empty: none; `tidelog dev` takes HTTP://localhost:9404.",
+        is_list=True,
+    )
+    metrics_max_topics: int = _monitoring(
+        200,
+        "Topics with metrics of their own. Those that come after them are summed as (other).",
+        unit="topics",
+        least=0,
+        most=100_000,
+    )
+
     shutdown_timeout_ms: int = _process(
         3_000, "How long an orderly stop may take to upload; the WAL keeps the rest.", unit="ms", least=0
     )
@@ -329,6 +344,12 @@ class BrokerSettings:
             yield str(error)
         try:
             parse_overrides(self.max_connections_per_ip_overrides)
+        except InvalidSettings as error:
+            yield str(error)
+        try:
+            for listener in parse_listeners(self.metrics_listeners, what="metrics.listeners"):
+                if listener.name != "HTTP":
+                    yield f"metrics.listeners: {listener} is not of the form HTTP://host:port"
         except InvalidSettings as error:
             yield str(error)
         if self.queued_max_request_bytes > self.memory_bytes // 8:

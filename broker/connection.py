@@ -248,11 +248,11 @@ class Connection(asyncio.BufferedProtocol):
                 need = 0
                 buffer.consumed(size)
         except (ProtocolError, CloseConnection) as error:
-            self.close(str(error))
+            self.close(str(error), "request")
             return
         except Exception:
             log.exception("request of %s failed; closing its connection", self.peer)
-            self.close(None)
+            self.close(None, "fault")
             return
         finally:
             self._processing = False
@@ -336,10 +336,10 @@ class Connection(asyncio.BufferedProtocol):
         """A task that was to answer a request has ended: where it failed, the connection ends."""
         error = None if task.cancelled() else task.exception()
         if isinstance(error, ProtocolError | CloseConnection):
-            self.close(str(error))
+            self.close(str(error), "request")
         elif error is not None:
             log.error("request of %s failed; closing its connection", self.peer, exc_info=error)
-            self.close(None)
+            self.close(None, "fault")
 
     def flush(self) -> None:
         """Send the acknowledgements that are ready, in order; then start what waited for them."""
@@ -381,14 +381,19 @@ class Connection(asyncio.BufferedProtocol):
         """The arena needs the memory that this slow client holds (a `PinHolder` of the log cache)."""
         if not self._closing:
             log.warning("closing %s: it reads too slowly for the memory that its response holds", self.peer)
-            self.abort()
+            self.abort("slow")
 
     # ---- end --------------------------------------------------------------------------------------------------
 
-    def close(self, reason: str | None) -> None:
-        """Close for good; `reason` goes to the log in one line, unless None (already logged, or ours)."""
+    def close(self, reason: str | None, cause: str | None = None) -> None:
+        """Close for good; `reason` goes to the log in one line, unless None (already logged, or ours).
+
+        `cause` is counted, unless None (nothing is wrong).
+        """
         if self._closing:
             return
+        if cause is not None:
+            self.server.metrics.connections_closed[cause] += 1
         if reason is not None:
             log.warning("closing %s: %s", self.peer, one_line(reason))
         self.acks.take_ready(self._out)
@@ -398,8 +403,10 @@ class Connection(asyncio.BufferedProtocol):
         assert self.transport is not None
         self.transport.close()
 
-    def abort(self) -> None:
-        """Close at once, giving up what the socket did not take."""
+    def abort(self, cause: str | None = None) -> None:
+        """Close at once, giving up what the socket did not take; `cause` is counted, unless None (nothing is wrong)."""
+        if cause is not None and not self._closing:
+            self.server.metrics.connections_closed[cause] += 1
         self._closing = True
         if self.transport is not None:
             self.transport.abort()
@@ -423,12 +430,12 @@ class Connection(asyncio.BufferedProtocol):
         self._served = False
         if self._stuck_s >= STUCK_TIMEOUT_S:
             log.warning("closing %s: it did not take a byte of its response for %d s", self.peer, self._stuck_s)
-            self.abort()
+            self.abort("stuck")
         elif self._holding_s >= STUCK_TIMEOUT_S:
             log.warning("closing %s: it holds memory that others wait for", self.peer)
-            self.abort()
+            self.abort("memory")
         elif self._idle_s >= max_idle_s and not (self._busy or self.acks.pending or ours):
-            self.abort()  # silently, as Kafka does: an idle client reconnects
+            self.abort("idle")  # silently, as Kafka does: an idle client reconnects
         elif self._idle_s and buffer.own and buffer.start == buffer.end:
             buffer.release()
 

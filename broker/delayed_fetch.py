@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from broker.errors import code_of
 from broker.fetch_session import SessionPartition
+from broker.metrics import Metrics
 from broker.partition import Partition
 from protocol.errors import ErrorCode
 from protocol.records import batch_bounds
@@ -55,10 +56,12 @@ MAX_BATCHES = MAX_PAYLOADS
 class WaitingFetches:
     """What the fetches that wait remember, counted in partitions."""
 
-    __slots__ = ("partition_count",)
+    __slots__ = ("fetch_count", "partition_count")
 
     def __init__(self) -> None:
+        self.fetch_count = 0
         self.partition_count = 0
+        """Of them, those that are counted."""
 
     def enter(self, partition_count: int) -> bool:
         """Count a fetch that is about to wait; False: it may not."""
@@ -66,10 +69,12 @@ class WaitingFetches:
         if count and self.partition_count + count > MAX_WAITING_PARTITIONS:
             return False
         self.partition_count += count
+        self.fetch_count += 1
         return True
 
     def leave(self, partition_count: int) -> None:
         """It waits no more."""
+        self.fetch_count -= 1
         self.partition_count -= max(partition_count - FREE_PARTITIONS, 0)
 
 
@@ -104,8 +109,11 @@ class DelayedFetch:
     start_task: Callable[[DelayedFetch], asyncio.Task[None]]
     """Runs `read_cold` as a task that somebody owns."""
     waiting: WaitingFetches
+    metrics: Metrics
     total_bytes: int = 0
     """Record bytes in the answer."""
+    waited_s: float = 0.0
+    """How long it waited for data."""
     _timer: asyncio.TimerHandle | None = None
     _look_handle: asyncio.Handle | None = None
     _task: asyncio.Task[None] | None = None
@@ -116,6 +124,7 @@ class DelayedFetch:
     _counted: dict[Partition, int] = field(default_factory=dict)
     """Up to which offset it was counted, for each partition that can still add to the answer."""
     _entered: bool = False
+    _waits_since: float = 0.0
 
     def start(self) -> bool:
         """Read; True: answer now. False: `complete` is called later, unless `cancel` comes first."""
@@ -177,6 +186,7 @@ class DelayedFetch:
     def _read_cached(self, entries: list[FetchedPartition], cold: list[FetchedPartition]) -> None:
         total = self.total_bytes
         batches = sum(len(entry.payloads) for entry in self.entries)
+        found_count = cold_count = 0
         for entry in entries:
             left = self._limit_bytes - total
             if not self._has_data(entry):
@@ -190,15 +200,19 @@ class DelayedFetch:
             stream = entry.partition.stream
             found = stream.read_cached(wanted.fetch_offset, limit, MAX_BATCHES - batches)
             if found is None:
+                cold_count += 1
                 cold.append(entry)
             elif found.size_bytes <= limit or not total:
                 entry.payloads, entry.size_bytes, entry.block = found
                 entry.is_cut = batch_bounds(found.payloads[-1]).end_offset < stream.confirmed_offset
                 total += found.size_bytes
                 batches += len(found.payloads)
+                found_count += 1
             else:
                 entry.is_cut = True
         self.total_bytes = total
+        self.metrics.fetch_reads_cached += found_count
+        self.metrics.fetch_reads_cold += cold_count
 
     def _has_data(self, entry: FetchedPartition) -> bool:
         """Whether there is something to read; sets the error where the offset, or the partition, is no good (any more)."""
@@ -301,11 +315,16 @@ class DelayedFetch:
             self._complete()
 
     def _watch(self) -> None:
+        self._waits_since = self.metrics.clock()
         for entry in self.entries:
             if entry.partition is not None:
                 entry.partition.watch(self)
 
     def _stop_waiting(self) -> None:
+        if self._waits_since:
+            self.waited_s += self.metrics.clock() - self._waits_since
+            self._waits_since = 0.0
+            self.metrics.fetch_waits.observe(self.waited_s)
         for entry in self.entries:
             if entry.partition is not None:
                 entry.partition.unwatch(self)

@@ -109,9 +109,6 @@ class Dispatch:
             else:
                 position += 1
         request = decode(frame, position, self._max_elements)
-        metrics = self._broker.metrics
-        metrics.produce_requests += 1
-        metrics.produce_bytes += len(frame)
         return produce.submit(self._broker, connection, version, correlation_id, request)
 
     def request(self, connection: Connection, frame: memoryview) -> None:
@@ -122,13 +119,22 @@ class Dispatch:
         if entry is None or not entry.min_version <= version <= entry.max_version:
             if key == api_versions.API_KEY:
                 answer = api_versions.unsupported_version()
+                self._broker.metrics.api(key).errors[answer.error_code] += 1
                 connection.respond(encode_response(key, 0, header.correlation_id, answer))
                 return
             name = API[key].name if key in API else f"API key {key}"
             raise CloseConnection(f"{name} v{version} is not served")
-        self._broker.metrics.requests += 1
+        metrics = self._broker.metrics
+        call = Call(
+            key,
+            version,
+            header.correlation_id,
+            header.client_id,
+            connection.listener,
+            metrics.api(key),
+            metrics.clock,
+        )
         request = decode_request(key, version, frame, header.body_position, self._max_elements)
-        call = Call(key, version, header.correlation_id, header.client_id, connection.listener)
         answer = entry.handle(self._broker, connection, call, request)
         if answer is None:
             return

@@ -91,6 +91,11 @@ class Node:
         return self.running.listeners
 
     @property
+    def metrics_listeners(self) -> tuple[Listener, ...]:
+        """Where figures and probes are served, likewise; empty where they are not."""
+        return self.running.metrics_listeners
+
+    @property
     def wal_uri(self) -> str:
         """The write-ahead log."""
         return self.running.wal_uri

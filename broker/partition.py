@@ -16,6 +16,7 @@ from typing import Protocol
 
 from broker.errors import KafkaError
 from broker.leader_epochs import EpochCheck, LeaderEpochs, check_leader_epoch
+from broker.metrics import TopicTraffic
 from broker.producer_state import DuplicateBatch, ProducerBudget, ProducerStateCorrupt, ProducerStates
 from broker.record_walks import check_keys
 from broker.replay import replay_batches
@@ -82,6 +83,7 @@ class Partition:
         "stream",
         "topic_id",
         "topic_name",
+        "traffic",
     )
 
     def __init__(
@@ -94,6 +96,7 @@ class Partition:
         index: int,
         config: TopicConfig,
         producer_budget: ProducerBudget,
+        traffic: TopicTraffic,
     ) -> None:
         self._storage = storage
         self.stream = stream
@@ -102,6 +105,8 @@ class Partition:
         self.index = index
         self.config = config
         self._producer_budget = producer_budget
+        self.traffic = traffic
+        """Where handlers count what goes in and out."""
         self.producers = ProducerStates()
         self.leader_epochs = LeaderEpochs()
         self.loaded = False

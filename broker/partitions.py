@@ -128,6 +128,7 @@ class Partitions:
                 index=index,
                 config=topic.config,
                 producer_budget=self._producer_budget,
+                traffic=topic.traffic,
             )
             self._by_stream[stream.stream_id] = partition
             topic.partitions[index] = partition

@@ -40,6 +40,7 @@ class ReceiveBudget:
     """Receive memory that all connections share."""
 
     def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
         self._free_bytes = size_bytes
         self._waiting: deque[Callable[[], None]] = deque()
         self._overdrawn_by: object | None = None
@@ -48,6 +49,11 @@ class ReceiveBudget:
     def free_bytes(self) -> int:
         """What is left; below zero while somebody overdraws."""
         return self._free_bytes
+
+    @property
+    def waiting_count(self) -> int:
+        """Connections that wait for memory."""
+        return len(self._waiting)
 
     @property
     def contended(self) -> bool:

@@ -74,6 +74,8 @@ class Retention:
         self._store_now_ms = store_now_ms
         self._now_ms = now_ms
         self._interval_ms = interval_ms
+        self.raised_log_starts = 0
+        """Since start."""
 
     async def run(self) -> None:
         """Apply it until cancelled."""
@@ -123,6 +125,7 @@ class Retention:
         for at in range(0, len(due), _TRIMS_AT_A_TIME):
             part = due[at : at + _TRIMS_AT_A_TIME]
             raised += sum(await asyncio.gather(*(_trim(partition, offset) for partition, offset in part)))
+        self.raised_log_starts += raised
         return raised
 
 

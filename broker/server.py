@@ -63,7 +63,7 @@ class Server:
         self.budget = ReceiveBudget(receive_budget_bytes)
         self.unsent_bytes = 0
         """Copies of records in responses that sockets have not taken yet (views are pinned where they are instead)."""
-        self._send_budget_bytes = send_budget_bytes
+        self.send_budget_bytes = send_budget_bytes
         self.loop = asyncio.get_running_loop()
         self.large_requests = LargeRequests(self.loop, max_other_bytes_under_way)
         self._limits = ConnectionLimits(most=max_connections, most_per_ip=max_connections_per_ip)
@@ -75,6 +75,7 @@ class Server:
         self._waiting_to_send: dict[Connection, None] = {}
         self._send_resume_scheduled = False
         self._room_task: asyncio.Task[None] | None = None
+        self._stalled_since_s = 0.0
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._sockets: list[tuple[Listener, socket.socket]] = []
         self._servers: list[asyncio.Server] = []
@@ -149,16 +150,16 @@ class Server:
     @property
     def response_allowance_bytes(self) -> int:
         """How large the next response may be, so that what slow clients have not taken stays within the send budget."""
-        return max(self._send_budget_bytes - self.unsent_bytes, MIN_RESPONSE_BYTES)
+        return max(self.send_budget_bytes - self.unsent_bytes, MIN_RESPONSE_BYTES)
 
     def may_copy(self, size: int) -> bool:
         """Whether a response may carry copies of so many bytes, rather than views that pin their memory."""
-        return self.unsent_bytes + size <= self._send_budget_bytes
+        return self.unsent_bytes + size <= self.send_budget_bytes
 
     @property
     def holds_too_much(self) -> bool:
         """Sockets hold twice the send budget: nothing but Produce starts, until some of it was taken."""
-        return self.unsent_bytes > 2 * self._send_budget_bytes
+        return self.unsent_bytes > 2 * self.send_budget_bytes
 
     def wait_to_send(self, connection: Connection) -> None:
         """Resume the connection, after those that wait already, when sockets hold less."""
@@ -181,6 +182,22 @@ class Server:
                 connection.resume()
 
     @property
+    def waiting_for_room_count(self) -> int:
+        """Connections whose producers are held back because the log is full."""
+        return len(self._waiting_for_room)
+
+    @property
+    def waiting_to_send_count(self) -> int:
+        """Connections whose requests are held back because sockets hold too much of others."""
+        return len(self._waiting_to_send)
+
+    @property
+    def produce_stalled_s(self) -> float:
+        """How long producers were held back since start, up to now."""
+        now = self.loop.time() - self._stalled_since_s if self._room_task is not None else 0.0
+        return self.metrics.produce_stalled_s + now
+
+    @property
     def connection_count(self) -> int:
         """Connections that are open."""
         return len(self._connections)
@@ -193,7 +210,7 @@ class Server:
         if self.stopping:
             connection.close(None)
         elif exceeded is not None:
-            connection.close(exceeded)
+            connection.close(exceeded, "limit")
 
     def remove(self, connection: Connection) -> None:
         """A client is gone."""
@@ -222,7 +239,7 @@ class Server:
                 connection.flush()
             except Exception:
                 log.exception("acknowledgements for %s failed; closing its connection", connection.peer)
-                connection.abort()
+                connection.abort("fault")
 
     def wait_for_room(self, connection: Connection) -> None:
         """The log is full: resume the connection, after those that wait already, when there is room."""
@@ -232,6 +249,7 @@ class Server:
 
     async def _resume_with_room(self) -> None:
         self.metrics.produce_stalls += 1
+        self._stalled_since_s = self.loop.time()
         try:
             while True:
                 # Tried again and waited for without an await in between: room that appears meanwhile is not missed.
@@ -242,6 +260,7 @@ class Server:
                     return
                 await self.dispatcher.room()
         finally:
+            self.metrics.produce_stalled_s += self.loop.time() - self._stalled_since_s
             self._room_task = None
 
     async def _sweep(self) -> None:

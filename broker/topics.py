@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from broker.config import BrokerSettings
+from broker.metrics import Metrics, TopicTraffic
 from broker.partition import Partition
 from broker.topic_config import TopicConfig, colliding_form, resolve
 from controller.image import Image, PartitionState
@@ -22,14 +23,16 @@ __all__ = ["Topic", "Topics"]
 class Topic:
     """One topic."""
 
-    __slots__ = ("config", "info", "name", "partitions", "topic_id")
+    __slots__ = ("config", "info", "name", "partitions", "topic_id", "traffic")
 
-    def __init__(self, info: TopicInfo, config: TopicConfig) -> None:
+    def __init__(self, info: TopicInfo, config: TopicConfig, traffic: TopicTraffic) -> None:
         self.name = info.name
         self.topic_id = info.topic_id
         self.info = info
         """As the metadata has it: leaders, epochs, configs."""
         self.config = config
+        self.traffic = traffic
+        """Where handlers count what goes in and out."""
         self.partitions: list[Partition | None] = [None] * len(info.partitions)
 
     def leader(self, index: int) -> PartitionState | None:
@@ -41,9 +44,10 @@ class Topic:
 class Topics:
     """All topics of the cluster."""
 
-    def __init__(self, image: Image, settings: BrokerSettings) -> None:
+    def __init__(self, image: Image, settings: BrokerSettings, metrics: Metrics) -> None:
         self._image = image
         self._settings = settings
+        self._metrics = metrics
         self.by_name: dict[str, Topic] = {}
         self.by_id: dict[bytes, Topic] = {}
         self.version = 0
@@ -61,7 +65,7 @@ class Topics:
                     self._remove(topic)
                     removed.append(topic)
             elif topic is None:
-                topic = Topic(info, resolve(info.configs, self._settings))
+                topic = Topic(info, resolve(info.configs, self._settings), self._metrics.topic(info.name))
                 self.by_id[topic_id] = self.by_name[info.name] = topic
                 self._names_by_form[colliding_form(info.name)] = info.name
             else:
@@ -85,6 +89,7 @@ class Topics:
         del self.by_id[topic.topic_id]
         if self.by_name.get(topic.name) is topic:  # not the one that took its name since
             del self.by_name[topic.name]
+            self._metrics.forget_topic(topic.name)
             self._names_by_form.pop(colliding_form(topic.name), None)
 
     def _update(self, topic: Topic, info: TopicInfo) -> None:

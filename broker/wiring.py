@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from broker.background import Background
 from broker.broker import Broker
 from broker.config import BrokerSettings, Listener, parse_listeners, parse_overrides
 from broker.dispatch import Dispatch
+from broker.exposition import Parts
 from broker.fetch_session import FetchSessionCache
 from broker.metrics import Metrics
+from broker.monitoring import Monitoring
 from broker.partitions import Partitions
 from broker.payload import RecordBatchFormat
 from broker.producer_ids import ProducerIds
@@ -71,6 +74,8 @@ class Running:
     """With counters, and switches for tests."""
     listeners: tuple[Listener, ...]
     """As bound, ports filled in."""
+    metrics_listeners: tuple[Listener, ...]
+    """Likewise."""
     wal_id: str
     wal_uri: str
     """As opened: relative paths resolved."""
@@ -134,25 +139,30 @@ async def start_broker(
     rng: random.Random,
     on_failed: Callable[[BaseException], None],
     wrap_store: Callable[[ObjectStore], ObjectStore] = lambda store: store,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> AsyncIterator[Running]:
     """Start a broker, and stop it at the end of the block.
 
     Args:
         on_failed: Told once when the broker can acknowledge nothing more; stop it then.
         wrap_store: Puts something between the broker and its object store (for tests: faults, counters).
+        clock: Seconds, for figures only.
 
     Raises:
         InvalidSettings, WalError, ControllerError, ObjectStoreError: it cannot start; says what to do.
     """
     async with AsyncExitStack() as stack:
         storage_config = storage_settings(settings)
+        monitoring = Monitoring(clock)
+        stack.push_async_callback(monitoring.close)
+        metrics_bound = await monitoring.listen(parse_listeners(settings.metrics_listeners, what="metrics.listeners"))
         opened = open_object_store(
             absolute_uri(settings.object_store_uri), rng=rng, settings=storage_config.object_store
         )
-        store, paths = InstrumentedObjectStore(wrap_store(opened.store)), opened.paths
+        store, paths = InstrumentedObjectStore(wrap_store(opened.store), clock=clock), opened.paths
         stack.push_async_callback(store.close)
         await probe(store, paths, f"{rng.getrandbits(64):016x}")
-        metrics = Metrics()
+        metrics = Metrics(clock=clock, max_topics=settings.metrics_max_topics)
         controller = await Controller.start(
             store=store,
             paths=paths,
@@ -174,6 +184,7 @@ async def start_broker(
             cluster_id=controller.cluster_id,
             node_id=settings.node_id,
             rng=rng,
+            clock=clock,
         )
         stack.push_async_callback(wal.close)
 
@@ -202,25 +213,27 @@ async def start_broker(
         )
         metadata = controller.bind(settings.node_id, registration.node_epoch)
         payload_format = RecordBatchFormat()
+        reader = ObjectReader(
+            store=store,
+            paths=paths,
+            metadata=metadata,
+            payload_format=payload_format,
+            settings=storage_config.read,
+        )
         storage = Storage(
             wal=wal,
             arena=arena,
             metadata=metadata,
             store=store,
             paths=paths,
-            reader=ObjectReader(
-                store=store,
-                paths=paths,
-                metadata=metadata,
-                payload_format=payload_format,
-                settings=storage_config.read,
-            ),
+            reader=reader,
             payload_format=payload_format,
             settings=storage_config,
             rng=rng,
             on_failed=on_failed,
+            clock=clock,
         )
-        topics = Topics(controller.image, settings)
+        topics = Topics(controller.image, settings, metrics)
         partitions = Partitions(
             node_id=settings.node_id,
             storage=storage,
@@ -308,6 +321,27 @@ async def start_broker(
         broker.advertised = advertised
         await server.serve(Dispatch(broker))
         stack.callback(server.stop_requests)
+        monitoring.serving(
+            Parts(
+                metrics=metrics,
+                server=server,
+                storage=storage,
+                store=store,
+                reader=reader,
+                controller=controller,
+                topics=topics,
+                partitions=partitions,
+                fetch_sessions=broker.fetch_sessions,
+                waiting_fetches=broker.waiting_fetches,
+                retention=retention,
+                compactor=compactor,
+                collector=collector,
+                event_loop=monitoring.event_loop,
+                memory_limit_bytes=settings.memory_bytes,
+                index_cache_limit_bytes=storage_config.read.index_cache_bytes,
+            )
+        )
+        stack.callback(monitoring.stopping)
         yield Running(
             broker=broker,
             server=server,
@@ -315,6 +349,7 @@ async def start_broker(
             retention=retention,
             store=store,
             listeners=bound,
+            metrics_listeners=metrics_bound,
             wal_id=wal.wal_id,
             wal_uri=absolute_uri(settings.wal_uri),
         )

@@ -172,6 +172,16 @@ class Controller:
         """Index of the last entry in the image; -1 before the first."""
         return self._replica.next_index - 1
 
+    @property
+    def snapshot_size_bytes(self) -> int:
+        """Of the newest snapshot that was loaded or written here; 0 before the first."""
+        return self._replica.snapshot_size_bytes
+
+    @property
+    def bytes_since_snapshot(self) -> int:
+        """Of the entries applied since then."""
+        return self._replica.bytes_since_snapshot
+
     def now_ms(self) -> int:
         return self._now_ms()
 

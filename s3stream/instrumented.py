@@ -9,10 +9,12 @@ Always true:
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from s3stream.objectstore import Buffer, ObjectStore, ObjectSummary, StoredObject, Unavailable
+from wal.histogram import Histogram
 
 __all__ = ["InstrumentedObjectStore"]
 
@@ -20,17 +22,31 @@ __all__ = ["InstrumentedObjectStore"]
 class InstrumentedObjectStore:
     """An `ObjectStore` that delegates."""
 
-    def __init__(self, inner: ObjectStore) -> None:
+    def __init__(self, inner: ObjectStore, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Take the store to delegate to. `clock` gives seconds, for `durations` only."""
         self.inner = inner
+        self.clock = clock
         self.failing = False
         self.delay_ms = 0
         self.bytes_per_s: int | None = None
         self.requests: Counter[str] = Counter()
         """Requests by operation."""
-        self.failures: Counter[str] = Counter()
-        """Requests that raised, by operation."""
-        self.bytes_written = 0
-        self.bytes_read = 0
+        self.failures: Counter[tuple[str, str]] = Counter()
+        """Requests that raised, by operation and name of the error."""
+        self.durations: dict[str, Histogram] = {}
+        """Seconds that requests took, by operation, retries and failures included."""
+        self.transferred_bytes: Counter[str] = Counter()
+        """Object bytes written or read, by operation."""
+
+    @property
+    def bytes_written(self) -> int:
+        """By all operations together."""
+        return sum(size for operation, size in self.transferred_bytes.items() if operation.startswith("put"))
+
+    @property
+    def bytes_read(self) -> int:
+        """By all operations together."""
+        return sum(size for operation, size in self.transferred_bytes.items() if operation.startswith("get"))
 
     @property
     def uri(self) -> str:
@@ -56,21 +72,21 @@ class InstrumentedObjectStore:
         """See ObjectStore."""
         async with _Request(self, "get") as request:
             found = await self.inner.get(key)
-            await request.read(len(found.data))
+            await request.moved(len(found.data))
             return found
 
     async def get_range(self, key: str, start: int, end: int) -> bytes:
         """See ObjectStore."""
         async with _Request(self, "get_range") as request:
             data = await self.inner.get_range(key, start, end)
-            await request.read(len(data))
+            await request.moved(len(data))
             return data
 
     async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """See ObjectStore."""
         async with _Request(self, "get_tail") as request:
             data, whole_size = await self.inner.get_tail(key, size)
-            await request.read(len(data))
+            await request.moved(len(data))
             return data, whole_size
 
     async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[ObjectSummary]:
@@ -89,7 +105,7 @@ class InstrumentedObjectStore:
 
         async def counted() -> AsyncIterator[Buffer]:
             async for part in parts:
-                await request.wrote(len(part))
+                await request.moved(len(part))
                 yield part
 
         async with _Request(self, "put_multipart") as request:
@@ -117,31 +133,37 @@ class _Request:
         self._store = store
         self._operation = operation
         self._written = written
+        self._began = 0.0
 
     async def __aenter__(self) -> _Request:
         store = self._store
         store.requests[self._operation] += 1
+        self._began = store.clock()
         if store.delay_ms:
             await asyncio.sleep(store.delay_ms / 1000)
         if store.failing:
-            store.failures[self._operation] += 1
-            raise Unavailable(f"{self._operation}: switched off")
-        await self.wrote(self._written)
+            failure = Unavailable(f"{self._operation}: switched off")
+            self._note(type(failure))
+            raise failure
+        await self.moved(self._written)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._note(kind)
+
+    def _note(self, kind: type[BaseException] | None) -> None:
+        store, operation = self._store, self._operation
+        durations = store.durations.get(operation)
+        if durations is None:
+            durations = store.durations[operation] = Histogram()
+        durations.observe(store.clock() - self._began)
         if kind is not None:
-            self._store.failures[self._operation] += 1
+            store.failures[operation, kind.__name__] += 1
 
-    async def wrote(self, size: int) -> None:
-        self._store.bytes_written += size
-        await self._throttle(size)
-
-    async def read(self, size: int) -> None:
-        self._store.bytes_read += size
-        await self._throttle(size)
-
-    async def _throttle(self, size: int) -> None:
+    async def moved(self, size: int) -> None:
+        """So many bytes of an object are about to be written, or were read."""
+        if size:
+            self._store.transferred_bytes[self._operation] += size
         if self._store.bytes_per_s is not None and size:
             await asyncio.sleep(size / self._store.bytes_per_s)
 

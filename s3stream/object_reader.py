@@ -133,6 +133,15 @@ class ObjectReader:
         self._sequences: OrderedDict[tuple[StreamId, int], _Sequence] = OrderedDict()
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._closed = False
+        self.cached_blocks = 0
+        """Blocks wanted by reads that were there, or on their way, since start."""
+        self.missed_blocks = 0
+        """Blocks wanted by reads that had to be asked for."""
+
+    @property
+    def index_cache_bytes(self) -> int:
+        """What the indexes that are kept take."""
+        return self._index_bytes
 
     async def read(
         self, stream_id: StreamId, offset: int, end_offset: int, max_bytes: int, *, wait_for_memory: bool = True
@@ -269,6 +278,8 @@ class ObjectReader:
             if self._closed:
                 self.cache.release(cost)
                 raise Unavailable(_CLOSED)
+        self.missed_blocks += len(missing)
+        self.cached_blocks += len(wanted) - len(missing)
         self._start(missing, None)
         blocks = [block or self._blocks_under_way[item.key] for item, block in zip(wanted, found, strict=True)]
         found.clear()

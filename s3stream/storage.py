@@ -31,6 +31,7 @@ from s3stream.stream import Stream
 from s3stream.upload import Uploader
 from wal import crashpoint
 from wal.arena import Arena
+from wal.histogram import COUNT_BOUNDS, Histogram
 from wal.log import RecoveredPayloads, RecoveredRun, WriteAheadLog
 
 __all__ = ["ColdReader", "OnDone", "Storage"]
@@ -92,7 +93,9 @@ class Storage:
         settings: StorageSettings,
         rng: random.Random,
         on_failed: Callable[[BaseException], None],
+        clock: Callable[[], float] | None = None,
     ) -> None:
+        """Take the parts over. `clock` gives seconds, for figures only; None takes the event loop's, which may be coarse."""
         self.arena = arena
         self.metadata = metadata
         self.reader = reader
@@ -106,7 +109,7 @@ class Storage:
         self._upload_size_bytes = min(
             settings.upload_size_bytes, wal.capacity_bytes // 4, arena.size_bytes // 4
         )  # a quarter: one block fills while others are put and committed
-        self._uploader = Uploader(
+        self.uploads = Uploader(
             store=store,
             metadata=metadata,
             paths=paths,
@@ -117,6 +120,7 @@ class Storage:
             block_size_bytes=settings.block_size_bytes,
             stream_object_min_bytes=settings.stream_object_min_bytes,
             rng=rng,
+            clock=clock or asyncio.get_running_loop().time,
         )
         self._block = CacheBlock(arena.head, wal.trim_offset, self._wake_room)
         self._committed_position = arena.head
@@ -135,6 +139,8 @@ class Storage:
         self.appended_bytes = 0
         """Payload bytes appended since start."""
         self.recovered_bytes = 0
+        self.commit_batches = Histogram(COUNT_BOUNDS)
+        """Payloads that one group commit of the WAL made durable."""
         wal.set_listeners(self._durable, self._fail)
 
     # ---- life -------------------------------------------------------------------------------------------------
@@ -154,7 +160,7 @@ class Storage:
             await self._recover_run(run)
             recovered_end = run.end_offset
         self._block.wal_end_offset = max(self._block.wal_end_offset, recovered_end)
-        self._uploader.durable(self._wal.durable_offset)
+        self.uploads.durable(self._wal.durable_offset)
         if not self._block.parts and not self._blocks:
             self._want_trim(recovered_end)
         self._recovered = True
@@ -201,7 +207,7 @@ class Storage:
         finally:
             self._close_streams("the node is shutting down")
             await self._stop_tasks()
-            await self._uploader.close()
+            await self.uploads.close()
             await self.reader.close()
             await self._wal.close()
         return complete
@@ -358,6 +364,7 @@ class Storage:
         """The WAL is durable up to here: confirm in order, acknowledge, wake readers once."""
         crashpoint.reach("wal.durable")
         pending = self._pending
+        before = len(pending)
         touched: dict[Stream, None] = {}  # in order, so that runs can be repeated
         while pending and pending[0][0] <= wal_offset:
             _, stream, end_offset, on_done = pending.popleft()
@@ -369,10 +376,11 @@ class Storage:
                     on_done(None)
             elif on_done is not None:
                 on_done(stream.closed)
+        self.commit_batches.observe(before - len(pending))
         for stream in touched:
             if stream.listener is not None:
                 stream.listener()
-        self._uploader.durable(wal_offset)
+        self.uploads.durable(wal_offset)
 
     async def room(self) -> None:
         """Wait until a reservation that got None is worth trying again."""
@@ -401,20 +409,20 @@ class Storage:
         block.end_position = self.arena.head
         self._blocks.append(block)
         self._block = CacheBlock(self.arena.head, block.wal_end_offset, self._wake_room)
-        self._uploader.submit(block)
+        self.uploads.submit(block)
 
     async def flush(self, stream_id: StreamId, end_offset: int) -> None:
         """Wait until objects hold a stream up to a confirmed offset."""
         committed = self.metadata.committed_end_offset(stream_id)
         if committed is not None and committed < end_offset:
             self.seal()
-            await self._uploader.drain()
+            await self.uploads.drain()
 
     async def _flush_all(self) -> None:
         while self._block.parts:
             self.seal()
-            await self._uploader.drain()
-        await self._uploader.drain()
+            await self.uploads.drain()
+        await self.uploads.drain()
 
     def _describe(self, block: CacheBlock) -> list[StreamSource]:
         """What the uploader puts of a block: streams that were deleted or taken over meanwhile are left out."""
@@ -454,6 +462,30 @@ class Storage:
         block.parts.clear()
         self.arena.release_to(block.end_position)
         return True
+
+    # ---- figures ------------------------------------------------------------------------------------------------
+
+    @property
+    def unuploaded_bytes(self) -> int:
+        """Payload bytes that the WAL holds and no committed object does: what is lost with its disk."""
+        sealed = sum(block.size_bytes for block in self._blocks if block.state is not BlockState.COMMITTED)
+        return sealed + self._block.size_bytes
+
+    @property
+    def unuploaded_age_s(self) -> float:
+        """How long the oldest of `unuploaded_bytes` has been waiting; from the start, where it was recovered."""
+        oldest = next((block for block in self._blocks if block.state is not BlockState.COMMITTED), self._block)
+        return 0.0 if oldest.opened_at is None else max(asyncio.get_running_loop().time() - oldest.opened_at, 0.0)
+
+    @property
+    def wal_used_bytes(self) -> int:
+        """Of the WAL's capacity: what is not trimmed yet."""
+        return self._wal.end_offset - self._wal.trim_offset
+
+    @property
+    def wal(self) -> WriteAheadLog:
+        """The log, for its figures."""
+        return self._wal
 
     def _want_trim(self, wal_offset: int) -> None:
         if wal_offset > self._trim_wanted:
@@ -531,7 +563,7 @@ class Storage:
             and self.arena.free_bytes < self.arena.size_bytes // 2
         ):
             self.seal()
-            self._uploader.durable(run.end_offset)
+            self.uploads.durable(run.end_offset)
 
     async def _recovery_room(self, size: int, wal_offset: int) -> int:
         """Room for so much of the log from `wal_offset` on. Where memory holds less than the WAL, what was recovered so far is
@@ -548,7 +580,7 @@ class Storage:
                 return position
             self.seal()
             room = asyncio.ensure_future(self.room())
-            self._uploader.durable(wal_offset)
+            self.uploads.durable(wal_offset)
             await room
 
 

@@ -24,6 +24,7 @@ from s3stream.object_writer import BuiltObject, StreamSource, assemble_object, p
 from s3stream.objectstore import ObjectStore, ObjectStoreError
 from s3stream.paths import Paths
 from wal import crashpoint
+from wal.histogram import Histogram
 
 __all__ = ["Uploader"]
 
@@ -48,6 +49,7 @@ class Uploader:
         block_size_bytes: int,
         stream_object_min_bytes: int,
         rng: random.Random,
+        clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._metadata = metadata
@@ -59,6 +61,7 @@ class Uploader:
         self._block_size_bytes = block_size_bytes
         self._stream_object_min_bytes = stream_object_min_bytes
         self._rng = rng
+        self._clock = clock
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._durable_waiters: deque[tuple[int, asyncio.Event]] = deque()
         self._durable_offset = 0
@@ -66,6 +69,10 @@ class Uploader:
         """Done when the block submitted last is committed."""
         self.failed_attempts = 0
         """PUTs and commits that had to be tried again, since start."""
+        self.put_durations = Histogram()
+        """Seconds in which all objects of a block were put, attempts included."""
+        self.commit_durations = Histogram()
+        """Seconds in which they were committed, in turn, attempts included."""
         self.uploaded_bytes = 0
         self.uploaded_objects = 0
 
@@ -107,11 +114,15 @@ class Uploader:
         try:
             await self._wait_durable(block.wal_end_offset)
             async with self._slots:
+                began = self._clock()
                 built = await self._put(block)
+                self.put_durations.observe(self._clock() - began)
             crashpoint.reach("upload.put")
             if previous is not None:
                 await asyncio.shield(previous)
+            began = self._clock()
             result = await self._commit(block, built)
+            self.commit_durations.observe(self._clock() - began)
             crashpoint.reach("upload.committed")
             block.state = BlockState.COMMITTED
             self._on_committed(block, result)

@@ -48,6 +48,7 @@ from wal.header import (
     choose_header,
 )
 from wal.header_writer import HeaderWriter
+from wal.histogram import SIZE_BOUNDS_BYTES, Histogram
 from wal.log import RecoveredRun
 from wal.recovery import FrameScan, Hole, Need, floor_block
 from wal.ring_reader import RingReader, complete
@@ -91,9 +92,15 @@ class FileWal:
         header: WalHeader,
         fenced_epoch: Callable[[], int],
         format_in_background: bool,
+        clock: Callable[[], float] | None,
     ) -> None:
         """Not for callers: see `open`."""
         self._loop = asyncio.get_running_loop()
+        self._clock = self._loop.time if clock is None else clock
+        self.commit_durations = Histogram()
+        """Seconds from the start of a group commit's write to its durability."""
+        self.commit_sizes = Histogram(SIZE_BOUNDS_BYTES)
+        """Bytes of log that one group commit made durable."""
         self._arena = arena
         self._view = arena.view
         self._disk = disk
@@ -141,6 +148,7 @@ class FileWal:
         self._idle = True
         """Neither a write in flight nor one about to start."""
         self._writing_end = 0
+        self._writing_since = 0.0
         self._parts_in_flight = 0
         self._drained: list[asyncio.Future[None]] = []
 
@@ -171,6 +179,7 @@ class FileWal:
         capacity_bytes: int | None = None,
         fenced_epoch: Callable[[], int] = _never_fenced,
         format_in_background: bool = False,
+        clock: Callable[[], float] | None = None,
     ) -> FileWal:
         """Read the header of a disk that holds a WAL (see `wal.header.initial_image`) and check whose it is.
 
@@ -182,6 +191,7 @@ class FileWal:
             capacity_bytes: What the configuration says; None takes what is there.
             fenced_epoch: The fence word: a log of this epoch or an older one acknowledges nothing more.
             format_in_background: Write zeros through space that was never written, so that later appends recycle it.
+            clock: Seconds, for figures only; None takes the event loop's, which may be coarse.
 
         Raises:
             WalMismatch: another node's, another cluster's, or of another size.
@@ -206,6 +216,7 @@ class FileWal:
             header=header,
             fenced_epoch=fenced_epoch,
             format_in_background=format_in_background,
+            clock=clock,
         )
 
     def set_listeners(self, on_durable: Callable[[int], None], on_failed: Callable[[BaseException], None]) -> None:
@@ -410,6 +421,7 @@ class FileWal:
         view = self._view
         restamp_confirmed(view, index, self._seed, self.durable_offset)
         self._writing_end = end
+        self._writing_since = self._clock()
         position = offset % self.capacity_bytes
         first = self.capacity_bytes - position
         if size <= first:
@@ -430,7 +442,10 @@ class FileWal:
         if self._fenced_epoch() >= self.wal_epoch:
             self._fail(None)
             return
-        self.durable_offset = durable = self._writing_end
+        durable = self._writing_end
+        self.commit_durations.observe(self._clock() - self._writing_since)
+        self.commit_sizes.observe(durable - self.durable_offset)
+        self.durable_offset = durable
         self._write_next()  # first: the disk works while the acknowledgements go out
         self._on_durable(durable)
 

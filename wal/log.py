@@ -21,6 +21,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple, Protocol
 
+from wal.histogram import Histogram
+
 __all__ = ["RecoveredPayloads", "RecoveredRun", "WriteAheadLog"]
 
 
@@ -49,6 +51,11 @@ class RecoveredRun(NamedTuple):
 
 class WriteAheadLog(Protocol):
     """A durable log of opaque frames with one writer."""
+
+    commit_durations: Histogram
+    """Seconds from the start of a group commit's write to its durability."""
+    commit_sizes: Histogram
+    """Bytes of log that one group commit made durable."""
 
     @property
     def wal_id(self) -> str:

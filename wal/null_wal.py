@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from wal.arena import Arena
 from wal.errors import PayloadTooLarge
 from wal.frame import FRAME_HEADER_SIZE_BYTES, frame_size
+from wal.histogram import SIZE_BOUNDS_BYTES, Histogram
 from wal.log import RecoveredRun
 
 __all__ = ["NullWal"]
@@ -24,6 +25,8 @@ class NullWal:
         self._loop = asyncio.get_running_loop()
         self._arena = arena
         self._view = arena.view
+        self.commit_durations = Histogram()
+        self.commit_sizes = Histogram(SIZE_BOUNDS_BYTES)
         self.wal_id = wal_id
         self.cluster_id = cluster_id
         self.wal_epoch = 0

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import random
+from collections.abc import Callable
 
 from wal.aio_disk import AioDisk
 from wal.arena import Arena
@@ -30,6 +31,7 @@ async def open_wal(
     cluster_id: str,
     node_id: int,
     rng: random.Random,
+    clock: Callable[[], float] | None = None,
 ) -> WriteAheadLog:
     """Open the WAL that a URI names; a file WAL is made where there is none.
 
@@ -41,6 +43,7 @@ async def open_wal(
         cluster_id: The WAL is stamped with it, or must have been.
         node_id: Likewise.
         rng: Gives a new WAL its `wal_id`.
+        clock: See `FileWal.open`.
 
     Raises:
         WalError: see `wal.errors`; every message says what to do.
@@ -48,7 +51,7 @@ async def open_wal(
     config = parse_wal_uri(uri) if isinstance(uri, str) else uri
     if isinstance(config, NullWalConfig):
         return NullWal(arena=arena, wal_id=_new_wal_id(rng), cluster_id=cluster_id)
-    return await _open_file(config, arena=arena, cluster_id=cluster_id, node_id=node_id, rng=rng)
+    return await _open_file(config, arena=arena, cluster_id=cluster_id, node_id=node_id, rng=rng, clock=clock)
 
 
 async def _open_file(
@@ -58,6 +61,7 @@ async def _open_file(
     cluster_id: str,
     node_id: int,
     rng: random.Random,
+    clock: Callable[[], float] | None,
 ) -> FileWal:
     directory = WalDirectory(config.path)
     try:
@@ -84,6 +88,7 @@ async def _open_file(
             capacity_bytes=config.capacity_bytes,
             fenced_epoch=directory.fence.fenced_epoch,
             format_in_background=True,
+            clock=clock,
         )
     except BaseException:
         await disk.close()

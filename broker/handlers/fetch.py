@@ -92,7 +92,8 @@ def handle(broker: Broker, connection: Connection, call: Call, request: FetchReq
 
     def complete(fetch: DelayedFetch) -> None:
         response, block = _response(broker, call, context, fetch, connection.server.may_copy(fetch.total_bytes))
-        connection.finish(call.encode(response), block)
+        call.started += fetch.waited_s
+        connection.finish(call.encode_counted(response), block)
 
     fetch = DelayedFetch(
         entries=[_resolve(broker, by_id, wanted) for wanted in context.partitions],
@@ -103,11 +104,11 @@ def handle(broker: Broker, connection: Connection, call: Call, request: FetchReq
         complete=complete,
         start_task=start_task,
         waiting=broker.waiting_fetches,
+        metrics=broker.metrics,
     )
-    broker.metrics.fetch_requests += 1
     if fetch.start():
         response, block = _response(broker, call, context, fetch, connection.server.may_copy(fetch.total_bytes))
-        connection.respond(call.encode(response), block)
+        connection.respond(call.encode_counted(response), block)
     else:
         broker.metrics.fetches_delayed += 1
         connection.begin(fetch.cancel)
@@ -150,7 +151,6 @@ def _response(
         block = entry.block
         if block is not None and (oldest is None or block.start_position < oldest.start_position):
             oldest = block
-    broker.metrics.fetch_bytes += fetch.total_bytes
     responses = [
         FetchableTopicResponse(topic_id=topic, partitions=partitions)
         if isinstance(topic, bytes)
@@ -165,12 +165,14 @@ def _partition_data(broker: Broker, call: Call, entry: FetchedPartition, may_cop
     partition = entry.partition
     error = entry.error
     if partition is None or error:
+        call.count_error(error)
         data = PartitionData(partition_index=index, error_code=error, high_watermark=-1, records=[])
         if error in (ErrorCode.NOT_LEADER_OR_FOLLOWER, ErrorCode.FENCED_LEADER_EPOCH):
             data.current_leader = _current_leader(broker, entry)
         return data
     if call.version < _ZSTD_SINCE and any(payload[22] & 7 == _ZSTD for payload in entry.payloads):
         entry.block = None
+        call.count_error(ErrorCode.UNSUPPORTED_COMPRESSION_TYPE)
         return PartitionData(
             partition_index=index, error_code=ErrorCode.UNSUPPORTED_COMPRESSION_TYPE, high_watermark=-1, records=[]
         )
@@ -181,6 +183,7 @@ def _partition_data(broker: Broker, call: Call, entry: FetchedPartition, may_cop
         # the send budget, lets a slow consumer keep its connection.
         payloads = [b"".join(payloads)]
         entry.block = None
+    partition.traffic.bytes_out += entry.size_bytes
     return PartitionData(
         partition_index=index,
         high_watermark=partition.high_watermark,

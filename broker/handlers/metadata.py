@@ -74,6 +74,7 @@ def handle(
     version = broker.topics.version
     frame = broker.metadata_cache.get(version, key, call.correlation_id)
     if frame is not None:
+        call.answered()
         connection.respond([frame])
         return None
     if wanted is not None and request.allow_auto_topic_creation and broker.settings.auto_create_topics_enable:

@@ -54,8 +54,9 @@ def submit(broker: Broker, connection: Connection, version: int, correlation_id:
     acks = connection.acks
     quiet = request.acks == 0
     pending = acks.stalled
+    metrics = broker.metrics
     if pending is None:
-        pending = PendingProduce(version, correlation_id)
+        pending = PendingProduce(version, correlation_id, metrics.clock())
         if not quiet:
             acks.add(pending)
     else:
@@ -92,7 +93,11 @@ def submit(broker: Broker, connection: Connection, version: int, correlation_id:
                     return _stall(acks, pending, seen)
                 response.base_offset = base_offset
                 response.log_append_time_ms = append_time
-                response.log_start_offset = partition.stream.log_start_offset
+                stream = partition.stream
+                response.log_start_offset = stream.log_start_offset
+                traffic = partition.traffic
+                traffic.bytes_in += len(records)
+                traffic.records_in += stream.next_offset - base_offset
                 pending.appended.append(response)
                 pending.outstanding += 1
             except AlreadyAppended as duplicate:
@@ -103,10 +108,13 @@ def submit(broker: Broker, connection: Connection, version: int, correlation_id:
                     partition.when_durable(duplicate.batch, acks.wait_duplicate(pending, response))
             except _REFUSALS as error:
                 if quiet:
+                    metrics.produce.errors[code_of(error)] += 1
                     raise CloseConnection(f"Produce with acks=0 failed: {error}") from error
                 _refuse(broker, response, topic, error)
             responses.append(response)
-    if not quiet:
+    if quiet:
+        metrics.produce.duration.observe(metrics.clock() - pending.started)
+    else:
         acks.submitted(pending)
     return True
 
@@ -151,4 +159,4 @@ def _refuse(broker: Broker, response: PartitionProduceResponse, topic: Topic | N
         leader = topic.leader(response.index)
         if leader is not None:  # KIP-951: the client need not ask for metadata
             response.current_leader = LeaderIdAndEpoch(leader_id=leader.leader, leader_epoch=leader.leader_epoch)
-    broker.metrics.produce_refused += 1
+    broker.metrics.produce.errors[code] += 1

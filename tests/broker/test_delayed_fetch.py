@@ -11,6 +11,7 @@ import pytest
 from broker import delayed_fetch
 from broker.delayed_fetch import COLD_READS, FREE_PARTITIONS, DelayedFetch, FetchedPartition, WaitingFetches
 from broker.fetch_session import SessionPartition
+from broker.metrics import Metrics
 from protocol.errors import ErrorCode
 from s3stream.errors import NoMemory, StreamClosed
 from s3stream.log_cache import TailRead
@@ -80,6 +81,7 @@ def fetch_of(partitions: list[Cold], *, offset: int = 0, **changes: Any) -> tupl
         "complete": lambda fetch: completed.set_result(None),
         "start_task": lambda fetch: asyncio.get_running_loop().create_task(fetch.read_cold()),
         "waiting": WaitingFetches(),
+        "metrics": Metrics(),
         **changes,
     }
     return DelayedFetch(**values), completed

@@ -105,12 +105,12 @@ def test_dev_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     ) as process:
         assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(7)]
+        lines = [process.stdout.readline() for _ in range(8)]
         assert lines[0].startswith("Tidelog serves Kafka on PLAINTEXT://localhost:")
         port = lines[0].rstrip().rpartition(":")[2]
         assert (tmp_path / "data" / "wal").as_uri() in lines[1]
         assert (tmp_path / "data" / "objects").as_uri() in lines[2]
-        assert all(f"localhost:{port}" in line for line in lines[4:])
+        assert all(f"localhost:{port}" in line for line in lines[5:])
 
         second = run("dev", "--data", str(tmp_path / "data"), "--port", "0")
         assert second.returncode == 1

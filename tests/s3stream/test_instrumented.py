@@ -41,7 +41,8 @@ async def test_everything_is_passed_on_and_counted() -> None:
         "put_if_absent": 1, "put_if_match": 1, "put": 1, "put_multipart": 1, "get": 2, "get_range": 1, "get_tail": 1,
         "list": 1, "delete_many": 1, "abort_stale_multiparts": 1, "now_ms": 1,
     }  # fmt: skip
-    assert store.failures == {"get": 1}
+    assert store.failures == {("get", "NotFound"): 1}
+    assert {operation: durations.count for operation, durations in store.durations.items()} == store.requests
     assert (store.bytes_written, store.bytes_read) == (3 + 4 + 3 + 8, 4 + 2 + 2)
     await store.close()
 
@@ -58,7 +59,7 @@ async def test_while_it_fails_nothing_gets_through() -> None:
     assert not inner.requests
     store.failing = False
     await store.put("a", [b"x"])
-    assert store.failures == {"put": 1, "list": 1}
+    assert store.failures == {("put", "Unavailable"): 1, ("list", "Unavailable"): 1}
 
 
 async def test_it_can_be_slowed_down() -> None:

@@ -111,7 +111,9 @@ def _open_object_store(uri: str, *, rng: random.Random, settings: object) -> Ope
     return OpenedStore(ports.store, ports.paths)
 
 
-async def _open_wal(uri: str, *, arena: Arena, cluster_id: str, node_id: int, rng: random.Random) -> FileWal:
+async def _open_wal(
+    uri: str, *, arena: Arena, cluster_id: str, node_id: int, rng: random.Random, clock: Callable[[], float]
+) -> FileWal:
     ports = _ports()
     return await FileWal.open(
         arena=arena,
@@ -120,6 +122,7 @@ async def _open_wal(uri: str, *, arena: Arena, cluster_id: str, node_id: int, rn
         node_id=node_id,
         capacity_bytes=ports.scenario.wal_capacity_bytes,
         format_in_background=True,
+        clock=clock,
     )
 
 
