@@ -13,6 +13,7 @@ SEEDS ?= 1..200
 RUNS ?= 25
 JOBS ?= 2
 ARGS ?=
+CLIENTS := build/clients/java/.built build/clients/go/.built build/clients/javascript/.built
 
 .PHONY: help
 help: ## List what can be made
@@ -23,8 +24,11 @@ run: $(VENV)/.installed ## Serve Kafka on localhost:9092, everything below ./dat
 	@exec $(BIN)/tidelog dev $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.installed-dev ## Run all tests (ARGS="-k wal" narrows them)
+test: $(VENV)/.installed-dev clients ## Run all tests (ARGS="-k wal" narrows them)
 	$(BIN)/pytest $(ARGS)
+
+.PHONY: clients
+clients: $(CLIENTS) ## Build the Kafka clients in Java, Go and JavaScript that tests use, as far as their tools are here
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## Check style, format, types and the direction of imports
@@ -58,6 +62,11 @@ bench: $(VENV)/.installed-dev ## Measure throughput and latency beside what the 
 system-packages: ## Install the Debian packages that some tests and benchmarks use (as root)
 	@test "$$(id -u)" = 0 || { echo "Run it as root: sudo make system-packages"; exit 1; }
 	@missing=; for package in kcat strace fio; do command -v $$package >/dev/null || missing="$$missing $$package"; done; \
+	command -v javac >/dev/null || missing="$$missing default-jdk-headless"; \
+	command -v mvn >/dev/null || missing="$$missing maven"; \
+	command -v go >/dev/null || missing="$$missing golang-go"; \
+	command -v node >/dev/null || missing="$$missing nodejs"; \
+	command -v npm >/dev/null || missing="$$missing npm"; \
 	if test -n "$$missing"; then \
 	    export DEBIAN_FRONTEND=noninteractive; \
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; \
@@ -87,3 +96,17 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --prefer-binary --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+# ---- clients in other languages, from what their own registries serve; what cannot be built here is skipped by the tests
+
+INTEROP := tests/interop
+BUILD_CLIENT := $(INTEROP)/build-client
+
+build/clients/java/.built: $(BUILD_CLIENT) $(shell find $(INTEROP)/java -type f)
+	@$(BUILD_CLIENT) java
+
+build/clients/go/.built: $(BUILD_CLIENT) $(shell find $(INTEROP)/go -type f)
+	@$(BUILD_CLIENT) go
+
+build/clients/javascript/.built: $(BUILD_CLIENT) $(shell find $(INTEROP)/javascript -type f)
+	@$(BUILD_CLIENT) javascript

@@ -1,6 +1,7 @@
 """One broker process for all interop tests, and one client of each kind.
 
 A client that is not installed is skipped with its reason; with CI=true it fails, since there all are installed.
+`INTEROP_BOOTSTRAP=host:port` runs the tests that need no broker of their own against any other one, say Kafka's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import pytest
 from tests.interop.clients.aiokafka import Aiokafka
 from tests.interop.clients.base import Client, ClientUnavailable
 from tests.interop.clients.confluent import Confluent
+from tests.interop.clients.driver import FranzGo, Java, Sarama
 from tests.interop.clients.kafka_python import KafkaPython
 from tests.interop.clients.kcat import Kcat
 
@@ -28,9 +31,13 @@ CLIENTS: dict[str, Callable[[str], Client]] = {
     "confluent": Confluent,
     "aiokafka": Aiokafka,
     "kafka_python": KafkaPython,
+    "java": Java,
+    "franz_go": FranzGo,
+    "sarama": Sarama,
 }
 _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 15.0
+_run = uuid.uuid4().hex[:8]
 _topic_numbers = itertools.count()
 
 _SETTINGS = """
@@ -47,6 +54,9 @@ listeners = "PLAINTEXT://127.0.0.1:{port}"
 @pytest.fixture(scope="session")
 def bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a broker in a process of its own."""
+    if other := os.environ.get("INTEROP_BOOTSTRAP"):
+        yield other
+        return
     directory = tmp_path_factory.mktemp("interop")
     port = _free_port()
     settings = directory / "tidelog.toml"
@@ -119,4 +129,4 @@ def confluent(bootstrap: str) -> Confluent:
 @pytest.fixture
 def topic(request: pytest.FixtureRequest) -> str:
     """A name that no other test uses."""
-    return f"interop-{next(_topic_numbers)}"
+    return f"interop-{_run}-{next(_topic_numbers)}"

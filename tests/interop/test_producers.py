@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from tests.interop.clients.aiokafka import Aiokafka
-from tests.interop.clients.base import DEADLINE_S, Record
+from tests.interop.clients.base import DEADLINE_S, Client, Record
 from tests.interop.clients.confluent import Confluent
 from tests.interop.clients.kafka_python import KafkaPython
 from tests.interop.clients.kcat import Kcat
@@ -23,23 +23,14 @@ def values(found: list[Record]) -> list[bytes | None]:
     return [record.value for record in found]
 
 
-def test_idempotent_confluent_producer(confluent: Confluent, topic: str) -> None:
-    confluent.produce(topic, NUMBERS, **{"enable.idempotence": True, "linger.ms": 1, "batch.num.messages": 50})
+def test_idempotent_producers(client: Client, topic: str) -> None:
+    client.produce(topic, NUMBERS, idempotent=True)
+    assert values(client.consume(topic, count=2000)) == values(NUMBERS)
+
+
+def test_many_idempotent_batches_in_flight(confluent: Confluent, topic: str) -> None:
+    confluent.produce(topic, NUMBERS, idempotent=True, **{"linger.ms": 1, "batch.num.messages": 50})
     assert values(confluent.consume(topic, count=2000)) == values(NUMBERS)
-
-
-def test_idempotent_aiokafka_producer(bootstrap: str, topic: str) -> None:
-    client = Aiokafka(bootstrap)
-    installed(client)
-    client.produce(topic, NUMBERS, enable_idempotence=True)
-    assert values(client.consume(topic, count=2000)) == values(NUMBERS)
-
-
-def test_idempotent_kafka_python_producer(bootstrap: str, topic: str) -> None:
-    client = KafkaPython(bootstrap)
-    installed(client)
-    client.produce(topic, NUMBERS, enable_idempotence=True)
-    assert values(client.consume(topic, count=2000)) == values(NUMBERS)
 
 
 def test_a_batch_above_the_limit_is_refused_and_harms_nothing(confluent: Confluent, topic: str) -> None:

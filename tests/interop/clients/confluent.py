@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from tests.interop.clients.base import DEADLINE_S, ClientUnavailable, Record
+from tests.interop.clients.base import CODECS, DEADLINE_S, ClientUnavailable, Member, Record
+from tests.interop.clients.threaded import ThreadedMember
 
 try:
     import confluent_kafka as ck
@@ -18,6 +19,9 @@ except ImportError:
 class Confluent:
     name = "confluent-kafka"
     keeps_timestamps = True
+    codecs = CODECS
+    assignors = ("range", "roundrobin", "cooperative-sticky")
+    static_membership = True
 
     def __init__(self, bootstrap: str) -> None:
         self.bootstrap = bootstrap
@@ -25,6 +29,10 @@ class Confluent:
     def check(self) -> None:
         if ck is None:
             raise ClientUnavailable("confluent-kafka is not installed: pip install confluent-kafka")
+
+    @property
+    def version(self) -> str:
+        return f"{ck.version()} (librdkafka {ck.libversion()[0]})"
 
     def produce(
         self,
@@ -34,11 +42,19 @@ class Confluent:
         compression: str = "none",
         partition: int = 0,
         acks: int = -1,
+        idempotent: bool = False,
+        pause_ms: int = 0,
         **settings: Any,
     ) -> None:
         problems: list[object] = []
         producer = ck.Producer(
-            {"bootstrap.servers": self.bootstrap, "compression.type": compression, "acks": acks, **settings}
+            {
+                "bootstrap.servers": self.bootstrap,
+                "compression.type": compression,
+                "acks": acks,
+                "enable.idempotence": idempotent,
+                **settings,
+            }
         )
         for record in records:
             producer.produce(
@@ -50,6 +66,7 @@ class Confluent:
                 timestamp=record.timestamp_ms or 0,
                 on_delivery=lambda error, _: problems.append(error) if error else None,
             )
+            time.sleep(pause_ms / 1000)
         left = producer.flush(DEADLINE_S)
         if problems:
             raise ck.KafkaException(problems[0])
@@ -66,15 +83,7 @@ class Confluent:
                 for message in consumer.consume(count - len(records), timeout=0.5):
                     if message.error():
                         raise ck.KafkaException(message.error())
-                    records.append(
-                        Record(
-                            value=message.value(),
-                            key=message.key(),
-                            headers=tuple(message.headers() or ()),
-                            timestamp_ms=message.timestamp()[1],
-                            offset=message.offset(),
-                        )
-                    )
+                    records.append(_record(message))
             return records
         finally:
             consumer.close()
@@ -115,6 +124,33 @@ class Confluent:
         topics = self._admin().list_topics(timeout=DEADLINE_S).topics
         return set(topics[topic].partitions) if topic in topics else None
 
+    def join(self, topic: str, group: str, *, assignor: str, instance_id: str = "", limit: int = 0) -> Member:
+        settings = {
+            "bootstrap.servers": self.bootstrap,
+            "group.id": group,
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+        }
+        if assignor == "consumer":  # KIP-848: the broker assigns
+            settings["group.protocol"] = "consumer"
+        else:
+            settings |= {
+                "partition.assignment.strategy": assignor,
+                "heartbeat.interval.ms": 300,
+                "session.timeout.ms": 6000,
+            }
+        if instance_id:
+            settings["group.instance.id"] = instance_id
+        member = _Member(ck.Consumer(settings), topic, limit)
+        member.start()
+        return member
+
+    def committed(self, topic: str, group: str) -> dict[int, int]:
+        asked = ck.ConsumerGroupTopicPartitions(group)
+        admin = self._admin()
+        found = admin.list_consumer_group_offsets([asked])[group].result(DEADLINE_S)
+        return {place.partition: place.offset for place in found.topic_partitions if place.topic == topic}
+
     def _admin(self) -> Any:
         return AdminClient({"bootstrap.servers": self.bootstrap})
 
@@ -129,3 +165,57 @@ class Confluent:
                 "check.crcs": True,
             }
         )
+
+
+class _Member(ThreadedMember):
+    def __init__(self, consumer: Any, topic: str, limit: int) -> None:
+        super().__init__(limit)
+        self._consumer = consumer
+        self._topic = topic
+
+    def run(self) -> None:
+        consumer = self._consumer
+        consumer.subscribe(
+            [self._topic],
+            on_assign=lambda _, places: self.assign(_partitions(places)),
+            on_revoke=lambda _, places: self.revoke(_partitions(places)),
+            on_lost=lambda _, places: self.revoke(_partitions(places)),
+        )
+        try:
+            while not self.stopping:
+                if self.full:
+                    consumer.pause(consumer.assignment())
+                offsets: dict[int, int] = {}
+                for message in consumer.consume(100, timeout=0.1):
+                    if message.error():
+                        raise ck.KafkaException(message.error())
+                    if not self.full:
+                        self.keep(message.partition(), _record(message))
+                        offsets[message.partition()] = message.offset() + 1
+                if offsets:
+                    self._commit(offsets)
+        finally:
+            consumer.close()
+
+    def _commit(self, offsets: dict[int, int]) -> None:
+        places = [ck.TopicPartition(self._topic, partition, offset) for partition, offset in offsets.items()]
+        try:
+            self._consumer.commit(offsets=places, asynchronous=False)
+        except ck.KafkaException as error:
+            # A rebalance came between: the next owner reads these again, which at-least-once allows.
+            if error.args[0].code() not in (ck.KafkaError.REBALANCE_IN_PROGRESS, ck.KafkaError.ILLEGAL_GENERATION):
+                raise
+
+
+def _partitions(places: Sequence[Any]) -> set[int]:
+    return {place.partition for place in places}
+
+
+def _record(message: Any) -> Record:
+    return Record(
+        value=message.value(),
+        key=message.key(),
+        headers=tuple(message.headers() or ()),
+        timestamp_ms=message.timestamp()[1],
+        offset=message.offset(),
+    )
