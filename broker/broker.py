@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from broker.config import BrokerSettings, Listener
 from broker.delayed_fetch import WaitingFetches
 from broker.error_codes import error_counter
 from broker.fetch_session import FetchSessionCache
+from broker.groups.coordinator import GroupCoordinator
 from broker.metadata_cache import MetadataCache
 from broker.metrics import ApiMetrics, Metrics
 from broker.partitions import Partitions
@@ -21,7 +22,10 @@ from protocol.apis import encode_response
 from protocol.messages.api_versions import ApiVersion
 from s3stream.storage import Storage
 
-__all__ = ["Broker", "Call"]
+if TYPE_CHECKING:
+    from broker.connection import Connection
+
+__all__ = ["Broker", "Call", "answer_later"]
 
 
 class Broker:
@@ -33,6 +37,7 @@ class Broker:
         "cluster_id",
         "controller",
         "fetch_sessions",
+        "groups",
         "metadata_cache",
         "metrics",
         "now_ms",
@@ -57,6 +62,7 @@ class Broker:
         partitions: Partitions,
         producer_ids: ProducerIds,
         fetch_sessions: FetchSessionCache,
+        groups: GroupCoordinator,
         metrics: Metrics,
         now_ms: Callable[[], int],
         rng: random.Random,
@@ -69,6 +75,7 @@ class Broker:
         self.partitions = partitions
         self.producer_ids = producer_ids
         self.fetch_sessions = fetch_sessions
+        self.groups = groups
         self.waiting_fetches = WaitingFetches()
         self.record_walks = RecordWalks()
         self.metadata_cache = MetadataCache()
@@ -126,3 +133,17 @@ class Call:
     def answered(self) -> None:
         """Note how long it took; for a handler that has a frame already."""
         self._metrics.duration.observe(self._clock() - self.started)
+
+
+def answer_later(connection: Connection, call: Call) -> Callable[[Any], None]:
+    """The request's answer is given by calling the result with the response, now or later, once."""
+    connection.begin(_nothing)
+
+    def answer(response: Any) -> None:
+        connection.finish(call.encode(response))
+
+    return answer
+
+
+def _nothing() -> None:
+    """The client is gone: what waits for its request goes on without it, as in Kafka."""

@@ -145,6 +145,7 @@ _retention = partial(_setting, section="Retention and deletion")
 _network = partial(_setting, section="Requests and connections")
 _producer = partial(_setting, section="Producers")
 _monitoring = partial(_setting, section="Monitoring")
+_group = partial(_setting, section="Consumer groups")
 _process = partial(_setting, section="The process")
 
 
@@ -315,6 +316,41 @@ class BrokerSettings:
         most=100_000,
     )
 
+    group_initial_rebalance_delay_ms: int = _group(
+        3_000,
+        "How long an empty group waits for more members after the first one, so that they share one rebalance.",
+        unit="ms",
+        least=0,
+        most=INT32_MAX,
+    )
+    group_min_session_timeout_ms: int = _group(
+        6_000, "Shortest session timeout that a member may ask for.", unit="ms", least=1, most=INT32_MAX
+    )
+    group_max_session_timeout_ms: int = _group(
+        1_800_000, "Longest session timeout that a member may ask for.", unit="ms", least=1, most=INT32_MAX
+    )
+    group_max_size: int = _group(INT32_MAX, "Members that one group may have.", unit="members", least=1, most=INT32_MAX)
+    offsets_topic_num_partitions: int = _group(
+        50,
+        "Partitions of __consumer_offsets when it is created; never change them later.",
+        unit="partitions",
+        least=1,
+        most=10_000,
+    )
+    offsets_retention_minutes: int = _group(
+        10_080,
+        "How long offsets are kept that nobody needs: of an empty group since it is, else since the commit (KIP-211).",
+        unit="minutes",
+        least=1,
+        most=INT32_MAX,
+    )
+    offsets_retention_check_interval_ms: int = _group(
+        600_000, "How often expired offsets and groups are looked for.", unit="ms", least=1, most=INT32_MAX
+    )
+    offset_metadata_max_bytes: int = _group(
+        4_096, "Largest text that a client may keep with an offset.", unit="bytes", least=0, most=32_767
+    )
+
     shutdown_timeout_ms: int = _process(
         3_000, "How long an orderly stop may take to upload; the WAL keeps the rest.", unit="ms", least=0
     )
@@ -352,6 +388,11 @@ class BrokerSettings:
                     yield f"metrics.listeners: {listener} is not of the form HTTP://host:port"
         except InvalidSettings as error:
             yield str(error)
+        if self.group_min_session_timeout_ms > self.group_max_session_timeout_ms:
+            yield (
+                f"group.min.session.timeout.ms = {self.group_min_session_timeout_ms} is more than "
+                f"group.max.session.timeout.ms = {self.group_max_session_timeout_ms}"
+            )
         if self.queued_max_request_bytes > self.memory_bytes // 8:
             yield (
                 f"queued.max.request.bytes = {self.queued_max_request_bytes} is more than an eighth of "

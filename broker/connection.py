@@ -149,6 +149,12 @@ class Connection(asyncio.BufferedProtocol):
         self._holding_s = 0.0
         self._unsent_bytes = 0
 
+    @property
+    def client_host(self) -> str:
+        """Where the client is, as Kafka's tools show it; empty when it is gone."""
+        peer = None if self.transport is None else self.transport.get_extra_info("peername")
+        return f"/{peer[0]}" if peer else ""
+
     # ---- the transport calls ----------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -18,13 +18,23 @@ from broker.connection import CloseConnection, Connection
 from broker.handlers import (
     api_versions,
     create_topics,
+    delete_groups,
     delete_topics,
+    describe_groups,
     fetch,
     find_coordinator,
+    heartbeat,
     init_producer_id,
+    join_group,
+    leave_group,
+    list_groups,
     list_offsets,
     metadata,
+    offset_commit,
+    offset_delete,
+    offset_fetch,
     produce,
+    sync_group,
 )
 from protocol.apis import API, api_named, decode_request, encode_response, request_decoder
 from protocol.compiler import MAX_REQUEST_ELEMENTS
@@ -42,6 +52,16 @@ _MODULES: tuple[ModuleType, ...] = (
     delete_topics,
     find_coordinator,
     init_producer_id,
+    offset_commit,
+    offset_fetch,
+    join_group,
+    sync_group,
+    heartbeat,
+    leave_group,
+    describe_groups,
+    list_groups,
+    delete_groups,
+    offset_delete,
 )
 
 

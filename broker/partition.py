@@ -24,6 +24,7 @@ from broker.topic_config import TopicConfig
 from protocol.errors import ErrorCode, InvalidRecords
 from protocol.records import (
     ATTRIBUTES_POSITION,
+    LENGTH_OVERHEAD_BYTES,
     TRANSACTIONAL,
     check_produced_header,
     stamp,
@@ -247,6 +248,26 @@ class Partition:
         if producer_id >= 0:
             self.producers.record(producer_id, producer_epoch, sequence, count, base_offset, append_time, now_ms)
         return base_offset, append_time
+
+    def append_own(self, batch: bytes, record_count: int, timestamp_ms: int, on_done: OnDone) -> int:
+        """Append a batch that this broker made itself, of records without a producer; returns its base offset, or NO_ROOM.
+
+        Raises:
+            KafkaError, StorageError: refused; nothing changed.
+        """
+        stream = self.stream
+        if not self.loaded or stream.closed is not None:
+            raise stream.closed or KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{self} is loading")
+        view = self._storage.reserve(len(batch))
+        if view is None:
+            return NO_ROOM
+        view[:] = batch
+        base_offset = stream.next_offset
+        stamp(view, len(batch) - LENGTH_OVERHEAD_BYTES, base_offset, stream.leader_epoch)
+        self._storage.append(stream, record_count, timestamp_ms, on_done)
+        if self.leader_epochs.newest < stream.leader_epoch:
+            self.leader_epochs.begin(stream.leader_epoch, base_offset)
+        return base_offset
 
     def _refuse_timestamp(self, base_timestamp: int, max_timestamp: int, now_ms: int) -> None:
         if base_timestamp < 0 and max_timestamp - now_ms <= self.config.timestamp_after_max_ms:

@@ -74,6 +74,8 @@ class Partitions:
         self._loading = 0
         self._loaded = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self.on_changed: Callable[[], None] = lambda: None
+        """Called after partitions were opened or closed here."""
 
     def __len__(self) -> int:
         return len(self._by_stream)
@@ -167,6 +169,7 @@ class Partitions:
     def _wake_waiting(self) -> None:
         self._opened.set()
         self._opened = asyncio.Event()
+        self.on_changed()
 
     def prefer(self, partition: Partition) -> None:
         """Somebody waits for this partition's state: load it next."""
@@ -179,6 +182,14 @@ class Partitions:
             state.leader == self._node_id and topic.partitions[state.index] is None for state in topic.info.partitions
         ):
             await self._opened.wait()
+
+    async def wait_state(self, partition: Partition) -> None:
+        """Return when a partition's state is rebuilt, so that it takes appends. Raises StreamClosed."""
+        while not partition.loaded:
+            if partition.stream.closed is not None:
+                raise partition.stream.closed
+            self.prefer(partition)
+            await self._loaded.wait()
 
     async def wait_loaded(self, timeout_s: float) -> None:
         """Return when every partition's state is rebuilt, or the time is up (the rest goes on in the background)."""

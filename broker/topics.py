@@ -17,17 +17,21 @@ from broker.topic_config import TopicConfig, colliding_form, resolve
 from controller.image import Image, PartitionState
 from controller.image import Topic as TopicInfo
 
-__all__ = ["Topic", "Topics"]
+__all__ = ["INTERNAL_TOPICS", "Topic", "Topics"]
+
+INTERNAL_TOPICS = frozenset({"__consumer_offsets", "__transaction_state"})
+"""Topics that the broker itself writes; clients may read them."""
 
 
 class Topic:
     """One topic."""
 
-    __slots__ = ("config", "info", "name", "partitions", "topic_id", "traffic")
+    __slots__ = ("config", "info", "is_internal", "name", "partitions", "topic_id", "traffic")
 
     def __init__(self, info: TopicInfo, config: TopicConfig, traffic: TopicTraffic) -> None:
         self.name = info.name
         self.topic_id = info.topic_id
+        self.is_internal = info.name in INTERNAL_TOPICS
         self.info = info
         """As the metadata has it: leaders, epochs, configs."""
         self.config = config

@@ -21,6 +21,9 @@ from broker.config import BrokerSettings, Listener, parse_listeners, parse_overr
 from broker.dispatch import Dispatch
 from broker.exposition import Parts
 from broker.fetch_session import FetchSessionCache
+from broker.groups.coordinator import CoordinatorSettings, GroupCoordinator
+from broker.groups.membership import GroupLimits
+from broker.groups.shard import OffsetLimits
 from broker.metrics import Metrics
 from broker.monitoring import Monitoring
 from broker.partitions import Partitions
@@ -83,7 +86,7 @@ class Running:
 
 def storage_settings(settings: BrokerSettings) -> StorageSettings:
     """Divide the memory bound: half for the arena, three sixteenths for catch-up reads, a sixteenth each for what else is
-    kept and for requests that arrive; the rest is the interpreter's."""
+    kept, for requests that arrive and for consumer groups; the rest is the interpreter's."""
     memory_bytes = settings.memory_bytes
     arena_bytes = memory_bytes // 2 // ALIGNMENT_BYTES * ALIGNMENT_BYTES
     read_bytes = memory_bytes * 3 // 16
@@ -108,6 +111,26 @@ def storage_settings(settings: BrokerSettings) -> StorageSettings:
             interval_ms=max(min(COLLECTION_INTERVAL_MS, settings.log_segment_delete_delay_ms), 10),
             grace_ms=max(settings.log_segment_delete_delay_ms, 1),
         ),
+    )
+
+
+def coordinator_settings(settings: BrokerSettings) -> CoordinatorSettings:
+    """What the operator says of groups; a sixteenth of the memory is theirs."""
+    return CoordinatorSettings(
+        limits=GroupLimits(
+            initial_rebalance_delay_ms=settings.group_initial_rebalance_delay_ms,
+            min_session_timeout_ms=settings.group_min_session_timeout_ms,
+            max_session_timeout_ms=settings.group_max_session_timeout_ms,
+            max_size=settings.group_max_size,
+        ),
+        offset_limits=OffsetLimits(
+            metadata_max_bytes=settings.offset_metadata_max_bytes,
+            retention_ms=settings.offsets_retention_minutes * 60_000,
+        ),
+        partition_count=settings.offsets_topic_num_partitions,
+        check_interval_ms=settings.offsets_retention_check_interval_ms,
+        memory_bytes=settings.memory_bytes // 16,
+        create_timeout_ms=settings.request_timeout_ms,
     )
 
 
@@ -244,6 +267,15 @@ async def start_broker(
             now_ms=now_ms,
             on_failed=on_failed,
         )
+        groups = GroupCoordinator(
+            settings=coordinator_settings(settings),
+            topics=topics,
+            partitions=partitions,
+            storage=storage,
+            controller=controller,
+            now_ms=now_ms,
+        )
+        partitions.on_changed = groups.sync
         topics.sync_all()
         streams = await storage.start(controller.image.streams_led_by(settings.node_id))
 
@@ -252,11 +284,13 @@ async def start_broker(
 
         stack.push_async_callback(close_storage)
         stack.push_async_callback(partitions.close)
+        stack.push_async_callback(groups.close)
 
         def applied(change: Applied) -> None:
             removed = topics.sync_all() if change.is_reset else topics.sync(sorted(change.topic_ids))
             for topic in removed:
                 partitions.drop(topic)
+                groups.topic_deleted(topic.name)
             partitions.want(
                 list(topics.by_id.values())
                 if change.is_reset
@@ -297,8 +331,10 @@ async def start_broker(
         background.start("retention", retention.run())
         background.start("compaction", compactor.run())
         background.start("collection", collector.run())
+        background.start("expiry of offsets", groups.expire())
         partitions.want(topics.by_id.values())
         await partitions.wait_loaded(LOAD_WAIT_S)
+        await groups.wait_loaded(LOAD_WAIT_S)
 
         broker = Broker(
             settings=settings,
@@ -314,6 +350,7 @@ async def start_broker(
                 rng=rng,
                 now_ms=now_ms,
             ),
+            groups=groups,
             metrics=metrics,
             now_ms=now_ms,
             rng=rng,

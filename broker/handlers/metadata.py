@@ -20,13 +20,14 @@ from collections.abc import Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
 from broker.broker import Broker, Call
-from broker.config import parse_listeners
+from broker.config import Listener, parse_listeners
 from broker.errors import code_of
 from broker.handlers.create_topics import wait_until_open
 from broker.topic_config import check_topic_name, colliding_form
 from broker.topics import Topic
 from controller.controller import TopicSpec
 from controller.errors import ControllerError, TopicExists
+from controller.image import Node
 from protocol.errors import ErrorCode
 from protocol.messages.metadata import (
     MetadataRequest,
@@ -42,7 +43,7 @@ from s3stream.errors import MetadataUnavailable
 if TYPE_CHECKING:
     from broker.connection import Connection
 
-__all__ = ["API_KEY", "MAX_VERSION", "MIN_VERSION", "handle"]
+__all__ = ["API_KEY", "MAX_VERSION", "MIN_VERSION", "address_of", "handle"]
 
 API_KEY = 3
 MIN_VERSION = 0
@@ -155,17 +156,21 @@ def _answer(
 def _brokers(broker: Broker, call: Call) -> list[MetadataResponseBroker]:
     brokers = []
     for node in broker.controller.image.nodes.values():
-        if node.node_id == broker.settings.node_id:
-            address = broker.advertised[call.listener.name]
-        else:
-            by_name = {listener.name: listener for listener in parse_listeners(node.address)}
-            if call.listener.name not in by_name:
-                continue  # it cannot be reached from where this client is
-            address = by_name[call.listener.name]
-        brokers.append(
-            MetadataResponseBroker(node_id=node.node_id, host=address.host, port=address.port, rack=node.rack or None)
-        )
+        address = address_of(broker, call, node)
+        if address is not None:
+            brokers.append(
+                MetadataResponseBroker(
+                    node_id=node.node_id, host=address.host, port=address.port, rack=node.rack or None
+                )
+            )
     return brokers
+
+
+def address_of(broker: Broker, call: Call, node: Node) -> Listener | None:
+    """Where a client finds a broker, on the listener that it came in by; None: not from where it is."""
+    if node.node_id == broker.settings.node_id:
+        return broker.advertised[call.listener.name]
+    return {listener.name: listener for listener in parse_listeners(node.address)}.get(call.listener.name)
 
 
 def _wanted_topic(
@@ -203,5 +208,9 @@ def _topic(topic: Topic, operations: int) -> MetadataResponseTopic:
             partition.leader_id = -1
         partitions.append(partition)
     return MetadataResponseTopic(
-        name=topic.name, topic_id=topic.topic_id, partitions=partitions, topic_authorized_operations=operations
+        name=topic.name,
+        topic_id=topic.topic_id,
+        is_internal=topic.is_internal,
+        partitions=partitions,
+        topic_authorized_operations=operations,
     )

@@ -133,6 +133,8 @@ def _partition_for(request: ProduceRequest, topic: Topic | None, name: str, inde
         raise KafkaError(ErrorCode.INVALID_TXN_STATE, "this broker version does not support transactions")
     if topic is None or not 0 <= index < len(topic.partitions):
         raise KafkaError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"{name}-{index} does not exist")
+    if topic.is_internal:
+        raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, f"{name} is written by the broker only")
     partition = topic.partitions[index]
     if partition is None:
         raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{name}-{index} is not open on this broker")

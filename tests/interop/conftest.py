@@ -48,6 +48,7 @@ listeners = "PLAINTEXT://127.0.0.1:{port}"
 "memory.bytes" = "256MiB"
 "upload.size.bytes" = "1MiB"
 "upload.interval.ms" = 500
+"group.initial.rebalance.delay.ms" = 0
 """  # small and soon, so that much of what is read comes from objects
 
 

@@ -92,6 +92,10 @@ def test_every_api_of_the_first_broker_is_spoken() -> None:
         ("InitProducerId", 0, 5),
         ("CreateTopics", 2, 7),
         ("DeleteTopics", 1, 6),
+        ("DescribeGroups", 0, 6),
+        ("ListGroups", 0, 5),
+        ("DeleteGroups", 0, 2),
+        ("OffsetDelete", 0, 0),
     }
 
 

@@ -1,0 +1,388 @@
+"""Groups on a real node, over the wire: durable, found again after restarts, bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from broker.groups import coordinator as coordinator_module
+from broker.groups.coordinator import OFFSETS_TOPIC, partition_of
+from broker.groups.records import OffsetKey, decode_key, decode_offset_value
+from broker.node import Node
+from protocol.errors import ErrorCode
+from protocol.messages.delete_groups import DeleteGroupsRequest
+from protocol.messages.delete_topics import DeleteTopicsRequest, DeleteTopicState
+from protocol.messages.describe_groups import DescribeGroupsRequest
+from protocol.messages.find_coordinator import FindCoordinatorRequest
+from protocol.messages.heartbeat import HeartbeatRequest
+from protocol.messages.join_group import JoinGroupRequest, JoinGroupRequestProtocol
+from protocol.messages.leave_group import LeaveGroupRequest, MemberIdentity
+from protocol.messages.list_groups import ListGroupsRequest
+from protocol.messages.offset_commit import (
+    OffsetCommitRequest,
+    OffsetCommitRequestPartition,
+    OffsetCommitRequestTopic,
+)
+from protocol.messages.offset_delete import (
+    OffsetDeleteRequest,
+    OffsetDeleteRequestPartition,
+    OffsetDeleteRequestTopic,
+)
+from protocol.messages.offset_fetch import (
+    OffsetFetchRequest,
+    OffsetFetchRequestGroup,
+    OffsetFetchRequestTopic,
+    OffsetFetchRequestTopics,
+)
+from protocol.messages.sync_group import SyncGroupRequest, SyncGroupRequestAssignment
+from tests.broker.conftest import StartNode
+from tests.broker.groups.driving import subscription
+from tests.broker.wire import Wire, eventually, records_in
+
+E = ErrorCode
+SETTINGS: dict[str, Any] = {
+    "group_initial_rebalance_delay_ms": 0,
+    "group_min_session_timeout_ms": 10,
+    "offsets_topic_num_partitions": 4,
+}
+
+
+@pytest.fixture
+async def node(start_node: StartNode) -> AsyncIterator[Node]:
+    async with start_node(**SETTINGS) as running:
+        yield running
+
+
+async def find(wire: Wire) -> None:
+    response = await wire.call("FindCoordinator", 6, FindCoordinatorRequest(coordinator_keys=["g"]))
+    assert response.coordinators[0].error_code == 0, response
+
+
+async def ready(wire: Wire) -> None:
+    """Groups may be loading for a moment after a start."""
+    for _ in range(1000):
+        if not (await wire.call("ListGroups", 5, ListGroupsRequest())).error_code:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("the groups are not loaded")
+
+
+def join_request(member_id: str = "", **fields: Any) -> JoinGroupRequest:
+    values: dict[str, Any] = {
+        "group_id": "g",
+        "session_timeout_ms": 30_000,
+        "rebalance_timeout_ms": 30_000,
+        "member_id": member_id,
+        "protocol_type": "consumer",
+        "protocols": [JoinGroupRequestProtocol(name="range", metadata=subscription("t"))],
+        **fields,
+    }
+    return JoinGroupRequest(**values)
+
+
+async def commit(
+    wire: Wire, offsets: dict[int, int], *, version: int = 9, topic: str = "t", **fields: Any
+) -> list[int]:
+    """Commit and return the errors."""
+    named = {"topic_id": topic} if version >= 10 else {"name": topic}
+    partitions = [
+        OffsetCommitRequestPartition(partition_index=index, committed_offset=offset, committed_metadata="m")
+        for index, offset in offsets.items()
+    ]
+    request = OffsetCommitRequest(
+        **{"group_id": "g", "topics": [OffsetCommitRequestTopic(**named, partitions=partitions)], **fields}
+    )
+    response = await wire.call("OffsetCommit", version, request)
+    return [partition.error_code for partition in response.topics[0].partitions]
+
+
+async def committed(wire: Wire, *partitions: int, topic: str = "t") -> list[int]:
+    """Committed offsets, as version 7 tells them."""
+    request = OffsetFetchRequest(
+        group_id="g", topics=[OffsetFetchRequestTopic(name=topic, partition_indexes=partitions)]
+    )
+    response = await wire.call("OffsetFetch", 7, request)
+    assert response.error_code == 0, response
+    return [partition.committed_offset for partition in response.topics[0].partitions]
+
+
+async def join_alone(wire: Wire, **fields: Any) -> Any:
+    asked = await wire.call("JoinGroup", 9, join_request(**fields))
+    joined = await wire.call("JoinGroup", 9, join_request(asked.member_id, **fields))
+    assert joined.error_code == 0, joined
+    assignment = [SyncGroupRequestAssignment(member_id=joined.member_id, assignment=b"all")]
+    sync = SyncGroupRequest(
+        group_id="g", generation_id=joined.generation_id, member_id=joined.member_id, assignments=assignment
+    )
+    assert (await wire.call("SyncGroup", 3, sync)).assignment == b"all"
+    return joined
+
+
+async def test_every_version_of_every_request_is_answered(wire: Wire) -> None:
+    await find(wire)
+    topic_id = await wire.create_topic("t")
+    for version in range(10):
+        joined = await wire.call("JoinGroup", version, join_request(group_id=f"join-{version}"))
+        assert joined.error_code == (E.MEMBER_ID_REQUIRED if version >= 4 else 0)
+    joined = await join_alone(wire)
+    for version in range(6):
+        request = SyncGroupRequest(group_id="g", generation_id=1, member_id=joined.member_id)
+        assert (await wire.call("SyncGroup", version, request)).assignment == b"all"
+    for version in range(5):
+        beat = HeartbeatRequest(group_id="g", generation_id=1, member_id=joined.member_id)
+        assert (await wire.call("Heartbeat", version, beat)).error_code == 0
+    member = {"member_id": joined.member_id, "generation_id_or_member_epoch": 1}
+    for version in range(2, 11):
+        topic: Any = topic_id if version >= 10 else "t"
+        assert await commit(wire, {0: version, 7: 1}, version=version, topic=topic, **member) == [
+            0,
+            E.UNKNOWN_TOPIC_OR_PARTITION,
+        ]
+    for version in range(1, 8):
+        request = OffsetFetchRequest(group_id="g", topics=[OffsetFetchRequestTopic(name="t", partition_indexes=[0, 1])])
+        found = (await wire.call("OffsetFetch", version, request)).topics[0].partitions
+        assert [(each.committed_offset, each.metadata, each.error_code) for each in found] == [
+            (10, "m", 0),
+            (-1, "", 0),
+        ]
+    for version in range(8, 11):
+        wanted = OffsetFetchRequestTopics(name="t", topic_id=topic_id, partition_indexes=[0])
+        groups = [
+            OffsetFetchRequestGroup(group_id="g", topics=[wanted]),
+            OffsetFetchRequestGroup(group_id="g", topics=None),
+            OffsetFetchRequestGroup(group_id="nobody", topics=None),
+        ]
+        answers = (await wire.call("OffsetFetch", version, OffsetFetchRequest(groups=groups))).groups
+        for answer in answers[:2]:
+            assert [each.committed_offset for each in answer.topics[0].partitions] == [10]
+        assert list(answers[2].topics) == []
+    for version in range(7):
+        described = (await wire.call("DescribeGroups", version, DescribeGroupsRequest(groups=["g", "nobody"]))).groups
+        assert (described[0].group_state, described[0].protocol_data) == ("Stable", "range")
+        assert described[0].members[0].member_assignment == b"all"
+        assert described[0].members[0].client_host == "/127.0.0.1"
+        assert described[1].group_state == "Dead"
+        assert described[1].error_code == (E.GROUP_ID_NOT_FOUND if version >= 6 else 0)
+    for version in range(6):
+        listed = (await wire.call("ListGroups", version, ListGroupsRequest(states_filter=["stable"]))).groups
+        assert "g" in [group.group_id for group in listed]
+        assert (len(listed) == 1) == (version >= 4)
+    for version in range(3):
+        deleted = await wire.call("DeleteGroups", version, DeleteGroupsRequest(groups_names=["g", "nobody", "g"]))
+        assert [(each.group_id, each.error_code) for each in deleted.results] == [
+            ("g", E.NON_EMPTY_GROUP),
+            ("nobody", E.GROUP_ID_NOT_FOUND),
+        ]
+    for version in range(6):
+        leave = LeaveGroupRequest(
+            group_id="g", member_id=joined.member_id, members=[MemberIdentity(member_id=joined.member_id)]
+        )
+        left = await wire.call("LeaveGroup", version, leave)
+        error = left.error_code if version < 3 else left.members[0].error_code
+        assert error == (0 if version == 0 else E.UNKNOWN_MEMBER_ID)
+
+
+async def test_topics_are_known_by_id(wire: Wire) -> None:
+    await find(wire)
+    await wire.create_topic("t")
+    unknown: Any = bytes(15) + b"\1"
+    assert await commit(wire, {0: 1}, version=10, topic=unknown) == [E.UNKNOWN_TOPIC_ID]
+    wanted = OffsetFetchRequestTopics(topic_id=unknown, partition_indexes=[0])
+    request = OffsetFetchRequest(groups=[OffsetFetchRequestGroup(group_id="g", topics=[wanted])])
+    answer = (await wire.call("OffsetFetch", 10, request)).groups[0].topics[0].partitions[0]
+    assert (answer.error_code, answer.committed_offset) == (E.UNKNOWN_TOPIC_ID, -1)
+
+
+async def test_nobody_coordinates_before_the_topic_is_there(wire: Wire) -> None:
+    assert (await wire.call("JoinGroup", 9, join_request())).error_code == E.NOT_COORDINATOR
+    assert (await wire.call("JoinGroup", 9, join_request(group_id=""))).error_code == E.INVALID_GROUP_ID
+    beat = await wire.call("Heartbeat", 4, HeartbeatRequest(group_id="g"))
+    assert beat.error_code == E.NOT_COORDINATOR
+    await find(wire)
+    assert (await wire.call("JoinGroup", 9, join_request())).error_code == E.MEMBER_ID_REQUIRED
+    bad = await wire.call("JoinGroup", 9, join_request(group_instance_id="no spaces"))
+    assert bad.error_code == E.INVALID_REQUEST
+
+
+async def test_groups_and_offsets_are_there_after_a_restart(start_node: StartNode) -> None:
+    async with start_node(**SETTINGS) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        await find(wire)
+        await wire.create_topic("t", 3)
+        joined = await join_alone(wire)
+        member = {"member_id": joined.member_id, "generation_id_or_member_epoch": 1}
+        assert await commit(wire, {0: 10, 1: 11}, **member) == [0, 0]
+    async with start_node(**SETTINGS) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        await ready(wire)
+        assert await committed(wire, 0, 1, 2) == [10, 11, -1]
+        beat = HeartbeatRequest(group_id="g", generation_id=1, member_id=joined.member_id)
+        assert (await wire.call("Heartbeat", 4, beat)).error_code == 0
+        assert await commit(wire, {2: 12}, **member) == [0]
+        assert await committed(wire, 2) == [12]
+
+
+async def test_the_log_is_in_kafkas_own_format(wire: Wire) -> None:
+    await find(wire)
+    await wire.create_topic("t")
+    await commit(wire, {0: 5})
+    data = await wire.fetch(OFFSETS_TOPIC, partition=partition_of("g", 4))
+    [record] = records_in(data)
+    assert record.key is not None
+    assert record.value is not None
+    assert decode_key(record.key) == OffsetKey("g", "t", 0)
+    value = decode_offset_value(record.value)
+    assert (value.offset, value.metadata) == (5, "m")
+
+
+async def test_offsets_go_with_their_topic_and_their_group(wire: Wire) -> None:
+    await find(wire)
+    await wire.create_topic("t", 2)
+    await commit(wire, {0: 5, 1: 6})
+    delete = OffsetDeleteRequest(
+        group_id="g",
+        topics=[
+            OffsetDeleteRequestTopic(name="t", partitions=[OffsetDeleteRequestPartition(partition_index=0)]),
+            OffsetDeleteRequestTopic(name="no", partitions=[OffsetDeleteRequestPartition(partition_index=0)]),
+        ],
+    )
+    deleted = await wire.call("OffsetDelete", 0, delete)
+    assert [topic.partitions[0].error_code for topic in deleted.topics] == [0, E.UNKNOWN_TOPIC_OR_PARTITION]
+    assert await committed(wire, 0, 1) == [-1, 6]
+    await wire.call("DeleteTopics", 6, DeleteTopicsRequest(topics=[DeleteTopicState(name="t")], timeout_ms=1000))
+    await wire.create_topic("t", 2)
+    assert await committed(wire, 0, 1) == [-1, -1]
+    await commit(wire, {0: 1})
+    gone = await wire.call("DeleteGroups", 2, DeleteGroupsRequest(groups_names=["g"]))
+    assert gone.results[0].error_code == 0
+    assert list((await wire.call("ListGroups", 5, ListGroupsRequest())).groups) == []
+
+
+async def test_a_silent_member_loses_its_place(node: Node, wire: Wire) -> None:
+    await find(wire)
+    await join_alone(wire, session_timeout_ms=50)
+    [group] = node.running.broker.groups
+    await eventually(lambda: not group.members, "the end of the session")
+
+
+async def test_a_member_that_hangs_up_does_not_stop_the_others(node: Node, wire: Wire) -> None:
+    await find(wire)
+    first = await join_alone(wire)
+    gone = await Wire.connect(node.bootstrap_servers)
+    asked = await gone.call("JoinGroup", 9, join_request())
+    gone.send("JoinGroup", 9, join_request(asked.member_id, session_timeout_ms=1_000))
+    await eventually(lambda: next(iter(node.running.broker.groups)).awaiting_join_count, "the second join")
+    gone.writer.close()
+    again = await wire.call("JoinGroup", 9, join_request(first.member_id))
+    assert (again.generation_id, len(again.members)) == (2, 2)  # nobody knows yet that it is gone
+
+
+async def test_a_long_log_is_written_anew(start_node: StartNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator_module, "SNAPSHOT_MIN_RECORDS", 100)
+    monkeypatch.setattr(coordinator_module, "SNAPSHOT_ROWS", 3)
+    async with start_node(**SETTINGS) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        await find(wire)
+        await wire.create_topic("t", 8)
+        topic = node.running.broker.topics.by_name[OFFSETS_TOPIC]
+        partition = topic.partitions[partition_of("g", 4)]
+        assert partition is not None
+        for number in range(60):
+            assert await commit(wire, dict.fromkeys(range(8), number)) == [0] * 8
+        await eventually(lambda: partition.log_start_offset > 100, "a trimmed log")
+    async with start_node(**SETTINGS) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        await ready(wire)
+        assert await committed(wire, *range(8)) == [59] * 8
+
+
+async def test_offsets_expire(start_node: StartNode) -> None:
+    clock = {"ms": 1_700_000_000_000}
+    settings = {**SETTINGS, "offsets_retention_minutes": 1, "offsets_retention_check_interval_ms": 20}
+    async with (
+        start_node(now_ms=lambda: clock["ms"], **settings) as node,
+        await Wire.connect(node.bootstrap_servers) as wire,
+    ):
+        await find(wire)
+        await wire.create_topic("t")
+        await commit(wire, {0: 1})
+        assert len(list(node.running.broker.groups)) == 1
+        clock["ms"] += 60_000
+        await eventually(lambda: not list(node.running.broker.groups), "the end of the group")
+        assert await committed(wire, 0) == [-1]
+
+
+async def test_two_hundred_members_come_crash_and_go(node: Node, wire: Wire) -> None:
+    """Each one a connection of its own, as consumers are."""
+    count = 200
+    await find(wire)
+    broker = node.running.broker
+    wires = [await Wire.connect(node.bootstrap_servers) for _ in range(count)]
+
+    async def settle(ids: dict[int, str]) -> None:
+        """Everybody joins, the leader assigns, everybody gets its own."""
+        options = {"session_timeout_ms": 2_000, "rebalance_timeout_ms": 2_000}
+        while True:
+            joins = await asyncio.gather(
+                *(wires[at].call("JoinGroup", 9, join_request(member_id, **options)) for at, member_id in ids.items())
+            )
+            for at, joined in zip(ids, joins, strict=True):
+                ids[at] = joined.member_id
+            if any(joined.error_code for joined in joins) or len({j.generation_id for j in joins}) > 1:
+                continue
+            leaders = [joined for joined in joins if joined.members]
+            assert len(leaders) <= 1
+            if not leaders:  # it crashed, and nobody knows yet: the others go on
+                generation = joins[0].generation_id
+                await asyncio.gather(
+                    *(
+                        wires[at].call(
+                            "Heartbeat",
+                            4,
+                            HeartbeatRequest(group_id="g", generation_id=generation, member_id=member_id),
+                        )
+                        for at, member_id in ids.items()
+                    )
+                )
+                await asyncio.sleep(0.1)
+                continue
+            members = [member.member_id for member in leaders[0].members]
+            if set(members) != set(ids.values()):
+                continue
+            given = [SyncGroupRequestAssignment(member_id=each, assignment=each.encode()) for each in members]
+            generation = joins[0].generation_id
+            syncs = await asyncio.gather(
+                *(
+                    wires[at].call(
+                        "SyncGroup",
+                        5,
+                        SyncGroupRequest(
+                            group_id="g",
+                            generation_id=generation,
+                            member_id=joined.member_id,
+                            protocol_type="consumer",
+                            protocol_name="range",
+                            assignments=given if joined.members else (),
+                        ),
+                    )
+                    for at, joined in zip(ids, joins, strict=True)
+                )
+            )
+            if not any(synced.error_code for synced in syncs):
+                assert [synced.assignment.decode() for synced in syncs] == list(ids.values())
+                return
+
+    ids = dict.fromkeys(range(count), "")
+    await settle(ids)
+    [group] = broker.groups
+    assert (len(group.members), group.state.value) == (count, "Stable")
+    for at in range(0, count, 2):  # every second one crashes: it hangs up, and says nothing
+        wires[at].writer.close()
+        del ids[at]
+    await settle(ids)
+    assert len(group.members) == count // 2
+    leaving = [MemberIdentity(member_id=member_id) for member_id in ids.values()]
+    left = await wire.call("LeaveGroup", 5, LeaveGroupRequest(group_id="g", members=leaving))
+    assert [member.error_code for member in left.members] == [0] * (count // 2)
+    assert group.state.value == "Empty"
+    for each in wires:
+        each.writer.close()
