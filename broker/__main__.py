@@ -1,4 +1,4 @@
-"""The command line: `tidelog serve -c FILE`, `tidelog dev`."""
+"""The command line: `tidelog serve -c FILE`, `tidelog dev`, and tools that look at what they keep."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from typing import Any
 
 from broker.config import BrokerSettings, InvalidSettings, settings_from
 from broker.config_reference import as_json, as_text
+from broker.inspect.command import EXIT_NOT_CHECKED, add_inspect, inspect
 from broker.node import Node
 from broker.origin import ForeignPackage, check_packages
+from broker.verify.command import add_verify, verify
 from controller.errors import ControllerError
 from s3stream.config import InvalidSettings as InvalidStorageSettings
 from s3stream.errors import StorageError
@@ -56,6 +58,8 @@ environment variables such as TIDELOG_NUM_PARTITIONS=3, then --set num.partition
 examples:
   tidelog dev                             serve on localhost:9092, everything under ./data
   tidelog serve -c broker.toml            serve as the file says
+  tidelog inspect wal --data ./data       show what is in the WAL (see also: inspect --help)
+  tidelog verify --data ./data            check everything in the bucket
   tidelog serve --set listeners=PLAINTEXT://0.0.0.0:9092 --set advertised.listeners=PLAINTEXT://kafka1:9092
 """
 
@@ -71,10 +75,15 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "config":
             print(as_json() if options.json else as_text())
             return 0
-        return _run(_serve(_settings(options)))
+        settings = _settings(options)
+        if options.command == "inspect":
+            return _run(inspect(options, settings))
+        if options.command == "verify":
+            return _run(verify(options, settings))
+        return _run(_serve(settings))
     except _CANNOT_START as error:
         print(f"tidelog: {error}", file=sys.stderr)
-        return 1
+        return 1 if options.command in ("serve", "dev") else EXIT_NOT_CHECKED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     dev.add_argument("--port", type=int, default=9092, help="port on localhost; 0 takes any free one (default: 9092)")
     config = commands.add_parser("config", help="list every setting with type, default, unit and meaning")
     config.add_argument("--json", action="store_true", help="as an array of objects, for programs")
+    add_inspect(commands)
+    add_verify(commands)
     for command in (serve, dev):
         command.add_argument(
             "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides", help="one setting; repeatable"
@@ -103,16 +114,17 @@ def _settings(options: argparse.Namespace) -> BrokerSettings:
     overrides: dict[str, str] = {}
     file: Path | None = None
     if options.command == "dev":
-        data = options.data.absolute()
-        overrides = {
-            "listeners": f"PLAINTEXT://localhost:{options.port}",
-            "wal.uri": f"{(data / 'wal').as_uri()}?capacity=512MiB",
-            "object.store.uri": (data / "objects").as_uri(),
-            # Whoever asks for any free port wants several brokers side by side.
-            "metrics.listeners": f"HTTP://localhost:{DEV_METRICS_PORT if options.port else 0}",
-        }
+        overrides["listeners"] = f"PLAINTEXT://localhost:{options.port}"
+        # Whoever asks for any free port wants several brokers side by side.
+        overrides["metrics.listeners"] = f"HTTP://localhost:{DEV_METRICS_PORT if options.port else 0}"
     else:
         file = options.config
+    if getattr(options, "data", None) is not None:
+        data = options.data.absolute()
+        overrides["wal.uri"] = f"{(data / 'wal').as_uri()}?capacity=512MiB"
+        overrides["object.store.uri"] = (data / "objects").as_uri()
+    if getattr(options, "bucket", None) is not None:
+        overrides["object.store.uri"] = options.bucket
     for item in options.overrides:
         name, separator, value = item.partition("=")
         if not separator:

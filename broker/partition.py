@@ -34,7 +34,7 @@ from s3stream.storage import OnDone, Storage
 from s3stream.stream import Stream
 from wal.checksum import combine_crc32c, crc32c
 
-__all__ = ["KEYS_UNCHECKED", "NO_ROOM", "AlreadyAppended", "Partition", "PartitionWaiter"]
+__all__ = ["KEYS_UNCHECKED", "NO_ROOM", "AlreadyAppended", "Partition", "PartitionWaiter", "decode_state"]
 
 NO_ROOM = -1
 """`Partition.append` appended nothing: wait for room in the log, then send the same batch again."""
@@ -138,7 +138,7 @@ class Partition:
         state = await self.stream.newest_state()
         if state is not None:
             offset, data = state
-            producers, epochs = _decode_state(data)
+            producers, epochs = decode_state(data)
         self.producers, self.leader_epochs = producers, epochs
         async for buffer, positions in self.stream.replay(offset):
             replay_batches(buffer, positions, producers, epochs, now_ms)
@@ -347,7 +347,12 @@ class Partition:
         return ErrorCode.FENCED_LEADER_EPOCH if verdict is EpochCheck.FENCED else ErrorCode.UNKNOWN_LEADER_EPOCH
 
 
-def _decode_state(data: bytes) -> tuple[ProducerStates, LeaderEpochs]:
+def decode_state(data: bytes) -> tuple[ProducerStates, LeaderEpochs]:
+    """What a state block of a partition holds.
+
+    Raises:
+        ProducerStateCorrupt: it is damaged, or of a newer version.
+    """
     try:
         magic, version, epoch_count, producers_size = _STATE.unpack_from(data, 0)
         if magic != _STATE_MAGIC or version != _STATE_VERSION:

@@ -33,6 +33,7 @@ __all__ = [
     "InvalidProducerEpoch",
     "OutOfOrderSequence",
     "ProducerBudget",
+    "ProducerEntry",
     "ProducerStateCorrupt",
     "ProducerStates",
 ]
@@ -81,6 +82,18 @@ class DuplicateBatch(NamedTuple):
     record_count: int
     log_append_time_ms: int
     """-1 where the topic keeps the clients' timestamps."""
+
+
+class ProducerEntry(NamedTuple):
+    """One producer as others may see it."""
+
+    producer_id: int
+    producer_epoch: int
+    last_sequence: int
+    """-1 where no batch of this epoch is known."""
+    last_append_ms: int
+    batches: tuple[DuplicateBatch, ...]
+    """Oldest first."""
 
 
 class _Producer:
@@ -161,6 +174,17 @@ class ProducerStates:
 
     def __contains__(self, producer_id: int) -> bool:
         return producer_id in self._by_id
+
+    def entries(self) -> Iterator[ProducerEntry]:
+        """All producers, the longest idle first."""
+        for producer_id, producer in self._by_id.items():
+            yield ProducerEntry(
+                producer_id,
+                producer.producer_epoch,
+                producer.last_sequence,
+                producer.last_append_ms,
+                tuple(DuplicateBatch(*packed) for packed in _BATCH.iter_unpack(producer.batches)),
+            )
 
     def check(
         self, producer_id: int, producer_epoch: int, base_sequence: int, record_count: int

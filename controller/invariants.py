@@ -7,7 +7,7 @@ costs about as much as applying it. It answers None, or says what is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from controller.errors import InvariantViolated
@@ -15,7 +15,7 @@ from controller.records import Record
 from controller.tables import StreamState, StreamStatus, Tables, Touched
 from s3stream.metadata import ObjectId, StreamId
 
-__all__ = ["StreamFacts", "check_all", "check_change", "facts_of"]
+__all__ = ["StreamFacts", "Violation", "check_all", "check_change", "facts_of", "violations"]
 
 
 class StreamFacts(NamedTuple):
@@ -201,28 +201,47 @@ def _check_ranges(tables: Tables, stream: StreamState, first: int, last: int) ->
             raise InvariantViolated(f"{predicate.__name__}: stream {stream.stream_id} {wrong}")
 
 
+class Violation(NamedTuple):
+    """A state that must not be."""
+
+    predicate: str
+    stream_id: StreamId | None
+    """Of what stream; None where it is about something else."""
+    message: str
+
+
 def check_all(tables: Tables) -> None:
     """Check all of the state. Raises InvariantViolated."""
+    for found in violations(tables):
+        subject = "" if found.stream_id is None else f"stream {found.stream_id} "
+        raise InvariantViolated(f"{found.predicate}: {subject}{found.message}")
+
+
+def violations(tables: Tables) -> Iterator[Violation]:
+    """Everything that is wrong with the state. Of a stream's ranges, each predicate tells the first place only."""
     counts: dict[ObjectId, int] = {}
     for stream in tables.streams.values():
         for predicate in STREAM_PREDICATES:
             wrong = predicate(None, stream)
             if wrong is not None:
-                raise InvariantViolated(f"{predicate.__name__}: stream {stream.stream_id} {wrong}")
-        _check_ranges(tables, stream, 0, len(stream.ranges))
+                yield Violation(predicate.__name__, stream.stream_id, wrong)
+        for range_predicate in RANGE_PREDICATES:
+            wrong = range_predicate(tables, stream, 0, len(stream.ranges))
+            if wrong is not None:
+                yield Violation(range_predicate.__name__, stream.stream_id, wrong)
         for object_id in stream.object_ids:
             counts[object_id] = counts.get(object_id, 0) + 1
         if stream.newest_state is not None and stream.newest_state_is_detached:
             counts[stream.newest_state[0]] = counts.get(stream.newest_state[0], 0) + 1
         topic = tables.topics.get(stream.topic_id)
         if topic is None or topic.stream_ids[stream.partition] != stream.stream_id:
-            raise InvariantViolated(f"streams_belong_to_topics: stream {stream.stream_id} belongs to none")
+            yield Violation("streams_belong_to_topics", stream.stream_id, "belongs to none")
     if counts != tables.live_counts:
         wrong_ids = [i for i in counts.keys() | tables.live_counts.keys() if counts.get(i) != tables.live_counts.get(i)]
-        raise InvariantViolated(f"live_counts_are_exact: they are not, for objects {sorted(wrong_ids)[:10]}")
+        yield Violation("live_counts_are_exact", None, f"they are not, for objects {sorted(wrong_ids)[:10]}")
     for object_id in (*tables.objects, *tables.unreferenced, *tables.expired):
         wrong = object_is_in_one_place(tables, object_id)
         if wrong is not None:
-            raise InvariantViolated(f"object_is_in_one_place: {wrong}")
+            yield Violation("object_is_in_one_place", None, wrong)
     if {topic.name: topic_id for topic_id, topic in tables.topics.items()} != tables.topic_ids:
-        raise InvariantViolated("topic_names_are_unique: names and topics differ")
+        yield Violation("topic_names_are_unique", None, "names and topics differ")

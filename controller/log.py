@@ -43,7 +43,7 @@ from s3stream.objectstore import (
 )
 from s3stream.paths import Paths
 
-__all__ = ["Behind", "Claim", "Entries", "Floor", "MetadataLog"]
+__all__ = ["Behind", "Claim", "ClusterMarker", "Entries", "Floor", "LeaderObject", "MetadataLog"]
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ _BUCKET_FORMAT: Final = 1
 """Format of cluster marker, leader object and floor."""
 
 
-class _Marker(msgspec.Struct, frozen=True, kw_only=True):
+class ClusterMarker(msgspec.Struct, frozen=True, kw_only=True):
     """The cluster marker, as JSON for people's eyes."""
 
     format: int
@@ -65,7 +65,7 @@ class _Marker(msgspec.Struct, frozen=True, kw_only=True):
     created_at_ms: int
 
 
-class _Leader(msgspec.Struct, frozen=True, kw_only=True):
+class LeaderObject(msgspec.Struct, frozen=True, kw_only=True):
     """The leader object, as JSON for people's eyes."""
 
     controller_epoch: int
@@ -115,6 +115,8 @@ class MetadataLog:
         """Why the bucket did not answer as it should, while it does not."""
         self.bears_refusal = False
         """Whether AccessDenied is waited out (credentials are being renewed) or raised (they are wrong)."""
+        self.bears_outage = True
+        """Whether Unavailable, which a store raises after its own deadline, is waited out or raised (tools do not wait)."""
 
     # ---- cluster marker
 
@@ -128,14 +130,14 @@ class MetadataLog:
         key = self._paths.cluster
         found = await self._get(key)
         if found is None:
-            marker = _Marker(format=_BUCKET_FORMAT, cluster_id=cluster_id or fallback_id, created_at_ms=now_ms)
+            marker = ClusterMarker(format=_BUCKET_FORMAT, cluster_id=cluster_id or fallback_id, created_at_ms=now_ms)
             await self._create(key, msgspec.json.encode(marker))
             found = await self._get(key)
             if found is None:
                 raise MetadataCorrupt(
                     f"{key} vanished just after it was written: does something else delete from the bucket?"
                 )
-        marker = _decode_json(found.data, _Marker, key)
+        marker = _decode_json(found.data, ClusterMarker, key)
         if marker.format > _BUCKET_FORMAT:
             raise UnsupportedMetadata(
                 f"{key} has format {marker.format}, newer than {_BUCKET_FORMAT}: upgrade this node"
@@ -148,19 +150,24 @@ class MetadataLog:
             )
         return marker.cluster_id
 
+    async def read_marker(self) -> ClusterMarker | None:
+        """The cluster marker as it is; None in a bucket that no cluster lives in."""
+        found = await self._get(self._paths.cluster)
+        return None if found is None else _decode_json(found.data, ClusterMarker, self._paths.cluster)
+
     # ---- leader object
 
     async def take_office(self, leader: str, newer_than: int) -> Claim:
         """Become the leader, under a controller epoch that is higher than any before."""
         nonce = self._rng.randbytes(16).hex()
         backoff = self._backoff()
-        attempt: _Leader | None = None
+        attempt: LeaderObject | None = None
         while True:
             found = await self._get(self._paths.leader)
-            current = None if found is None else _decode_json(found.data, _Leader, self._paths.leader)
+            current = None if found is None else _decode_json(found.data, LeaderObject, self._paths.leader)
             if attempt is None or current != attempt:
                 controller_epoch = max(newer_than, current.controller_epoch if current is not None else 0) + 1
-                attempt = _Leader(controller_epoch=controller_epoch, leader=leader, nonce=nonce)
+                attempt = LeaderObject(controller_epoch=controller_epoch, leader=leader, nonce=nonce)
                 if not await self._swap_once(self._paths.leader, msgspec.json.encode(attempt), found):
                     await backoff()
                     continue
@@ -168,11 +175,15 @@ class MetadataLog:
 
     async def still_leads(self, claim: Claim) -> bool:
         """True where nobody has taken office since."""
-        found = await self._get(self._paths.leader)
-        if found is None:
+        current = await self.read_leader()
+        if current is None:
             return False
-        current = _decode_json(found.data, _Leader, self._paths.leader)
         return (current.controller_epoch, current.nonce) == (claim.controller_epoch, claim.nonce)
+
+    async def read_leader(self) -> LeaderObject | None:
+        """Who took office last; None where nobody ever did."""
+        found = await self._get(self._paths.leader)
+        return None if found is None else _decode_json(found.data, LeaderObject, self._paths.leader)
 
     # ---- entries
 
@@ -341,6 +352,8 @@ class MetadataLog:
     def _bear(self, error: Exception) -> None:
         self.last_error = error
         if isinstance(error, AccessDenied) and not self.bears_refusal:
+            raise error
+        if isinstance(error, Unavailable) and not self.bears_outage:
             raise error
 
     def _backoff(self) -> Callable[[], Awaitable[None]]:

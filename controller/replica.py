@@ -102,11 +102,15 @@ class Replica:
             return False
         state, self.snapshot_size_bytes = loaded
         check_all(state.tables)
+        self.show(state, index)
+        return True
+
+    def show(self, state: State, index: int) -> None:
+        """Show a state that holds the entries up to an index, and go on from there."""
         self.image.replace(state)
         self.next_index = index + 1
         self.entries_since_snapshot = self.bytes_since_snapshot = 0
         self._tell(Applied(index=index, records=(), topic_ids=frozenset(state.tables.topics), is_reset=True))
-        return True
 
     def _tell(self, applied: Applied) -> None:
         for callback in tuple(self._subscribers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "ForeignObject",
     "MetadataUnavailable",
     "NoMemory",
     "NodeFenced",
@@ -60,6 +61,10 @@ class SourcesChanged(StorageError):
 
 class ObjectCorrupt(StorageError):
     """An object's bytes do not match their CRC or layout. Names object, stream and offsets."""
+
+
+class ForeignObject(ObjectCorrupt):
+    """Under an object's key lies another object, which is whole."""
 
 
 class UnsupportedObjectFormat(StorageError):

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from s3stream.objectstore import Buffer, ObjectStore, ObjectSummary, StoredObject, Unavailable
+from s3stream.objectstore import Buffer, MultipartSummary, ObjectStore, ObjectSummary, StoredObject, Unavailable
 from wal.histogram import Histogram
 
 __all__ = ["InstrumentedObjectStore"]
@@ -110,6 +110,12 @@ class InstrumentedObjectStore:
 
         async with _Request(self, "put_multipart") as request:
             return await self.inner.put_multipart(key, counted())
+
+    async def list_multiparts(self, prefix: str) -> AsyncIterator[MultipartSummary]:
+        """See ObjectStore. Counts as one request."""
+        async with _Request(self, "list_multiparts"):
+            async for summary in self.inner.list_multiparts(prefix):
+                yield summary
 
     async def abort_stale_multiparts(self, prefix: str, older_than_ms: int) -> int:
         """See ObjectStore."""

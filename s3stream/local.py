@@ -22,16 +22,18 @@ import fcntl
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from s3stream.objectstore import (
     AccessDenied,
     Buffer,
+    MultipartSummary,
     NotFound,
     ObjectStoreError,
     ObjectSummary,
@@ -67,12 +69,22 @@ _CHECK_DIRECTORY = "check the path, its owner and its mount options"
 class LocalObjectStore:
     """An `ObjectStore` whose keys are files under a root directory, which is created where it is missing."""
 
-    def __init__(self, root: Path, *, threads: int = 4) -> None:
+    def __init__(self, root: Path, *, threads: int = 4, read_only: bool = False) -> None:
+        """Open a directory; with `read_only` nothing is made there, not even the directory.
+
+        Raises:
+            AccessDenied: the directory cannot be used.
+        """
         self._root = root.absolute()
+        self._read_only = read_only
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="object-store")
         self._under_way: set[asyncio.Future[object]] = set()
         self._closed = False
         self._known_directories: set[str] = set()
+        if read_only:
+            if not self._root.is_dir():
+                raise AccessDenied(f"there is no directory {root} to read objects from; check the path")
+            return
         try:
             for name in (_TEMPORARY, _LOCKS):
                 (self._root / name).mkdir(parents=True, exist_ok=True)
@@ -173,6 +185,23 @@ class LocalObjectStore:
         finally:
             await self._call(key, lambda: _discard(temporary, descriptor))
 
+    async def list_multiparts(self, prefix: str) -> AsyncIterator[MultipartSummary]:
+        """See ObjectStore. Also lists other writes, under way or left by crashed processes; very long keys are cut short."""
+        own_prefix = quote(prefix, safe="")[:_TEMPORARY_NAME_KEY_LENGTH]
+
+        def found() -> list[MultipartSummary]:
+            summaries = []
+            with contextlib.suppress(FileNotFoundError), os.scandir(self._root / _TEMPORARY) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):  # finished meanwhile
+                        if entry.name.startswith(own_prefix):
+                            key = unquote(entry.name.rpartition("~")[0])
+                            summaries.append(MultipartSummary(key=key, begun_ms=_modified_ms(entry.stat())))
+            return summaries
+
+        for summary in await self._call(prefix, found):
+            yield summary
+
     async def abort_stale_multiparts(self, prefix: str, older_than_ms: int) -> int:
         """See ObjectStore. Also removes what crashed processes left of other writes."""
         own_prefix = quote(prefix, safe="")[:_TEMPORARY_NAME_KEY_LENGTH]
@@ -190,7 +219,9 @@ class LocalObjectStore:
         return await self._call(prefix, remove)
 
     async def now_ms(self) -> int:
-        """See ObjectStore: the clock that stamps this file system's files."""
+        """See ObjectStore: the clock that stamps this file system's files; this machine's where they are only read."""
+        if self._read_only:
+            return time.time_ns() // 1_000_000
 
         def touch() -> int:
             path = self._root / _CLOCK

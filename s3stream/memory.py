@@ -31,6 +31,7 @@ from typing import TypeVar
 
 from s3stream.objectstore import (
     Buffer,
+    MultipartSummary,
     NotFound,
     ObjectSummary,
     PreconditionFailed,
@@ -271,6 +272,19 @@ class MemoryObjectStore:
         except BaseException:
             self.bucket.multiparts.pop(upload_id, None)
             raise
+
+    async def list_multiparts(self, prefix: str) -> AsyncIterator[MultipartSummary]:
+        """See ObjectStore."""
+
+        def uploads() -> list[MultipartSummary]:
+            return [
+                MultipartSummary(key=upload.key, begun_ms=upload.begun_ms)
+                for upload in self.bucket.multiparts.values()
+                if upload.key.startswith(prefix)
+            ]
+
+        for summary in await self._request("list_multiparts", prefix, uploads):
+            yield summary
 
     async def abort_stale_multiparts(self, prefix: str, older_than_ms: int) -> int:
         """See ObjectStore."""

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import NamedTuple
 
-from s3stream.errors import ObjectCorrupt, UnsupportedObjectFormat
+from s3stream.errors import ForeignObject, ObjectCorrupt, UnsupportedObjectFormat
 from s3stream.metadata import ObjectId, StreamId
 from s3stream.objectstore import Buffer
 from wal.checksum import combine_crc32c, crc32c
@@ -312,7 +312,7 @@ def parse_footer(tail: Buffer, object_size_bytes: int, object_id: ObjectId) -> F
     """Read the footer at the end of `tail`, the last bytes of an object of the given size.
 
     Raises:
-        ObjectCorrupt: it is no footer of that object.
+        ObjectCorrupt: it is no footer of that object (ForeignObject: but of another).
         UnsupportedObjectFormat: a newer version wrote it.
     """
     if len(tail) < FOOTER_SIZE_BYTES:
@@ -331,7 +331,7 @@ def parse_footer(tail: Buffer, object_size_bytes: int, object_id: ObjectId) -> F
             f"object {object_id} has format version {version}, this node reads up to {FORMAT_VERSION}: upgrade it"
         )
     if own_id != object_id:
-        raise ObjectCorrupt(f"object {object_id}: its content is that of object {own_id}")
+        raise ForeignObject(f"object {object_id}: its content is that of object {own_id}")
     if own_size != object_size_bytes:
         raise ObjectCorrupt(f"object {object_id}: written with {own_size} bytes, has {object_size_bytes}")
     if index_position + index_size + FOOTER_SIZE_BYTES != own_size or index_size % INDEX_ENTRY_SIZE_BYTES:

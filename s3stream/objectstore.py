@@ -18,6 +18,7 @@ from typing import Protocol
 __all__ = [
     "AccessDenied",
     "Buffer",
+    "MultipartSummary",
     "NotFound",
     "ObjectStore",
     "ObjectStoreError",
@@ -62,6 +63,14 @@ class ObjectSummary:
     key: str
     size_bytes: int
     last_modified_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MultipartSummary:
+    """A multipart upload that was begun and not completed, as a listing tells of it."""
+
+    key: str
+    begun_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +123,9 @@ class ObjectStore(Protocol):
 
     async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> str:
         """Write a large object part by part; nothing is visible before the end. Aborts its upload when it fails."""
+
+    def list_multiparts(self, prefix: str) -> AsyncIterator[MultipartSummary]:
+        """Multipart uploads under way or left behind, for keys that start with `prefix`."""
 
     async def abort_stale_multiparts(self, prefix: str, older_than_ms: int) -> int:
         """Abort multipart uploads begun before a wall-clock time (ms since the epoch); returns how many."""

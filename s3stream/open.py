@@ -22,6 +22,7 @@ from s3stream.local import LocalObjectStore
 from s3stream.memory import MemoryObjectStore
 from s3stream.objectstore import ObjectStore
 from s3stream.paths import Paths
+from s3stream.read_only import ReadOnlyObjectStore
 
 __all__ = ["OpenedStore", "open_object_store"]
 
@@ -33,14 +34,20 @@ class OpenedStore(NamedTuple):
     paths: Paths
 
 
-def open_object_store(uri: str, *, rng: random.Random, settings: ObjectStoreSettings | None = None) -> OpenedStore:
-    """Open what a URI names. Nothing is contacted yet.
+def open_object_store(
+    uri: str, *, rng: random.Random, settings: ObjectStoreSettings | None = None, read_only: bool = False
+) -> OpenedStore:
+    """Open what a URI names. Nothing is contacted yet. With `read_only` the store refuses to write.
 
     Raises:
         InvalidSettings: the URI cannot be understood.
         AccessDenied: a local directory cannot be used.
     """
-    settings = settings or ObjectStoreSettings()
+    opened = _open(uri, rng, settings or ObjectStoreSettings(), read_only)
+    return OpenedStore(ReadOnlyObjectStore(opened.store), opened.paths) if read_only else opened
+
+
+def _open(uri: str, rng: random.Random, settings: ObjectStoreSettings, read_only: bool) -> OpenedStore:
     parts = urlsplit(uri)
     if parts.username or parts.password:
         raise InvalidSettings("object store URI: credentials do not belong in it; set them in the environment")
@@ -51,7 +58,8 @@ def open_object_store(uri: str, *, rng: random.Random, settings: ObjectStoreSett
             if parts.netloc not in ("", "localhost") or not path.startswith("/"):
                 raise InvalidSettings(f"object store URI {uri!r}: write file:///absolute/path")
             _refuse_unknown(uri, options)
-            return OpenedStore(LocalObjectStore(Path(path), threads=settings.local_threads), Paths())
+            store = LocalObjectStore(Path(path), threads=settings.local_threads, read_only=read_only)
+            return OpenedStore(store, Paths())
         if parts.scheme == "mem":
             _refuse_unknown(uri, options)
             return OpenedStore(MemoryObjectStore(rng=rng, uri=uri), Paths(path.strip("/")))
@@ -62,7 +70,7 @@ def open_object_store(uri: str, *, rng: random.Random, settings: ObjectStoreSett
             from s3stream.s3 import S3ObjectStore
 
             paths = Paths(path.strip("/"))
-            store = S3ObjectStore(
+            bucket = S3ObjectStore(
                 parts.netloc,
                 rng=rng,
                 settings=settings,
@@ -72,7 +80,7 @@ def open_object_store(uri: str, *, rng: random.Random, settings: ObjectStoreSett
                 send_checksums=_flag(uri, options, "checksums", default=True),
             )
             _refuse_unknown(uri, options)
-            return OpenedStore(store, paths)
+            return OpenedStore(bucket, paths)
     except InvalidSettings:
         raise
     except ValueError as error:

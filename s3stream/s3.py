@@ -40,6 +40,7 @@ from s3stream.config import ObjectStoreSettings
 from s3stream.objectstore import (
     AccessDenied,
     Buffer,
+    MultipartSummary,
     NotFound,
     ObjectStoreError,
     ObjectSummary,
@@ -225,6 +226,18 @@ class S3ObjectStore:
     async def abort_stale_multiparts(self, prefix: str, older_than_ms: int) -> int:
         """See ObjectStore."""
         aborted = 0
+        async for upload in self._list_uploads(prefix):
+            if _begun_ms(upload) < older_than_ms:
+                await self._abort_multipart(upload["Key"], upload["UploadId"])
+                aborted += 1
+        return aborted
+
+    async def list_multiparts(self, prefix: str) -> AsyncIterator[MultipartSummary]:
+        """See ObjectStore."""
+        async for upload in self._list_uploads(prefix):
+            yield MultipartSummary(key=upload["Key"], begun_ms=_begun_ms(upload))
+
+    async def _list_uploads(self, prefix: str) -> AsyncIterator[dict[str, Any]]:
         page: dict[str, Any] = {}
         while True:
             arguments = {"Bucket": self._bucket, "Prefix": prefix, **page}
@@ -233,11 +246,9 @@ class S3ObjectStore:
                 lambda client: client.list_multipart_uploads(**arguments),  # noqa: B023
             )
             for upload in response.get("Uploads", ()):
-                if upload["Initiated"].timestamp() * 1000 < older_than_ms:
-                    await self._abort_multipart(upload["Key"], upload["UploadId"])
-                    aborted += 1
+                yield upload
             if not response.get("IsTruncated"):
-                return aborted
+                return
             page = {"KeyMarker": response["NextKeyMarker"], "UploadIdMarker": response["NextUploadIdMarker"]}
 
     async def now_ms(self) -> int:
@@ -484,6 +495,10 @@ class _Pieces:
 
     def rest(self) -> list[Buffer]:
         return self._gathered
+
+
+def _begun_ms(upload: dict[str, Any]) -> int:
+    return int(upload["Initiated"].timestamp() * 1000)
 
 
 def _crc_of(parts: Sequence[Buffer]) -> int:

@@ -20,7 +20,7 @@ from pathlib import Path
 from wal.errors import WalLocked, WalUnavailable
 from wal.header import RING_START_BYTES, WalHeader, choose_header, initial_image
 
-__all__ = ["FenceWord", "WalDirectory", "fence"]
+__all__ = ["FenceWord", "WalDirectory", "fence", "lock_holder", "open_read_only", "read_fence"]
 
 _WAL_NAME = "wal"
 _NEW_NAME = "wal.new"
@@ -163,6 +163,55 @@ def fence(path: Path) -> int:
                 return wal_epoch
     finally:
         word.close()
+
+
+def open_read_only(path: Path) -> tuple[int, int]:
+    """Open the file of a WAL to look at it, whoever has it open: its descriptor and its size in bytes.
+
+    No lock is taken and nothing is written; where the file system takes O_DIRECT, the page cache stays as it is.
+
+    Raises:
+        WalUnavailable: there is none, or it may not be read.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    try:
+        fd = _open_direct(path / _WAL_NAME, flags)
+        if fd is None:
+            fd = os.open(path / _WAL_NAME, flags)
+        return fd, os.fstat(fd).st_size
+    except FileNotFoundError as error:
+        raise WalUnavailable(f"there is no WAL in {path}: give the directory that wal.uri names") from error
+    except OSError as error:
+        raise WalUnavailable(
+            f"the WAL in {path} cannot be read ({error.strerror}): run this as the broker's user"
+        ) from error
+
+
+def read_fence(path: Path) -> int | None:
+    """The fenced epoch, -1 where none is, None where the directory has no fence; nothing is made."""
+    try:
+        data = (path / _FENCE_NAME).read_bytes()
+    except OSError:
+        return None
+    return int(_FENCE.unpack_from(data)[0]) - 1 if len(data) >= _FENCE.size else None
+
+
+def lock_holder(path: Path) -> int | None:
+    """The process that has the WAL open, as the kernel lists locks; None where none of this machine's does.
+
+    Trying the lock would tell as well, but might keep a broker from starting at that moment.
+    """
+    try:
+        status = (path / _LOCK_NAME).stat()
+        locks = Path("/proc/locks").read_text()
+    except OSError:
+        return None
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    for line in locks.splitlines():
+        fields = line.split()
+        if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5] == place:
+            return int(fields[4])
+    return None
 
 
 def _read_epoch(path: Path) -> int:

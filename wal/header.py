@@ -28,6 +28,7 @@ __all__ = [
     "choose_header",
     "initial_image",
     "pack_header",
+    "read_slots",
     "slot_position",
 ]
 
@@ -119,17 +120,24 @@ def choose_header(image: bytes) -> WalHeader:
         WalUnsupportedFormat: a newer version wrote it.
         WalCorrupt: neither slot is intact.
     """
-    best: WalHeader | None = None
-    for slot in range(HEADER_SLOT_COUNT):
-        header = _read_slot(image[slot * BLOCK_SIZE_BYTES : (slot + 1) * BLOCK_SIZE_BYTES])
-        if header is not None and (best is None or header.generation > best.generation):
-            best = header
-    if best is None:
+    intact = [header for header in read_slots(image) if header is not None]
+    if not intact:
         raise WalCorrupt(
             "neither copy of the WAL header is intact, so what the log holds cannot be told; restore the volume from a "
             "snapshot, or abandon this WAL and start the node with an empty directory (what was not uploaded is lost)"
         )
-    return best
+    return max(intact, key=lambda header: header.generation)
+
+
+def read_slots(image: bytes) -> list[WalHeader | None]:
+    """Both copies, of the file's first `RING_START_BYTES` bytes; None for one that is damaged or half written.
+
+    Raises:
+        WalUnsupportedFormat: a newer version wrote one.
+    """
+    return [
+        _read_slot(image[slot * BLOCK_SIZE_BYTES : (slot + 1) * BLOCK_SIZE_BYTES]) for slot in range(HEADER_SLOT_COUNT)
+    ]
 
 
 def _read_slot(block: bytes) -> WalHeader | None:

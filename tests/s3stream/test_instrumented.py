@@ -32,6 +32,7 @@ async def test_everything_is_passed_on_and_counted() -> None:
     with pytest.raises(NotFound):
         await store.get("none")
     await store.delete_many(["a", "b"])
+    assert [upload async for upload in store.list_multiparts("")] == []
     await store.abort_stale_multiparts("", 0)
     assert await store.now_ms() >= 0
 
@@ -39,7 +40,7 @@ async def test_everything_is_passed_on_and_counted() -> None:
     assert inner.bucket.keys == ["c"]
     assert store.requests == {
         "put_if_absent": 1, "put_if_match": 1, "put": 1, "put_multipart": 1, "get": 2, "get_range": 1, "get_tail": 1,
-        "list": 1, "delete_many": 1, "abort_stale_multiparts": 1, "now_ms": 1,
+        "list": 1, "delete_many": 1, "list_multiparts": 1, "abort_stale_multiparts": 1, "now_ms": 1,
     }  # fmt: skip
     assert store.failures == {("get", "NotFound"): 1}
     assert {operation: durations.count for operation, durations in store.durations.items()} == store.requests

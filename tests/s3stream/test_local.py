@@ -71,6 +71,8 @@ async def test_what_a_crash_left_behind_is_invisible_and_removed_by_age(
     leftover.write_bytes(b"half an obj")
 
     assert [summary async for summary in store.list("")] == []
+    assert [upload.key async for upload in store.list_multiparts("data/")] == ["data/key"]
+    assert [upload async for upload in store.list_multiparts("other/")] == []
     assert await store.abort_stale_multiparts("data/", 1000) == 0
     assert await store.abort_stale_multiparts("other/", await store.now_ms() + 1) == 0
     assert await store.abort_stale_multiparts("data/", await store.now_ms() + 1) == 1

@@ -149,6 +149,7 @@ async def test_a_stale_multipart_of_a_dead_process_is_aborted_by_age() -> None:
         await dying.put_multipart("data/large", parts())
 
     successor = MemoryObjectStore(bucket)
+    assert [(upload.key, upload.begun_ms) async for upload in successor.list_multiparts("")] == [("data/large", 1000)]
     assert await successor.abort_stale_multiparts("data/", 1000) == 0
     assert await successor.abort_stale_multiparts("other/", 1001) == 0
     assert await successor.abort_stale_multiparts("data/", 1001) == 1

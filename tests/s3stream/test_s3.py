@@ -270,6 +270,9 @@ async def test_stale_uploads_are_aborted() -> None:
     for key in ("data/a", "data/b", "other/c"):
         await client.create_multipart_upload(Bucket=store._bucket, Key=key)
     # moto lets every upload begin at one time long ago.
+    begun = [upload async for upload in store.list_multiparts("data/")]
+    assert [upload.key for upload in begun] == ["data/a", "data/b"]
+    assert 0 < begun[0].begun_ms <= await store.now_ms()
     assert await store.abort_stale_multiparts("data/", 0) == 0
     assert await store.abort_stale_multiparts("data/", await store.now_ms()) == 2
     assert await store.abort_stale_multiparts("", await store.now_ms()) == 1

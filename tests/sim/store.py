@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from crc32c import crc32c as checksum
 
 from s3stream.memory import MemoryObjectStore
-from s3stream.objectstore import Buffer, ObjectSummary, StoredObject
+from s3stream.objectstore import Buffer, MultipartSummary, ObjectSummary, StoredObject
 from tests.sim.loop import Process, VirtualLoop
 
 __all__ = ["ProcessStore"]
@@ -79,6 +79,13 @@ class ProcessStore:
                 yield chunk
 
         return await self._outside(self._inner.put_multipart(key, again()))
+
+    async def list_multiparts(self, prefix: str) -> AsyncIterator[MultipartSummary]:
+        async def everything() -> list[MultipartSummary]:
+            return [summary async for summary in self._inner.list_multiparts(prefix)]
+
+        for summary in await self._outside(everything()):
+            yield summary
 
     async def abort_stale_multiparts(self, prefix: str, older_than_ms: int) -> int:
         return await self._outside(self._inner.abort_stale_multiparts(prefix, older_than_ms))

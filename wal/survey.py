@@ -1,0 +1,162 @@
+"""Looks at a WAL that may be open elsewhere: reads its headers and frames, takes no lock, writes nothing.
+
+Always true:
+- What is reported as a frame passed every check that recovery makes: the rules are those of `wal.recovery`, unchanged.
+- Where the log seems to end, the header and that place are read again, and reading goes on if the writer was just there.
+  So neither a trim nor a write that happens meanwhile passes for damage: a loss is reported only where the same place,
+  read after the proof of it, is still not filled.
+- Frames that the writer trims away while they are read are left out.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+from wal.disk import Disk
+from wal.errors import WalCorrupt
+from wal.frame import BLOCK_SIZE_BYTES, align_block, crc_seed
+from wal.header import RING_START_BYTES, WalHeader, choose_header, read_slots
+from wal.recovery import FrameScan, Hole, Need, floor_block
+from wal.ring_reader import RingReader, complete
+
+__all__ = ["EndOfLog", "SurveyedFrame", "WalSurvey"]
+
+_MAX_FOLLOWED_HEADERS = 1_000
+"""How often the log's start may move on while one survey follows it; then the end found so far is told."""
+
+
+class SurveyedFrame(NamedTuple):
+    """One frame that recovery would accept."""
+
+    offset: int
+    end_offset: int
+    """Exclusive log offset of the frame's end."""
+    stream_id: int
+    leader_epoch: int
+    base_offset: int
+    record_count: int
+    payload: memoryview
+    """Valid until the next frame is asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndOfLog:
+    """Where the frames end, and what that means."""
+
+    offset: int
+    reason: str
+    """Why nothing was accepted there."""
+    loss: str | None
+    """What proves that acknowledged data is missing there; None where nothing does: the log ends there in order, or with
+    a write that was never acknowledged."""
+
+
+class WalSurvey:
+    """One look at the log behind a disk."""
+
+    def __init__(self, disk: Disk) -> None:
+        """The disk is only read. It belongs to the caller, who closes it."""
+        self._disk = disk
+        self.end: EndOfLog | None = None
+        """Known once `frames` was read to its end."""
+
+    async def headers(self) -> list[WalHeader | None]:
+        """Both copies of the header as they are now; None for one that is damaged, or being written.
+
+        Raises:
+            WalUnsupportedFormat: a newer version wrote them.
+            WalUnavailable: the disk cannot be read.
+        """
+        return read_slots(await self.head())
+
+    async def frames(self) -> AsyncIterator[SurveyedFrame]:
+        """Every frame from the trim offset on. A payload is valid until the next frame is asked for.
+
+        Raises:
+            WalCorrupt: neither copy of the header is intact.
+            WalUnsupportedFormat, WalUnavailable: see above.
+        """
+        header = choose_header(await self.head())
+        scan, reader = self._begin(header, header.trim_offset)
+        followed = 0
+        while True:
+            hole, loss = None, None
+            try:
+                found = await _step(scan, reader)
+            except WalCorrupt as error:  # a frame of an epoch that this header does not know
+                loss = str(error)
+                hole = Hole(offset=scan.next_offset, reason="the frame there is newer than the header")
+            else:
+                if not isinstance(found, Hole):
+                    yield found
+                    continue
+                hole = found
+                loss = await self._proof(scan, hole, reader)
+            now = choose_header(await self.head())
+            if now.generation != header.generation and followed < _MAX_FOLLOWED_HEADERS:
+                followed += 1
+                header = now
+                scan, reader = self._begin(header, max(hole.offset, header.trim_offset))
+                continue
+            if loss is not None:
+                # The proof may have been written after we looked at the hole.
+                scan, reader = self._begin(header, hole.offset)
+                try:
+                    found = await _step(scan, reader)
+                except WalCorrupt:
+                    found = hole
+                if not isinstance(found, Hole):
+                    yield found
+                    continue
+            self.end = EndOfLog(offset=hole.offset, reason=hole.reason, loss=loss)
+            return
+
+    def _begin(self, header: WalHeader, offset: int) -> tuple[FrameScan, RingReader]:
+        scan = FrameScan(header, crc_seed(header.wal_id))
+        scan.next_offset = offset
+        return scan, RingReader(self._disk, header.capacity_bytes, floor_block(offset), scan.limit_offset)
+
+    async def _proof(self, scan: FrameScan, hole: Hole, reader: RingReader) -> str | None:
+        """What proves that the hole was once filled."""
+        try:
+            scan.check_hole(hole)
+            offset = align_block(hole.offset)
+            while offset < scan.limit_offset:
+                await reader.extend(offset, offset + BLOCK_SIZE_BYTES)
+                end = reader.start_offset + len(reader.view)
+                scan.check_beyond(hole, reader.view, reader.start_offset)
+                offset = end
+        except WalCorrupt as error:
+            return str(error)
+        return None
+
+    async def head(self) -> bytes:
+        """The file's first bytes, both copies of the header."""
+        with mmap.mmap(-1, RING_START_BYTES) as memory:
+            view = memoryview(memory)
+            try:
+                await complete(partial(self._disk.read, 0, view))
+                return bytes(view)
+            finally:
+                view.release()
+
+
+async def _step(scan: FrameScan, reader: RingReader) -> SurveyedFrame | Hole:
+    while isinstance(found := scan.step(reader.view, reader.start_offset), Need):
+        await reader.extend(floor_block(scan.next_offset), found.end_offset)
+    if isinstance(found, Hole):
+        return found
+    position, size_bytes, leader_epoch, base_offset, end_offset = found.columns
+    return SurveyedFrame(
+        found.offset,
+        scan.next_offset,
+        found.stream_id,
+        leader_epoch,
+        base_offset,
+        end_offset - base_offset,
+        reader.view[position : position + size_bytes],
+    )
