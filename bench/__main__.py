@@ -1,4 +1,4 @@
-"""`python -m bench`: the table of loads beside their baselines; `memory` and `recovery` are runs of their own."""
+"""`python -m bench`: the table of loads beside their baselines; `groups`, `memory` and `recovery` are runs of their own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bench import memory, recovery
+from bench import groups, memory, recovery
 from bench.baselines import BaselineUnavailable
 from bench.broker import Broker, BrokerFailed, running_broker
 from bench.librdkafka import LibrdkafkaUnavailable, rdkafka_performance
@@ -94,7 +94,11 @@ def _number(value: float) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "run", nargs="?", choices=["table", "memory", "recovery"], default="table", help="what to run (default: table)"
+        "run",
+        nargs="?",
+        choices=["table", "groups", "memory", "recovery"],
+        default="table",
+        help="what to run (default: table)",
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each timed measurement")
@@ -110,7 +114,9 @@ def main() -> int:
     _BUILD_DIR.mkdir(exist_ok=True)
     work_dir = args.directory or Path(tempfile.mkdtemp(prefix="bench-", dir=_BUILD_DIR))
     try:
-        if args.run == "memory":
+        if args.run == "groups":
+            groups.run(work_dir, args.seconds)
+        elif args.run == "memory":
             memory.run(work_dir)
         elif args.run == "recovery":
             recovery.run(work_dir)

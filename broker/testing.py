@@ -70,6 +70,7 @@ class TidelogServer:
             "memory_bytes": 128 << 20,
             "upload_size_bytes": 4 << 20,
             "upload_interval_ms": 500,
+            "group_initial_rebalance_delay_ms": 0,
             "listeners": f"PLAINTEXT://127.0.0.1:{self._port}",
             **self._settings,
         }

@@ -233,6 +233,8 @@ class GroupCoordinator:
         for place in self._places.values():
             if place.is_ready:
                 place.handle(TopicDeleted(topic=name))
+            else:
+                place.deleted_topics.append(name)
 
     async def wait_loaded(self, timeout_s: float) -> None:
         """Return when every group is known, or the time is up (the rest goes on in the background)."""
@@ -384,9 +386,12 @@ class _Place:
         self.bytes = 0
         """What the log holds since its start, about."""
         self.snapshot_under_way = False
+        self.deleted_topics: list[str] = []
+        """Those that were deleted while it was loaded."""
         self.shard: Shard
         self.is_ready = False
         self._coordinator = coordinator
+        self._look_at_records = self._look_at_bytes = 0
         self._appends: deque[_Append] = deque()
         self._waiting: deque[tuple[_Append, Sequence[Row]]] = deque()
         self._waiting_bytes = 0
@@ -401,6 +406,8 @@ class _Place:
         self.shard = shard
         self.is_ready = True
         self._run(shard.loaded(self._coordinator.now()))
+        for name in self.deleted_topics:
+            self._run(shard.handle(TopicDeleted(topic=name), self._coordinator.now()))
         self._after()
 
     def close(self, error: ErrorCode) -> None:
@@ -440,16 +447,15 @@ class _Place:
 
     def _after(self) -> None:
         self._arm()
-        if not self.snapshot_under_way and self._is_long:
-            self._coordinator.snapshot_later(self)
+        if not self.snapshot_under_way and (self.records >= self._look_at_records or self.bytes >= self._look_at_bytes):
+            self._look_at_length()
 
-    @property
-    def _is_long(self) -> bool:
-        if self.records < SNAPSHOT_MIN_RECORDS and self.bytes < SNAPSHOT_MIN_BYTES:
-            return False
-        return self.records >= max(SNAPSHOT_MIN_RECORDS, SNAPSHOT_RATIO * self.shard.live_record_count) or (
-            self.bytes >= max(SNAPSHOT_MIN_BYTES, SNAPSHOT_RATIO * self.shard.live_bytes)
-        )
+    def _look_at_length(self) -> None:
+        """Have the log written anew, if it is long for what it holds; else say when that is to be looked at again."""
+        self._look_at_records = max(SNAPSHOT_MIN_RECORDS, SNAPSHOT_RATIO * self.shard.live_record_count)
+        self._look_at_bytes = max(SNAPSHOT_MIN_BYTES, SNAPSHOT_RATIO * self.shard.live_bytes)
+        if self.records >= self._look_at_records or self.bytes >= self._look_at_bytes:
+            self._coordinator.snapshot_later(self)
 
     # ---- time ---------------------------------------------------------------------------------------------------------
 

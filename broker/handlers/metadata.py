@@ -24,7 +24,7 @@ from broker.config import Listener, parse_listeners
 from broker.errors import code_of
 from broker.handlers.create_topics import wait_until_open
 from broker.topic_config import check_topic_name, colliding_form
-from broker.topics import Topic
+from broker.topics import INTERNAL_TOPICS, Topic
 from controller.controller import TopicSpec
 from controller.errors import ControllerError, TopicExists
 from controller.image import Node
@@ -82,7 +82,10 @@ def handle(
         missing = [
             topic.name
             for topic in wanted
-            if topic.name and topic.name not in broker.topics.by_name and check_topic_name(topic.name) is None
+            if topic.name
+            and topic.name not in broker.topics.by_name
+            and topic.name not in INTERNAL_TOPICS  # those come into being when somebody needs them, in their own way
+            and check_topic_name(topic.name) is None
         ]
         if missing:
             # The rest is unknown for now, so that clients ask again.

@@ -45,6 +45,12 @@ async def test_an_unknown_type_of_key_is_refused(wire: Wire) -> None:
     assert response.coordinators[0].error_code == 42  # INVALID_REQUEST
 
 
+async def test_asking_for_its_metadata_does_not_create_it(wire: Wire) -> None:
+    wanted = [MetadataRequestTopic(name=OFFSETS_TOPIC), MetadataRequestTopic(name="__transaction_state")]
+    response = await wire.call("Metadata", 12, MetadataRequest(topics=wanted, allow_auto_topic_creation=True))
+    assert [topic.error_code for topic in response.topics] == [3, 3]  # UNKNOWN_TOPIC_OR_PARTITION
+
+
 async def test_clients_may_not_produce_to_it(wire: Wire) -> None:
     await wire.call("FindCoordinator", 6, FindCoordinatorRequest(coordinator_keys=["group"]))
     answer = await wire.produce(OFFSETS_TOPIC, batch(b"value", key=b"key"))
