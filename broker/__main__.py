@@ -148,11 +148,11 @@ async def _serve(settings: BrokerSettings) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    gc.set_threshold(*GC_THRESHOLDS)  # for recovery, too
     async with Node(settings) as node:
         _announce(node)
         gc.collect()
         gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
         stopped = asyncio.create_task(stop.wait())
         failed = asyncio.create_task(node.wait_failed())
         await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)

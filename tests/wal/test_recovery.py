@@ -469,8 +469,12 @@ async def test_a_run_says_what_is_of_which_stream() -> None:
 # -- reading
 
 
-async def test_recovery_reads_on_across_its_buffer_and_the_end_of_the_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lead_bytes", [0, BLOCK, 16 * BLOCK])
+async def test_recovery_reads_on_across_its_buffer_and_the_end_of_the_ring(
+    lead_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("wal.ring_reader.RECOVERY_READ_BYTES", 2 * BLOCK)
+    monkeypatch.setattr("wal.ring_reader.LEAD_BYTES", lead_bytes)
     rng = random.Random(3)
     disk = MemoryDisk.formatted(capacity_bytes=128 << 10)
     wal, _, _ = await started(disk)
