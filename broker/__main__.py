@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import gc
-import logging
 import signal
 import sys
 from collections.abc import Coroutine
@@ -16,6 +15,7 @@ from typing import Any
 from broker.config import BrokerSettings, InvalidSettings, settings_from
 from broker.config_reference import as_json, as_text
 from broker.inspect.command import EXIT_NOT_CHECKED, add_inspect, inspect
+from broker.logs import LEVELS, configured
 from broker.node import Node
 from broker.origin import ForeignPackage, check_packages
 from broker.verify.command import add_verify, verify
@@ -67,20 +67,18 @@ examples:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(
-        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
     try:
         check_packages()
         if options.command == "config":
             print(as_json() if options.json else as_text())
             return 0
         settings = _settings(options)
-        if options.command == "inspect":
-            return _run(inspect(options, settings))
-        if options.command == "verify":
-            return _run(verify(options, settings))
-        return _run(_serve(settings))
+        with configured(settings.logging_format, settings.logging_level):
+            if options.command == "inspect":
+                return _run(inspect(options, settings))
+            if options.command == "verify":
+                return _run(verify(options, settings))
+            return _run(_serve(settings))
     except _CANNOT_START as error:
         print(f"tidelog: {error}", file=sys.stderr)
         return 1 if options.command in ("serve", "dev") else EXIT_NOT_CHECKED
@@ -105,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
             "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides", help="one setting; repeatable"
         )
     parser.add_argument(
-        "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="what goes to standard error"
+        "--log-level", choices=LEVELS, help="what goes to standard error (default: the setting logging.level)"
     )
     return parser
 
@@ -125,6 +123,8 @@ def _settings(options: argparse.Namespace) -> BrokerSettings:
         overrides["object.store.uri"] = (data / "objects").as_uri()
     if getattr(options, "bucket", None) is not None:
         overrides["object.store.uri"] = options.bucket
+    if options.log_level is not None:
+        overrides["logging.level"] = options.log_level
     for item in options.overrides:
         name, separator, value = item.partition("=")
         if not separator:

@@ -39,4 +39,8 @@ class Background:
 def _report(task: asyncio.Task[None]) -> None:
     error = None if task.cancelled() else task.exception()
     if error is not None:
-        log.error("%s stopped until the next start; please report this", task.get_name(), exc_info=error)
+        log.error(
+            "background work stopped until the next start: %(work)s; please report this",
+            {"work": task.get_name()},
+            exc_info=error,
+        )

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from broker.logs import FORMATS, LEVELS
 from broker.setting import INT32_MAX, INT64_MAX, Kind, Setting, Value, nearest
 
 __all__ = [
@@ -350,6 +351,13 @@ class BrokerSettings:
     offset_metadata_max_bytes: int = _group(
         4_096, "Largest text that a client may keep with an offset.", unit="bytes", least=0, most=32_767
     )
+
+    logging_format: str = _monitoring(
+        "logfmt",
+        "How this process writes what happens to standard error, one line an event: as logfmt or JSON.",
+        choices=FORMATS,
+    )
+    logging_level: str = _monitoring("info", "The least level that is written.", choices=LEVELS)
 
     shutdown_timeout_ms: int = _process(
         3_000, "How long an orderly stop may take to upload; the WAL keeps the rest.", unit="ms", least=0

@@ -257,7 +257,7 @@ class Connection(asyncio.BufferedProtocol):
             self.close(str(error), "request")
             return
         except Exception:
-            log.exception("request of %s failed; closing its connection", self.peer)
+            log.exception("a request failed, closing its connection: %(client)s", {"client": self.peer})
             self.close(None, "fault")
             return
         finally:
@@ -344,7 +344,7 @@ class Connection(asyncio.BufferedProtocol):
         if isinstance(error, ProtocolError | CloseConnection):
             self.close(str(error), "request")
         elif error is not None:
-            log.error("request of %s failed; closing its connection", self.peer, exc_info=error)
+            log.error("a request failed, closing its connection: %(client)s", {"client": self.peer}, exc_info=error)
             self.close(None, "fault")
 
     def flush(self) -> None:
@@ -386,7 +386,7 @@ class Connection(asyncio.BufferedProtocol):
     def revoke(self) -> None:
         """The arena needs the memory that this slow client holds (a `PinHolder` of the log cache)."""
         if not self._closing:
-            log.warning("closing %s: it reads too slowly for the memory that its response holds", self.peer)
+            self._log_closing("it reads too slowly for the memory that its response holds")
             self.abort("slow")
 
     # ---- end --------------------------------------------------------------------------------------------------
@@ -401,13 +401,16 @@ class Connection(asyncio.BufferedProtocol):
         if cause is not None:
             self.server.metrics.connections_closed[cause] += 1
         if reason is not None:
-            log.warning("closing %s: %s", self.peer, one_line(reason))
+            self._log_closing(one_line(reason))
         self.acks.take_ready(self._out)
         if self._out:
             self._write()  # what was answered before the bad request still reaches the client
         self._closing = True
         assert self.transport is not None
         self.transport.close()
+
+    def _log_closing(self, reason: str) -> None:
+        log.warning("closing a connection: %(reason)s (%(client)s)", {"client": self.peer, "reason": reason})
 
     def abort(self, cause: str | None = None) -> None:
         """Close at once, giving up what the socket did not take; `cause` is counted, unless None (nothing is wrong)."""
@@ -435,10 +438,10 @@ class Connection(asyncio.BufferedProtocol):
         self._holding_s = self._holding_s + elapsed_s if receives or sends else 0.0
         self._served = False
         if self._stuck_s >= STUCK_TIMEOUT_S:
-            log.warning("closing %s: it did not take a byte of its response for %d s", self.peer, self._stuck_s)
+            self._log_closing(f"it did not take a byte of its response for {self._stuck_s:.0f} s")
             self.abort("stuck")
         elif self._holding_s >= STUCK_TIMEOUT_S:
-            log.warning("closing %s: it holds memory that others wait for", self.peer)
+            self._log_closing("it holds memory that others wait for")
             self.abort("memory")
         elif self._idle_s >= max_idle_s and not (self._busy or self.acks.pending or ours):
             self.abort("idle")  # silently, as Kafka does: an idle client reconnects

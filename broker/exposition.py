@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from broker.logs import FIGURES
 from broker.metrics import OTHER_TOPICS, Metrics, TopicTraffic
 from protocol.apis import API
 from protocol.errors import ErrorCode
@@ -551,6 +552,18 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "tidelog_event_loop_lag_seconds",
                 "How much later than planned the event loop came to a timer, four times a second.",
                 lambda parts: parts.event_loop.lag,
+            ),
+            _labelled(
+                "counter",
+                "tidelog_log_lines_total",
+                "level",
+                "Lines written to the process's log, by level; where the process writes its own (tidelog serve, tidelog dev).",
+                _by_value(lambda parts: dict(FIGURES.lines)),
+            ),
+            _counter(
+                "tidelog_log_suppressed_lines_total",
+                "Lines left out because the same event was written too often.",
+                lambda parts: FIGURES.suppressed_lines,
             ),
             _labelled(
                 "gauge",

@@ -210,7 +210,10 @@ class Partitions:
             try:
                 opened = await self._storage.open_streams(wanted)
             except (MetadataUnavailable, ObjectStoreError) as error:
-                log.warning("cannot open %d partitions yet: %s", len(wanted), error)
+                log.warning(
+                    "partitions cannot be opened yet: %(error)s (%(count)d of them)",
+                    {"count": len(wanted), "error": error},
+                )
                 await asyncio.sleep(RETRY_DELAY_S)
                 self._to_open.update(dict.fromkeys(wanted))
                 self._open_event.set()
@@ -232,13 +235,15 @@ class Partitions:
             except StreamClosed:
                 continue
             except (StorageError, ObjectStoreError) as error:
-                log.warning("cannot rebuild the state of %s yet: %s", partition, error)
+                log.warning(
+                    "state cannot be rebuilt yet: %(error)s (%(partition)s)", {"partition": partition, "error": error}
+                )
                 await asyncio.sleep(RETRY_DELAY_S)
                 if partition.stream.closed is None:
                     self._to_load[stream_id] = partition
                     self._load_event.set()
             except Exception:  # a state that cannot be read, or a mistake of ours: neither may take the loader along
-                log.exception("%s stays closed for producers", partition)
+                log.exception("a partition stays closed for producers: %(partition)s", {"partition": partition})
             finally:
                 self._loading -= 1
                 self._loaded.set()

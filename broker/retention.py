@@ -84,7 +84,7 @@ class Retention:
             try:
                 await self.apply()
             except ObjectStoreError as error:
-                log.warning("retention put off: %s", error)
+                log.warning("retention put off: %(error)s", {"error": error})
 
     async def apply(self) -> int:
         """Look at every partition once; returns how many log starts were raised.
@@ -96,7 +96,8 @@ class Retention:
         difference_ms = abs(await self._store_now_ms() - self._now_ms())
         if difference_ms > MAX_CLOCK_DIFFERENCE_MS:
             log.error(
-                "nothing goes by age: the clocks here and in the object store differ by %d s", difference_ms // 1000
+                "nothing goes by age: the clocks here and in the object store differ by %(difference_s)d s",
+                {"difference_s": difference_ms // 1000},
             )
             now_ms = None
         due: list[tuple[Partition, int]] = []
@@ -139,8 +140,11 @@ async def _trim(partition: Partition, offset: int) -> bool:
     try:
         await partition.stream.trim(offset)
     except (ObjectStoreError, StorageError) as error:
-        log.warning("retention of %s put off: %s", partition, error)
+        log.warning("retention put off: %(error)s (%(partition)s)", {"partition": partition, "error": error})
         return False
     partition.leader_epochs.trim(partition.stream.log_start_offset)
-    log.info("%s now starts at offset %d (retention)", partition, partition.stream.log_start_offset)
+    log.info(
+        "retention raised a log start: %(partition)s now starts at offset %(log_start_offset)d",
+        {"partition": partition, "log_start_offset": partition.stream.log_start_offset},
+    )
     return True

@@ -238,7 +238,7 @@ class Server:
             try:
                 connection.flush()
             except Exception:
-                log.exception("acknowledgements for %s failed; closing its connection", connection.peer)
+                log.exception("acknowledging failed, closing the connection: %(client)s", {"client": connection.peer})
                 connection.abort("fault")
 
     def wait_for_room(self, connection: Connection) -> None:

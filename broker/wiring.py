@@ -6,6 +6,7 @@ that fails undoes those before it; each says what to do. The order of a stop is 
 
 from __future__ import annotations
 
+import logging
 import random
 import socket
 import time
@@ -49,6 +50,8 @@ from wal.arena import ALIGNMENT_BYTES, Arena
 from wal.open import open_wal
 
 __all__ = ["Running", "start_broker", "storage_settings"]
+
+log = logging.getLogger("tidelog.node")
 
 FETCH_SESSION_EVICTION_MS = 120_000
 """A fetch session that was idle for less keeps its place in the cache (`min.incremental.fetch.session.eviction.ms`)."""
@@ -278,6 +281,10 @@ async def start_broker(
         partitions.on_changed = groups.sync
         topics.sync_all()
         streams = await storage.start(controller.image.streams_led_by(settings.node_id))
+        log.info(
+            "recovered: %(recovered_bytes)d bytes of the WAL, %(partitions)d partitions",
+            {"recovered_bytes": storage.recovered_bytes, "partitions": len(streams), "wal_id": wal.wal_id},
+        )
 
         async def close_storage() -> None:
             await storage.close(timeout_s=settings.shutdown_timeout_ms / 1000)
@@ -379,6 +386,16 @@ async def start_broker(
             )
         )
         stack.callback(monitoring.stopping)
+        log.info(
+            "serving: node %(node_id)d on %(listeners)s",
+            {
+                "node_id": settings.node_id,
+                "listeners": ",".join(map(str, bound)),
+                "metrics_listeners": ",".join(map(str, metrics_bound)),
+                "cluster_id": controller.cluster_id,
+                "node_epoch": registration.node_epoch,
+            },
+        )
         yield Running(
             broker=broker,
             server=server,

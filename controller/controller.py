@@ -52,7 +52,7 @@ __all__ = ["Controller", "TopicSpec"]
 
 R = TypeVar("R")
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = logging.getLogger("tidelog.controller")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -410,7 +410,7 @@ class Controller:
             for record in decision.records:
                 self._ahead.check_and_apply(record)
         except Exception as error:  # a defect of ours: its sender is told, and the state is made anew
-            _log.error("refused %s: %s", type(command).__name__, error)
+            _log.error("command refused: %(command)s: %(error)s", {"command": type(command).__name__, "error": error})
             self._ahead = self.image.state.copy()
             for record in batch.records:
                 self._ahead.apply(record)
@@ -488,7 +488,7 @@ class Controller:
         self._failure = error
         self._step_down()
         self._refuse_all(f"the controller stopped: {error}")
-        _log.error("the controller stopped: %s", error)
+        _log.error("the controller stopped: %(error)s", {"error": error})
         if self._on_failure is not None:
             self._on_failure(error)
 

@@ -83,7 +83,7 @@ class Collector:
                     await self.collect_orphans()
                     next_scan = loop.time() + self._settings.orphan_scan_interval_ms / 1000
             except (ObjectStoreError, MetadataUnavailable) as error:
-                _log.warning("collection put off: %s", error)
+                _log.warning("collection put off: %(error)s", {"error": error})
 
     async def collect(self) -> int:
         """Delete what was expired earlier and what has been unreferenced for long enough; returns how many."""

@@ -119,7 +119,7 @@ class Compactor:
                     pass
             except (ObjectStoreError, MetadataUnavailable) as error:
                 self.discarded_jobs += 1
-                _log.warning("compaction put off: %s", error)
+                _log.warning("compaction put off: %(error)s", {"error": error})
 
     async def run_once(self) -> bool:
         """Carry out one job; False where there is nothing to do.
@@ -143,14 +143,20 @@ class Compactor:
             await self._commit(CommitObjects(objects=tuple(new_objects), sources=plan.sources))
         except (SourcesChanged, ObjectExpired, NotFound) as error:
             self.discarded_jobs += 1
-            _log.info("compaction discarded: %s", error)
+            _log.info("compaction discarded: %(error)s", {"error": error})
         except _Damaged as damaged:
             if damaged.object_id in self._suspected:
                 self._damaged.add(damaged.object_id)
-                _log.error("compaction leaves a damaged object alone: %s", damaged.__cause__)
+                _log.error(
+                    "compaction leaves a damaged object alone: %(error)s",
+                    {"object_id": damaged.object_id, "error": damaged.__cause__},
+                )
             else:
                 self._suspected.add(damaged.object_id)  # the network may be at fault: it is read once more
-                _log.warning("compaction reads an object again: %s", damaged.__cause__)
+                _log.warning(
+                    "compaction reads an object again: %(error)s",
+                    {"object_id": damaged.object_id, "error": damaged.__cause__},
+                )
         else:
             self.jobs += 1
             self._written.update(each.object_id for each in new_objects)

@@ -203,7 +203,7 @@ class Storage:
                     await self.metadata.close_streams(ends)
                     complete = True
         except (TimeoutError, StorageError) as error:
-            _log.warning("closed before everything was uploaded; the WAL keeps the rest: %r", error)
+            _log.warning("closed before everything was uploaded: the WAL keeps the rest (%(error)r)", {"error": error})
         finally:
             self._close_streams("the node is shutting down")
             await self._stop_tasks()

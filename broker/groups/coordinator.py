@@ -273,7 +273,7 @@ class GroupCoordinator:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, MetadataUnavailable | ControllerError):
-            log.error("%s failed; please report this", task.get_name(), exc_info=error)
+            log.error("group work failed: %(work)s; please report this", {"work": task.get_name()}, exc_info=error)
 
     def now(self) -> Now:
         return Now(int(asyncio.get_running_loop().time() * 1000), self._now_ms())
@@ -290,12 +290,18 @@ class GroupCoordinator:
                 except StreamClosed:
                     return
                 except (StorageError, ObjectStoreError) as error:
-                    log.warning("cannot load the groups of %s yet: %s", partition, error)
+                    log.warning(
+                        "groups cannot be loaded yet: %(error)s (%(partition)s)",
+                        {"partition": partition, "error": error},
+                    )
                     await asyncio.sleep(RETRY_DELAY_S)
                     continue
                 except Malformed as error:
                     place.failure = f"the groups of {partition} cannot be read: {error}"
-                    log.error("%s; upgrade this broker, or delete the topic to start without its groups", place.failure)
+                    log.error(
+                        "groups cannot be read: %(error)s; upgrade this broker, or delete the topic to start without its groups",
+                        {"partition": partition, "error": place.failure},
+                    )
                     return
                 finally:
                     place.loaded.set()
@@ -320,7 +326,10 @@ class GroupCoordinator:
                 if at % REPLAY_BATCHES_AT_A_TIME == REPLAY_BATCHES_AT_A_TIME - 1:
                     await asyncio.sleep(0)
         if unknown:
-            log.warning("%d records of %s are of a kind that is not known here; skipped", unknown, place.partition)
+            log.warning(
+                "records of an unknown kind skipped: %(count)d of %(partition)s",
+                {"partition": place.partition, "count": unknown},
+            )
         return shard
 
     # ---- the log's size -----------------------------------------------------------------------------------------------
@@ -335,7 +344,10 @@ class GroupCoordinator:
             if not await self._write_snapshot(place):
                 await asyncio.sleep(RETRY_DELAY_S)
         except (StorageError, ObjectStoreError, WalError, KafkaError) as error:
-            log.warning("the log of %s is not trimmed yet: %s", place.partition, error)
+            log.warning(
+                "the log of groups is not trimmed yet: %(error)s (%(partition)s)",
+                {"partition": place.partition, "error": error},
+            )
             await asyncio.sleep(RETRY_DELAY_S)
         finally:
             place.snapshot_under_way = False
@@ -360,7 +372,10 @@ class GroupCoordinator:
         await stream.trim(start_offset)
         place.records -= records_before
         place.bytes -= bytes_before
-        log.info("%s now starts at offset %d: %d records are live", place.partition, start_offset, written)
+        log.info(
+            "the log of groups was trimmed: %(partition)s now starts at offset %(log_start_offset)d, %(count)d records are live",
+            {"partition": place.partition, "log_start_offset": start_offset, "count": written},
+        )
         return True
 
 
@@ -501,7 +516,9 @@ class _Place:
             if partition.append_own(batch, len(rows), timestamp_ms, done) == NO_ROOM:
                 return False
         except (StorageError, WalError, KafkaError) as error:
-            log.warning("records of %s are refused: %s", partition, error)
+            log.warning(
+                "records of groups are refused: %(error)s (%(partition)s)", {"partition": partition, "error": error}
+            )
             self._ended(append, _code_of(error))
             return True
         self.records += len(rows)

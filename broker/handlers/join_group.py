@@ -53,7 +53,14 @@ def handle(broker: Broker, connection: Connection, call: Call, request: JoinGrou
         if instance_id is not None and check_topic_name(instance_id) is not None:  # as Kafka: the rules are the same
             raise KafkaError(ErrorCode.INVALID_REQUEST, f"{instance_id!r} is no group.instance.id")
         if request.reason:
-            log.debug("%s joins %s: %s", request.member_id or call.client_id, request.group_id, request.reason)
+            log.debug(
+                "a member joins: %(member)s, %(group)s, %(reason)s",
+                {
+                    "member": request.member_id or call.client_id,
+                    "group": request.group_id,
+                    "reason": request.reason,
+                },
+            )
         broker.groups.submit(
             request.group_id,
             Join(

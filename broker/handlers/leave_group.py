@@ -37,7 +37,10 @@ def handle(broker: Broker, connection: Connection, call: Call, request: LeaveGro
             raise KafkaError(ErrorCode.INVALID_GROUP_ID, "a group has a name")
         for member in request.members:
             if member.reason:
-                log.debug("%s leaves %s: %s", member.member_id, request.group_id, member.reason)
+                log.debug(
+                    "a member leaves: %(member)s, %(group)s, %(reason)s",
+                    {"member": member.member_id, "group": request.group_id, "reason": member.reason},
+                )
         broker.groups.submit(request.group_id, Leave(token=answer, version=call.version, request=request))
     except KafkaError as error:
         answer(LeaveGroupResponse(error_code=error.error_code))
