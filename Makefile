@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 SEEDS ?= 1..200
 RUNS ?= 25
 JOBS ?= 2
+SECONDS ?= 120
 ARGS ?=
 CLIENTS := build/clients/java/.built build/clients/go/.built build/clients/javascript/.built
 
@@ -53,6 +54,10 @@ sim: $(VENV)/.installed-dev ## Simulate crashes and faults deterministically (SE
 .PHONY: crash
 crash: $(VENV)/.installed-dev ## Kill a real broker under load, again and again (RUNS=25)
 	$(BIN)/python -m tests.crash --runs $(RUNS) $(ARGS)
+
+.PHONY: fuzz
+fuzz: $(VENV)/.installed-fuzz ## Feed what decoders read to a coverage-guided fuzzer (SECONDS=120 for all, ARGS="requests" for one)
+	$(BIN)/python -m tests.fuzz run --seconds $(SECONDS) $(ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.installed-dev ## Measure throughput and latency beside what the machine can do
@@ -110,3 +115,7 @@ build/clients/go/.built: $(BUILD_CLIENT) $(shell find $(INTEROP)/go -type f)
 
 build/clients/javascript/.built: $(BUILD_CLIENT) $(shell find $(INTEROP)/javascript -type f)
 	@$(BUILD_CLIENT) javascript
+
+$(VENV)/.installed-fuzz: tests/fuzz/requirements.txt $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: -r $<
+	@touch $@

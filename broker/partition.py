@@ -34,7 +34,15 @@ from s3stream.storage import OnDone, Storage
 from s3stream.stream import Stream
 from wal.checksum import combine_crc32c, crc32c
 
-__all__ = ["KEYS_UNCHECKED", "NO_ROOM", "AlreadyAppended", "Partition", "PartitionWaiter", "decode_state"]
+__all__ = [
+    "KEYS_UNCHECKED",
+    "NO_ROOM",
+    "AlreadyAppended",
+    "Partition",
+    "PartitionWaiter",
+    "decode_state",
+    "encode_state",
+]
 
 NO_ROOM = -1
 """`Partition.append` appended nothing: wait for room in the log, then send the same batch again."""
@@ -159,13 +167,7 @@ class Partition:
         if offset == self._last_state_offset:
             return None
         self._last_state_offset = offset
-        producers = self.producers.snapshot()
-        epochs = self.leader_epochs.entries()
-        data = bytearray(_STATE.pack(_STATE_MAGIC, _STATE_VERSION, len(epochs), len(producers)))
-        for leader_epoch, start_offset in epochs:
-            data += _EPOCH.pack(leader_epoch, start_offset)
-        data += producers
-        return bytes(data)
+        return encode_state(self.producers, self.leader_epochs)
 
     # ---- append -----------------------------------------------------------------------------------------------
 
@@ -345,6 +347,17 @@ class Partition:
         if verdict is EpochCheck.CURRENT:
             return ErrorCode.NONE
         return ErrorCode.FENCED_LEADER_EPOCH if verdict is EpochCheck.FENCED else ErrorCode.UNKNOWN_LEADER_EPOCH
+
+
+def encode_state(producers: ProducerStates, leader_epochs: LeaderEpochs) -> bytes:
+    """A state block."""
+    packed = producers.snapshot()
+    epochs = leader_epochs.entries()
+    data = bytearray(_STATE.pack(_STATE_MAGIC, _STATE_VERSION, len(epochs), len(packed)))
+    for leader_epoch, start_offset in epochs:
+        data += _EPOCH.pack(leader_epoch, start_offset)
+    data += packed
+    return bytes(data)
 
 
 def decode_state(data: bytes) -> tuple[ProducerStates, LeaderEpochs]:

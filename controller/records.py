@@ -269,6 +269,8 @@ Record = (
 
 _KNOWN_TAGS: Final = range(1, 19)
 _encoder: Final = msgspec.msgpack.Encoder()
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are no MessagePack, for text that is no UTF-8, and for arrays in arrays without end."""
 _decoder: Final = msgspec.msgpack.Decoder(tuple[Record, ...])
 
 
@@ -293,12 +295,15 @@ def decode_records(data: bytes | memoryview, *, where: str) -> tuple[Record, ...
                 f"{METADATA_VERSION}) does not know: upgrade this node"
             ) from error
         raise MetadataCorrupt(f"{where} holds a metadata record that does not match its type: {error}") from error
-    except msgspec.DecodeError as error:
+    except _UNREADABLE as error:
         raise MetadataCorrupt(f"{where} is not a batch of metadata records: {error}") from error
 
 
 def _unknown_tag(data: bytes | memoryview) -> object | None:
-    raw = msgspec.msgpack.decode(data)
+    try:
+        raw = msgspec.msgpack.decode(data)
+    except _UNREADABLE:
+        return None  # what is wrong comes before what does not end well
     if isinstance(raw, list):
         for item in raw:
             if isinstance(item, list) and item and item[0] not in _KNOWN_TAGS:

@@ -182,7 +182,7 @@ def restore(data: bytes, *, where: str) -> Iterator[tuple[State, int] | None]:
         UnsupportedMetadata: a newer version wrote it.
         MetadataCorrupt: it is not whole.
     """
-    if data[:4] != _MAGIC:
+    if data[:4] != _MAGIC or len(data) < 5:
         raise MetadataCorrupt(f"{where} is not a metadata snapshot")
     if data[4] > _FORMAT_VERSION:
         raise UnsupportedMetadata(
@@ -207,7 +207,7 @@ def restore(data: bytes, *, where: str) -> Iterator[tuple[State, int] | None]:
             for entry in object_decoder.decode(payload):
                 _restore_object(tables, entry, newest)
             yield None
-    except (StopIteration, msgspec.DecodeError, KeyError, ValueError, TypeError) as error:
+    except (StopIteration, msgspec.DecodeError, LookupError, ValueError, TypeError, RecursionError) as error:
         raise MetadataCorrupt(f"{where} cannot be decoded: {error!r}") from error
     if len(tables.objects) != head.object_count:
         raise MetadataCorrupt(f"{where} holds {len(tables.objects)} objects instead of {head.object_count}")

@@ -167,9 +167,13 @@ def _read_slot(block: bytes) -> WalHeader | None:
         closed,
         cluster_id_size,
     ) = _FIXED.unpack_from(block)
+    try:
+        cluster_id = block[_FIXED.size : _FIXED.size + cluster_id_size].decode()
+    except UnicodeDecodeError:
+        return None  # a CRC that is right by chance, or another's making
     return WalHeader(
         wal_id=wal_id.hex(),
-        cluster_id=block[_FIXED.size : _FIXED.size + cluster_id_size].decode(),
+        cluster_id=cluster_id,
         node_id=node_id,
         capacity_bytes=capacity_bytes,
         generation=generation,
