@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from protocol.__main__ import main
+from protocol.apis import API
 
 
 def test_list_names_every_api_and_its_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 15
+    assert len(lines) == len(API)
     assert lines[1].split() == ["1", "Fetch", "v4-18,", "flexible", "from", "v12"]
 
 
