@@ -8,6 +8,8 @@ directory that it removes afterwards:
 2. Wait until the write-ahead log is trimmed: all of it is in objects.
 3. Restart the broker, so that every cache is empty.
 4. Read everything back, check that each file's lines come in order, and compare a SHA-256 over all content.
+5. Read it once more with a consumer group of two processes, kill one of them in the middle (SIGKILL), and see that the other
+   takes over its partitions where it last committed: no line is left out, and only what was read after that commit is read twice.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ import json
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +52,15 @@ START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0
 TRIM_TIMEOUT_S = 60.0
 READ_TIMEOUT_S = 120.0
+
+GROUP = "demo"
+SESSION_TIMEOUT_MS = 6_000
+"""How long the coordinator waits for a member that says nothing: Kafka's least by default, so that the demo is not all waiting."""
+COMMIT_EVERY = 20_000
+KILL_AFTER_SHARE = 0.1
+"""Of all lines: what each member has read when one of them is killed."""
+SEEN = struct.Struct("<iqI")
+"""What a member writes down of a line: partition, offset, CRC-32 of key and value."""
 
 SETTINGS = """\
 "node.id" = 1
@@ -236,6 +249,157 @@ def consume(bootstrap: str, library: Library) -> tuple[Library, float]:
     return Library(files=found), time.perf_counter() - began
 
 
+def member(bootstrap: str, journal: Path) -> None:
+    """One process of the group: writes down what it reads, then commits; leaves in order on SIGTERM."""
+    stopping = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": GROUP,
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+            "session.timeout.ms": SESSION_TIMEOUT_MS,
+            "heartbeat.interval.ms": 500,
+        }
+    )
+    consumer.subscribe([TOPIC])
+    uncommitted = 0
+    with journal.open("ab", buffering=0) as file:
+        while not stopping:
+            messages = consumer.consume(1_000, timeout=0.2)
+            seen = bytearray()
+            for message in messages:
+                if message.error():
+                    raise KafkaException(message.error())
+                crc = zlib.crc32(message.value(), zlib.crc32(message.key()))
+                seen += SEEN.pack(message.partition(), message.offset(), crc)
+            file.write(seen)
+            uncommitted += len(messages)
+            if uncommitted >= COMMIT_EVERY or (uncommitted and not messages):
+                try:
+                    consumer.commit(asynchronous=False)
+                except KafkaException as error:
+                    if not error.args[0].retriable() and error.args[0].code() != KafkaError.ILLEGAL_GENERATION:
+                        raise  # else a rebalance came between: whoever has the partition now reads on from the last commit
+                uncommitted = 0
+    consumer.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRead:
+    """What a group of two read, of which one was killed."""
+
+    lines: Mapping[tuple[int, int], int]
+    """CRC by partition and offset."""
+    before_kill: int
+    repeated: int
+    takeover_s: float
+    """From the kill to the first line that the other read of the dead one's partitions."""
+    seconds: float
+
+
+def consume_as_group(bootstrap: str, library: Library, directory: Path) -> GroupRead:
+    """Step 5."""
+    journals = [directory / "member-1", directory / "member-2"]
+    for journal in journals:
+        journal.write_bytes(b"")
+    began = time.perf_counter()
+    processes = [
+        subprocess.Popen([sys.executable, __file__, "--member", bootstrap, str(journal)]) for journal in journals
+    ]
+    doomed, survivor = processes
+    try:
+        _wait(
+            lambda: all(_lines_in(journal) >= library.line_count * KILL_AFTER_SHARE for journal in journals),
+            "both members read",
+            processes,
+        )
+        doomed.kill()
+        doomed.wait()
+        killed = time.perf_counter()
+        lost = _journal(journals[0])
+        before_kill = len(lost) + _lines_in(journals[1])
+        partitions = {partition for partition, _, _ in lost}
+        at = _lines_in(journals[1])
+        _wait(
+            lambda: any(partition in partitions for partition, _, _ in _journal(journals[1])[at:]),
+            "the survivor takes over",
+            [survivor],
+        )
+        takeover_s = time.perf_counter() - killed
+        _wait(lambda: _committed(bootstrap) == library.line_count, "everything is committed", [survivor])
+        survivor.send_signal(signal.SIGTERM)
+        if survivor.wait(STOP_TIMEOUT_S) != 0:
+            raise DemoFailed("the surviving member failed")
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+    lines: dict[tuple[int, int], int] = {}
+    repeated = 0
+    for journal in journals:
+        for partition, offset, crc in _journal(journal):
+            repeated += (partition, offset) in lines
+            if lines.setdefault((partition, offset), crc) != crc:
+                raise DemoFailed(f"partition {partition}, offset {offset} was read twice and differed")
+    return GroupRead(
+        lines=lines,
+        before_kill=before_kill,
+        repeated=repeated,
+        takeover_s=takeover_s,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _lines_in(journal: Path) -> int:
+    return journal.stat().st_size // SEEN.size
+
+
+def _journal(journal: Path) -> list[tuple[int, int, int]]:
+    data = journal.read_bytes()
+    return list(
+        SEEN.iter_unpack(data[: len(data) // SEEN.size * SEEN.size])
+    )  # the killed one may have torn its last write
+
+
+def _committed(bootstrap: str) -> int:
+    """Lines of all partitions that the group has committed."""
+    asker = Consumer({"bootstrap.servers": bootstrap, "group.id": GROUP})
+    try:
+        places = asker.committed([TopicPartition(TOPIC, partition) for partition in range(PARTITIONS)], timeout=10)
+        return sum(max(place.offset, 0) for place in places)
+    finally:
+        asker.close()
+
+
+def _wait(condition: Callable[[], bool], what: str, processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    deadline = time.perf_counter() + READ_TIMEOUT_S
+    while not condition():
+        if any(process.poll() is not None for process in processes):
+            raise DemoFailed(f"a member of the group ended before: {what}")
+        if time.perf_counter() > deadline:
+            raise DemoFailed(f"waited {READ_TIMEOUT_S:.0f} s in vain until {what}")
+        time.sleep(0.05)
+
+
+def check_group(read: GroupRead, library: Library) -> None:
+    """Every line was read, each with what it holds."""
+    if len(read.lines) != library.line_count:
+        raise DemoFailed(f"the group read {len(read.lines):,} lines of {library.line_count:,}")
+    expected = Counter(
+        zlib.crc32(line, zlib.crc32(name.encode())) for name, lines in library.files.items() for line in lines
+    )
+    if Counter(read.lines.values()) != expected:
+        raise DemoFailed("what the group read is not what was sent")
+
+
 def wal_header(directory: Path) -> WalHeader:
     """The header of the write-ahead log: where it begins (trim offset) and where it is known to end."""
     with (directory / "wal" / "wal").open("rb") as file:
@@ -280,6 +444,7 @@ def run(directory: Path) -> None:
     with running_broker(directory, port) as restarted:
         print(f"broker restarted with empty caches, up after {restarted.start_s:.2f} s")
         found, consume_s = consume(bootstrap, library)
+        group = consume_as_group(bootstrap, library, directory)
     print(
         f"consumed {library.line_count / consume_s:,.0f} records/s, {megabytes / consume_s:.1f} MB/s, "
         f"with {restarted.calls['get_range'] + restarted.calls['get_tail']} ranged GETs"
@@ -289,15 +454,26 @@ def run(directory: Path) -> None:
     if sent_sha256 != found_sha256:
         raise DemoFailed("the content that came back differs from what was sent")
     print("Every line of every file came back, in order, from objects.")
+    check_group(group, library)
+    print(
+        f"a group of two read everything in {group.seconds:.1f} s; one was killed after {group.before_kill:,} lines, the other took "
+        f"its partitions over after {group.takeover_s:.1f} s (session timeout {SESSION_TIMEOUT_MS / 1000:.0f} s)"
+    )
+    print(f"No line is missing; {group.repeated:,} that were read but not committed were read twice.")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--directory", type=Path, help="keep the broker's data here instead of removing it")
+    parser.add_argument("--member", nargs=2, metavar=("BOOTSTRAP", "JOURNAL"), help=argparse.SUPPRESS)
     parser.add_argument("--serve", type=Path, metavar="FILE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve is not None:
         uvloop.run(serve(options.serve))
+        return 0
+    if options.member is not None:
+        bootstrap, journal = options.member
+        member(bootstrap, Path(journal))
         return 0
     directory = options.directory
     target = directory or Path(tempfile.mkdtemp(prefix="tidelog-demo-"))
