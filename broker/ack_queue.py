@@ -24,7 +24,7 @@ from protocol.messages.produce import PartitionProduceResponse, ProduceResponse,
 
 if TYPE_CHECKING:
     from broker.connection import Connection
-    from broker.record_walks import KeyCheck
+    from broker.record_walks import BatchTreatment
 
 __all__ = ["AckQueue", "PendingProduce", "encode_single"]
 
@@ -47,12 +47,12 @@ class PendingProduce:
         "appended",
         "correlation_id",
         "done",
-        "key_check",
         "outstanding",
         "resume_at",
         "started",
         "submitted",
         "topics",
+        "treatment",
         "version",
     )
 
@@ -72,8 +72,8 @@ class PendingProduce:
         """Every partition was seen; False while the request waits for room in the log."""
         self.resume_at = 0
         """Partitions seen so far: where to go on when there is room again."""
-        self.key_check: KeyCheck | None = None
-        """Of the batch to go on with, where its keys take long to check."""
+        self.treatment: BatchTreatment | None = None
+        """Of the batch to go on with, where it takes long to look into it."""
 
 
 class AckQueue:

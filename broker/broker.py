@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from broker.config import BrokerSettings, Listener
+from broker.config_layers import SettingsLayers
 from broker.delayed_fetch import WaitingFetches
 from broker.error_codes import error_counter
 from broker.fetch_session import FetchSessionCache
@@ -38,14 +39,15 @@ class Broker:
         "controller",
         "fetch_sessions",
         "groups",
+        "layers",
         "metadata_cache",
         "metrics",
         "now_ms",
+        "object_store_uri",
         "partitions",
         "producer_ids",
         "record_walks",
         "rng",
-        "settings",
         "storage",
         "topics",
         "waiting_fetches",
@@ -54,7 +56,8 @@ class Broker:
     def __init__(
         self,
         *,
-        settings: BrokerSettings,
+        layers: SettingsLayers,
+        object_store_uri: str,
         cluster_id: str,
         controller: Controller,
         storage: Storage,
@@ -67,7 +70,9 @@ class Broker:
         now_ms: Callable[[], int],
         rng: random.Random,
     ) -> None:
-        self.settings = settings
+        self.layers = layers
+        """Settings, and where they come from; replaced when some are altered."""
+        self.object_store_uri = object_store_uri
         self.cluster_id = cluster_id
         self.controller = controller
         self.storage = storage
@@ -86,6 +91,11 @@ class Broker:
         """What is served; the dispatcher's table says."""
         self.advertised: dict[str, Listener] = {}
         """What clients are told, by listener name; known when the sockets are bound."""
+
+    @property
+    def settings(self) -> BrokerSettings:
+        """What holds now."""
+        return self.layers.current
 
 
 class Call:

@@ -210,10 +210,34 @@ class BrokerSettings:
         most=INT32_MAX,
         dynamic=True,
     )
+    max_request_partition_size_limit: int = _topic(
+        2_000,
+        "Partitions in one page of DescribeTopicPartitions.",
+        unit="partitions",
+        least=1,
+        most=INT32_MAX,
+        dynamic=True,
+    )
     delete_topic_enable: bool = _topic(True, "Serve DeleteTopics.", dynamic=True)
 
     message_max_bytes: int = _topic_default(
         1_048_588, "Largest record batch, as it is sent (compressed).", unit="bytes", least=0, most=INT32_MAX
+    )
+    compression_type: str = _topic_default(
+        "producer",
+        "How batches are compressed. producer: they are kept as sent. Anything else: a batch that comes in another codec is "
+        "compressed anew by the broker, which takes its time away from everything else; one that comes in this codec is kept "
+        "as sent.",
+        choices=("uncompressed", "zstd", "lz4", "snappy", "gzip", "producer"),
+    )
+    compression_gzip_level: int = _topic_default(
+        -1, "Level where the broker compresses with gzip. -1: zlib's default.", least=-1, most=9
+    )
+    compression_lz4_level: int = _topic_default(
+        9, "Level where the broker compresses with lz4. 9: the fast compressor.", least=1, most=17
+    )
+    compression_zstd_level: int = _topic_default(
+        3, "Level where the broker compresses with zstd.", least=-131072, most=22
     )
     log_message_timestamp_type: str = _topic_default(
         "CreateTime",
@@ -270,6 +294,7 @@ class BrokerSettings:
         unit="connections",
         least=0,
         most=INT32_MAX,
+        dynamic=True,
     )
     max_connections_per_ip_overrides: str = _network(
         "",

@@ -91,6 +91,10 @@ Written by `make docs` from the tables in `broker/config.py` and `broker/topic_c
 
 A name that is not known, in any of these places, and a value that is not allowed are refused at the start, all in one message
 that says what is allowed. `tidelog config` lists what is below, `tidelog config --json` for programs.
+
+Settings that are *dynamic* can be altered while the broker runs, with IncrementalAlterConfigs or AlterConfigs (`kafka-configs --alter
+--entity-type brokers`, with `--entity-name 1` for one broker or `--entity-default` for all). What is altered is kept in the metadata log, holds
+at once, survives restarts, and wins over everything above; one broker's own wins over that of all. Others are refused as read-only.
 """
 
 _TOPICS = """\
@@ -107,7 +111,7 @@ _NO_EFFECT = """\
 ### Without effect
 
 All other topic configurations of Kafka are checked, kept and told, so that tools which set them work. They change nothing here,
-and DescribeConfigs says so in their documentation.
+and DescribeConfigs says so in their documentation. Names that Kafka does not know are refused.
 """
 
 
@@ -116,7 +120,7 @@ def as_markdown() -> str:
     parts = [_INTRODUCTION, "## The broker's settings\n"]
     for section, settings in groupby(SETTINGS.values(), key=lambda setting: setting.section):
         parts.append(f"### {section}\n")
-        parts.append(_table(("name", "type", "default", "unit", "meaning"), map(_broker_row, settings)))
+        parts.append(_table(_BROKER_HEAD, map(_broker_row, settings)))
     parts += [_TOPICS, _table(_TOPIC_HEAD, (_topic_row(row) for row in TOPIC_SETTINGS.values() if row.has_effect))]
     parts += [
         _NO_EFFECT,
@@ -125,6 +129,7 @@ def as_markdown() -> str:
     return "\n".join(parts)
 
 
+_BROKER_HEAD = ("name", "type", "default", "unit", "dynamic", "meaning")
 _TOPIC_HEAD = ("name", "type", "default", "unit", "meaning")
 
 
@@ -134,7 +139,14 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _broker_row(setting: Setting) -> tuple[str, ...]:
-    return (f"`{setting.name}`", _type_cell(setting), _value(setting), setting.unit, setting.doc)
+    return (
+        f"`{setting.name}`",
+        _type_cell(setting),
+        _value(setting),
+        setting.unit,
+        "yes" if setting.dynamic else "",
+        setting.doc,
+    )
 
 
 def _topic_row(row: TopicSetting) -> tuple[str, ...]:

@@ -17,11 +17,12 @@ __all__ = ["ConnectionLimits", "plain_address"]
 class ConnectionLimits:
     """Counts the connections of one server."""
 
-    __slots__ = ("_by_address", "_most", "_most_per_ip", "_overrides", "count")
+    __slots__ = ("_by_address", "_overrides", "count", "most", "most_per_ip")
 
     def __init__(self, *, most: int, most_per_ip: int) -> None:
-        self._most = most
-        self._most_per_ip = most_per_ip
+        self.most = most
+        """May be changed; connections that are open already stay."""
+        self.most_per_ip = most_per_ip
         self._overrides: Mapping[str, int] = {}
         self._by_address: dict[str, int] = {}
         self.count = 0
@@ -35,13 +36,13 @@ class ConnectionLimits:
         """Count a connection; returns the limit that it exceeds, for the log, or None. `closed` is owed either way."""
         self.count += 1
         mine = self._by_address[address] = self._by_address.get(address, 0) + 1
-        if self.count > self._most:
-            return f"more than max.connections = {self._most}"
+        if self.count > self.most:
+            return f"more than max.connections = {self.most}"
         if address in self._overrides:
             if mine > self._overrides[address]:
                 return f"more than {self._overrides[address]} from {address} (max.connections.per.ip.overrides)"
-        elif mine > self._most_per_ip:
-            return f"more than max.connections.per.ip = {self._most_per_ip} from {address}"
+        elif mine > self.most_per_ip:
+            return f"more than max.connections.per.ip = {self.most_per_ip} from {address}"
         return None
 
     def closed(self, address: str) -> None:

@@ -16,23 +16,36 @@ from typing import Any, NamedTuple
 from broker.broker import Broker, Call
 from broker.connection import CloseConnection, Connection
 from broker.handlers import (
+    alter_configs,
     api_versions,
+    create_partitions,
     create_topics,
     delete_groups,
+    delete_records,
     delete_topics,
+    describe_cluster,
+    describe_configs,
     describe_groups,
+    describe_log_dirs,
+    describe_producers,
+    describe_topic_partitions,
+    describe_transactions,
     fetch,
     find_coordinator,
     heartbeat,
+    incremental_alter_configs,
     init_producer_id,
     join_group,
     leave_group,
+    list_config_resources,
     list_groups,
     list_offsets,
+    list_transactions,
     metadata,
     offset_commit,
     offset_delete,
     offset_fetch,
+    offset_for_leader_epoch,
     produce,
     sync_group,
 )
@@ -44,24 +57,37 @@ from protocol.messages.api_versions import ApiVersion
 __all__ = ["HANDLERS", "Dispatch", "max_request_elements"]
 
 _MODULES: tuple[ModuleType, ...] = (
-    fetch,
-    list_offsets,
-    metadata,
+    alter_configs,
     api_versions,
+    create_partitions,
     create_topics,
-    delete_topics,
-    find_coordinator,
-    init_producer_id,
-    offset_commit,
-    offset_fetch,
-    join_group,
-    sync_group,
-    heartbeat,
-    leave_group,
-    describe_groups,
-    list_groups,
     delete_groups,
+    delete_records,
+    delete_topics,
+    describe_cluster,
+    describe_configs,
+    describe_groups,
+    describe_log_dirs,
+    describe_producers,
+    describe_topic_partitions,
+    describe_transactions,
+    fetch,
+    find_coordinator,
+    heartbeat,
+    incremental_alter_configs,
+    init_producer_id,
+    join_group,
+    leave_group,
+    list_config_resources,
+    list_groups,
+    list_offsets,
+    list_transactions,
+    metadata,
+    offset_commit,
     offset_delete,
+    offset_fetch,
+    offset_for_leader_epoch,
+    sync_group,
 )
 
 
@@ -166,12 +192,12 @@ class Dispatch:
             connection.respond(call.encode(answer))
 
     async def room(self) -> None:
-        """Return when the log has room again, or the keys of a batch are checked: when a request that stalled may go on."""
+        """Return when the log has room again, or a batch is treated: when a request that stalled may go on."""
         walks = self._broker.record_walks
-        if not walks.is_checking:
+        if not walks.is_treating:
             await self._broker.storage.room()
             return
-        waits = [asyncio.ensure_future(one) for one in (self._broker.storage.room(), walks.checked())]
+        waits = [asyncio.ensure_future(one) for one in (self._broker.storage.room(), walks.treated())]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:

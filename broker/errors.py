@@ -13,7 +13,14 @@ from __future__ import annotations
 from broker.fetch_session import FetchSessionIdNotFound, FetchSessionTopicIdError, InvalidFetchSessionEpoch
 from broker.producer_state import InvalidProducerEpoch, OutOfOrderSequence
 from broker.topic_config import InvalidTopicConfig
-from controller.errors import ControllerError, NoNodes, TooManyPartitions, TopicExists, UnknownTopic
+from controller.errors import (
+    ControllerError,
+    InvalidPartitionCount,
+    NoNodes,
+    TooManyPartitions,
+    TopicExists,
+    UnknownTopic,
+)
 from protocol.errors import ErrorCode, InvalidRecords
 from s3stream.errors import (
     MetadataUnavailable,
@@ -61,6 +68,7 @@ _CODES: dict[type[BaseException], ErrorCode] = {
     TopicExists: ErrorCode.TOPIC_ALREADY_EXISTS,
     UnknownTopic: ErrorCode.UNKNOWN_TOPIC_OR_PARTITION,
     TooManyPartitions: ErrorCode.INVALID_PARTITIONS,
+    InvalidPartitionCount: ErrorCode.INVALID_PARTITIONS,
     NoNodes: ErrorCode.BROKER_NOT_AVAILABLE,
     ControllerError: ErrorCode.UNKNOWN_SERVER_ERROR,
     InvalidTopicConfig: ErrorCode.INVALID_CONFIG,

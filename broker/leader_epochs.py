@@ -59,10 +59,13 @@ class LeaderEpochs:
         self.newest = leader_epoch
 
     def end_offset(self, leader_epoch: int, log_end_offset: int) -> tuple[int, int]:
-        """The largest known epoch at or below the asked one, and where it ends (exclusive); (-1, -1) for none."""
+        """The largest known epoch at or below the asked one, and where it ends (exclusive).
+
+        An epoch that is older than all known ends where those begin; (-1, -1) where none is known, and for -1.
+        """
         at = bisect_right(self._epochs, leader_epoch)
         if at == 0:
-            return -1, -1
+            return (leader_epoch, self._starts[0]) if leader_epoch >= 0 and self._starts else (-1, -1)
         end = self._starts[at] if at < len(self._starts) else log_end_offset
         return self._epochs[at - 1], end
 

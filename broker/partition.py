@@ -2,7 +2,8 @@
 
 Always true:
 - Batches are stored as the client sent them; only base offset and leader epoch are rewritten, and, for LogAppendTime, the
-  timestamp (KIP-32). The CRC is checked on the copy that stays, before anything is stamped.
+  timestamp (KIP-32). The CRC is checked on the copy that stays, before anything is stamped. Only where `compression.type`
+  names a codec are batches that come in another one compressed anew, as in Kafka; what was sent is checked before.
 - The order of an append is: header checks, producer check against submitted state, room, copy, CRC, append, producer
   state. There is no await in between, so nothing can come between check and append (I2, I11).
 - A batch is refused before any state changes, or it is appended whole.
@@ -18,7 +19,7 @@ from broker.errors import KafkaError
 from broker.leader_epochs import EpochCheck, LeaderEpochs, check_leader_epoch
 from broker.metrics import TopicTraffic
 from broker.producer_state import DuplicateBatch, ProducerBudget, ProducerStateCorrupt, ProducerStates
-from broker.record_walks import check_keys
+from broker.record_walks import treat
 from broker.replay import replay_batches
 from broker.topic_config import TopicConfig
 from protocol.errors import ErrorCode, InvalidRecords
@@ -27,6 +28,7 @@ from protocol.records import (
     LENGTH_OVERHEAD_BYTES,
     TRANSACTIONAL,
     check_produced_header,
+    parse_batch_header,
     stamp,
     stamp_log_append_time,
 )
@@ -35,8 +37,8 @@ from s3stream.stream import Stream
 from wal.checksum import combine_crc32c, crc32c
 
 __all__ = [
-    "KEYS_UNCHECKED",
     "NO_ROOM",
+    "UNTREATED",
     "AlreadyAppended",
     "Partition",
     "PartitionWaiter",
@@ -47,9 +49,9 @@ __all__ = [
 NO_ROOM = -1
 """`Partition.append` appended nothing: wait for room in the log, then send the same batch again."""
 
-KEYS_UNCHECKED = -2
-"""`Partition.append` appended nothing: it takes a while to see whether all records have keys. Do that (`RecordWalks`), then send
-the same batch again and say so."""
+UNTREATED = -2
+"""`Partition.append` appended nothing: it takes a while to look into the batch, or to compress it anew. Have `RecordWalks` do
+that, as the partition's `config.treatment` says, then send the same batch again together with what came out."""
 
 COMBINE_CRC_FROM_BYTES = 128 << 10
 """From this size on it is cheaper to combine the CRC that was checked (5 us) than to hash twice more, for WAL and object."""
@@ -177,13 +179,12 @@ class Partition:
         version: int,
         now_ms: int,
         on_done: OnDone | None,
-        *,
-        keys_checked: bool = False,
+        treated: bytes | memoryview | None = None,
     ) -> tuple[int, int]:
-        """Append one batch: (base offset, log append time or -1), or (NO_ROOM or KEYS_UNCHECKED, -1).
+        """Append one batch: (base offset, log append time or -1), or (NO_ROOM or UNTREATED, -1).
 
         `on_done` is called when the batch is durable, or never will be acknowledged. `version` is that of the Produce
-        request: it decides whether zstd is allowed (KIP-110).
+        request: it decides whether zstd is allowed (KIP-110). `treated` is what the topic's treatment made of these records.
 
         Raises:
             InvalidRecords, KafkaError, StorageError, InvalidProducerEpoch, OutOfOrderSequence: refused; nothing changed.
@@ -222,8 +223,19 @@ class Partition:
             or now_ms - base_timestamp > config.timestamp_before_max_ms
         ):
             self._refuse_timestamp(base_timestamp, max_timestamp, now_ms)
-        if config.compact and not keys_checked and not check_keys(records, header):
-            return KEYS_UNCHECKED, -1
+        if config.treatment is not None:
+            if treated is None:
+                treated = treat(records, header, config.treatment)
+                if treated is None:
+                    return UNTREATED, -1
+            records = treated
+            if len(records) > config.max_message_bytes:  # again: it may have become larger
+                raise InvalidRecords(
+                    ErrorCode.MESSAGE_TOO_LARGE,
+                    f"the batch has {len(records)} bytes in the topic's codec, the limit is {config.max_message_bytes}",
+                )
+            treated_header = parse_batch_header(records)
+            batch_length, crc = treated_header.batch_length, treated_header.crc
         storage = self._storage
         view = storage.reserve(len(records))
         if view is None:
@@ -318,6 +330,18 @@ class Partition:
             waiter.wake(self)
         if not self._waiters and not self._duplicates:
             self.stream.listener = None
+
+    async def trim(self, log_start_offset: int) -> None:
+        """Raise the log start; see `Stream.trim`.
+
+        Raises:
+            KafkaError: the partition is loading: what follows its newest state is needed still.
+            OffsetOutOfRange, StorageError, ObjectStoreError: see `Stream.trim`.
+        """
+        if not self.loaded:
+            raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{self} is loading")
+        await self.stream.trim(log_start_offset)
+        self.leader_epochs.trim(self.stream.log_start_offset)
 
     # ---- what handlers ask ------------------------------------------------------------------------------------
 

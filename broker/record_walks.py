@@ -1,10 +1,11 @@
-"""Looks at the records inside of a batch, where Kafka's contract needs it: are there keys, which record is the first at a time.
+"""Looks at the records inside of a batch, where Kafka's contract needs it: are there keys, which record is the first at a time;
+and compresses a batch anew where its topic names another codec.
 
 A batch of a megabyte can inflate to gigabytes, and hold millions of records or headers: to walk over them takes seconds, and to
 make objects of them takes more memory than there is. So:
 - nothing is made of a record but a `RecordMark`, and what a batch may inflate to is capped;
-- what is small is looked at in the callback that asks; anything larger is inflated in a thread and walked over in slices, between
-  which all others have their turn;
+- what is small is looked at in the callback that asks; anything larger is inflated, and compressed, in a thread and walked over in
+  slices, between which all others have their turn;
 - one large batch at a time is in memory, inflated.
 """
 
@@ -13,16 +14,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
-from protocol.compression import decompress
+from protocol.compression import Codec, compress, decompress
 from protocol.errors import ErrorCode, InvalidRecords, Malformed, OutputTooLarge
-from protocol.record_set import RecordMark, walk_records
+from protocol.record_set import RecordMark, walk_records, with_records
 from protocol.records import ATTRIBUTES_POSITION, HEADER_BYTES, BatchHeader, parse_batch_header
 from s3stream.objectstore import Buffer
 from wal.checksum import crc32c
 
-__all__ = ["AT_ONCE_BYTES", "MAX_INFLATED_BYTES", "KeyCheck", "RecordWalks", "check_keys"]
+__all__ = ["AT_ONCE_BYTES", "MAX_INFLATED_BYTES", "BatchTreatment", "RecordWalks", "Treatment", "treat"]
 
 MAX_INFLATED_BYTES = 16 << 20
 """Cap on what a batch may inflate to where its records have to be looked at: sixteen times what the largest batch of the default
@@ -38,60 +40,108 @@ MAX_LOOK_UP_STEPS = 500_000
 """Where the record at a time is not among so many, the batch as a whole is the answer: it is where a consumer would begin to look."""
 
 
-def check_keys(batch: Buffer, header: BatchHeader) -> bool:
-    """Whether all records of a small batch have a key; its CRC is checked first. False: it is too large to be looked at now.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Treatment:
+    """What a topic wants to be done with a batch before it is appended."""
+
+    needs_keys: bool
+    """Every record must have a key (`cleanup.policy` with `compact`)."""
+    codec: Codec | None
+    """What a batch that comes in another codec is compressed anew to (`compression.type`); None: all are kept as sent."""
+    codec_level: int | None
+    """None: the codec's default."""
+
+    def codec_for(self, header: BatchHeader) -> Codec | None:
+        """The codec that a batch is to be compressed anew to; None: keep it as it is."""
+        return None if self.codec == header.codec else self.codec
+
+    def is_idle(self, header: BatchHeader) -> bool:
+        """There is nothing to be done with this batch."""
+        return not self.needs_keys and self.codec_for(header) is None
+
+
+def treat(batch: bytes | memoryview, header: BatchHeader, wanted: Treatment) -> bytes | memoryview | None:
+    """Look into a small batch, its CRC first; returns the batch to append. None: it is too large to be looked into now.
 
     Raises:
-        InvalidRecords: a record without a key, damage, or too much of it.
+        InvalidRecords: a record without a key where one is needed, damage, or too much of it.
     """
+    if wanted.is_idle(header):
+        return batch
     if len(batch) > AT_ONCE_BYTES:
-        return False
+        return None
     _check_crc(batch, header)
     try:
         data = decompress(header.codec, memoryview(batch)[HEADER_BYTES:], AT_ONCE_BYTES)
     except OutputTooLarge:
-        return False
+        return None
     except Malformed as error:
         raise _unreadable(error) from error
+    check = _Check(wanted, header)
     try:
-        if any(mark is not None and not mark.has_key for mark in walk_records(header, data)):
-            raise _keyless()
+        for mark in walk_records(header, data):
+            if mark is not None:
+                check(mark)
     except Malformed as error:
         raise _unreadable(error) from error
-    return True
+    codec = wanted.codec_for(header)
+    return batch if codec is None else with_records(header, codec, compress(codec, data, wanted.codec_level))
 
 
-class KeyCheck:
-    """The check of a large batch."""
+class _Check:
+    """Of one record after the other. Never wants one, so that a walk goes on to the end."""
 
-    __slots__ = ("_error", "done")
+    __slots__ = ("_in_order", "_needs_keys", "_next_offset")
+
+    def __init__(self, wanted: Treatment, header: BatchHeader) -> None:
+        self._needs_keys = wanted.needs_keys
+        self._in_order = wanted.codec_for(header) is not None
+        """As Kafka's broker checks where it compresses anew."""
+        self._next_offset = header.base_offset
+
+    def __call__(self, mark: RecordMark) -> bool:
+        if self._needs_keys and not mark.has_key:
+            raise InvalidRecords(ErrorCode.INVALID_RECORD, "a compacted topic takes no record without a key")
+        if self._in_order and mark.offset != self._next_offset:
+            raise InvalidRecords(
+                ErrorCode.INVALID_RECORD, f"a record has offset {mark.offset} where {self._next_offset} comes next"
+            )
+        self._next_offset += 1
+        return False
+
+
+class BatchTreatment:
+    """The treatment of a large batch."""
+
+    __slots__ = ("_batch", "_error", "done")
 
     def __init__(self) -> None:
         self.done = False
+        self._batch = b""
         self._error: Exception | None = None
 
-    def verdict(self) -> None:
-        """Return where every record has a key.
+    def outcome(self) -> bytes:
+        """The batch to append.
 
         Raises:
-            InvalidRecords: see `check_keys`.
+            InvalidRecords: see `treat`.
         """
         assert self.done
         if self._error is not None:
             raise self._error
+        return self._batch
 
-    async def run(self, walks: RecordWalks, batch: bytes) -> None:
-        """Come to a verdict."""
+    async def run(self, walks: RecordWalks, batch: bytes, wanted: Treatment) -> None:
+        """Come to an outcome."""
         header = parse_batch_header(batch)
         try:
             _check_crc(batch, header)
-            if await walks.first(batch, lambda mark: not mark.has_key) is not None:
-                self._error = _keyless()
+            self._batch = await walks.treated_batch(batch, header, wanted)
         except InvalidRecords as error:
             self._error = error
         except Malformed as error:
             self._error = _unreadable(error)
-        except Exception as error:  # a mistake of ours: told where the verdict is asked for
+        except Exception as error:  # a mistake of ours: told where the outcome is asked for
             self._error = error
         self.done = True
 
@@ -101,7 +151,7 @@ class RecordWalks:
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
-        self._checking: asyncio.Task[None] | None = None
+        self._treating: asyncio.Task[None] | None = None
 
     async def first(
         self, batch: Buffer, wanted: Callable[[RecordMark], bool], max_steps: int | None = None
@@ -122,29 +172,48 @@ class RecordWalks:
             data = await asyncio.to_thread(decompress, header.codec, packed, MAX_INFLATED_BYTES)
             return await _first_in_slices(header, data, wanted, max_steps)
 
-    def check_keys(
-        self, batch: Buffer, start_task: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
-    ) -> KeyCheck | None:
-        """Begin to check a large batch, which is copied; None: another one is being checked, ask again after `checked`."""
-        if self._checking is not None:
-            return None
-        check = KeyCheck()
-        self._checking = task = start_task(check.run(self, bytes(batch)))
-        task.add_done_callback(self._check_ended)
-        return check
+    async def treated_batch(self, batch: bytes, header: BatchHeader, wanted: Treatment) -> bytes:
+        """Look into a large batch; returns the batch to append.
 
-    def _check_ended(self, task: asyncio.Task[None]) -> None:
-        self._checking = None
+        Raises:
+            InvalidRecords, Malformed, OutputTooLarge: see `treat`.
+        """
+        async with self._turn:
+            packed = memoryview(batch)[HEADER_BYTES:]
+            data = await asyncio.to_thread(decompress, header.codec, packed, MAX_INFLATED_BYTES)
+            await _first_in_slices(header, data, _Check(wanted, header), None)
+            codec = wanted.codec_for(header)
+            if codec is None:
+                return batch
+            packed = memoryview(await asyncio.to_thread(compress, codec, data, wanted.codec_level))
+            return with_records(header, codec, packed)
+
+    def treat(
+        self,
+        batch: Buffer,
+        wanted: Treatment,
+        start_task: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+    ) -> BatchTreatment | None:
+        """Begin to treat a large batch, which is copied; None: another one is being treated, ask again after `treated`."""
+        if self._treating is not None:
+            return None
+        treatment = BatchTreatment()
+        self._treating = task = start_task(treatment.run(self, bytes(batch), wanted))
+        task.add_done_callback(self._ended)
+        return treatment
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._treating = None
 
     @property
-    def is_checking(self) -> bool:
-        """Whether a large batch is being checked."""
-        return self._checking is not None
+    def is_treating(self) -> bool:
+        """Whether a large batch is being treated."""
+        return self._treating is not None
 
-    async def checked(self) -> None:
-        """Return when the check that is under way has ended."""
-        if self._checking is not None:
-            await asyncio.wait((self._checking,))
+    async def treated(self) -> None:
+        """Return when the treatment that is under way has ended."""
+        if self._treating is not None:
+            await asyncio.wait((self._treating,))
 
 
 async def _first_in_slices(
@@ -166,9 +235,6 @@ def _check_crc(batch: Buffer, header: BatchHeader) -> None:
         raise InvalidRecords(ErrorCode.CORRUPT_MESSAGE, "the CRC of a batch does not match its bytes")
 
 
-def _keyless() -> InvalidRecords:
-    return InvalidRecords(ErrorCode.INVALID_RECORD, "a compacted topic takes no record without a key")
-
-
 def _unreadable(error: Malformed) -> InvalidRecords:
-    return InvalidRecords(ErrorCode.CORRUPT_MESSAGE, f"the records of a batch cannot be read: {error}")
+    code = ErrorCode.MESSAGE_TOO_LARGE if isinstance(error, OutputTooLarge) else ErrorCode.CORRUPT_MESSAGE
+    return InvalidRecords(code, f"the records of a batch cannot be read: {error}")

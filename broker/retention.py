@@ -4,6 +4,7 @@ Always true:
 - What goes is decided by whole ranges of objects, as Kafka decides by whole segments: a range goes when its newest record
   is too old, or when what follows it alone reaches the size to be kept. So a little more is kept than was asked, never less.
 - Records without a timestamp have no age. The tail that is not in objects yet is always kept.
+- A partition whose state is being rebuilt keeps everything: that state comes from its records.
 - Nothing goes by age while this machine's clock and the object store's differ by minutes: one of them is wrong, and what
   retention deletes does not come back.
 """
@@ -14,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+from broker.errors import KafkaError
 from broker.partition import Partition
 from s3stream.errors import StorageError
 from s3stream.metadata import ObjectRange, StreamMetadata
@@ -28,6 +30,9 @@ MAX_CLOCK_DIFFERENCE_MS = 300_000
 
 _LOOKS_AT_A_TIME = 50
 """Partitions looked at before other work gets its turn."""
+
+_LOOKS_AT_INTERVAL_S = 1.0
+"""How soon a shorter `log.retention.check.interval.ms` is noticed."""
 
 _TRIMS_AT_A_TIME = 100
 """They become one entry in the metadata log."""
@@ -67,7 +72,7 @@ class Retention:
         metadata: StreamMetadata,
         store_now_ms: Callable[[], Awaitable[int]],
         now_ms: Callable[[], int],
-        interval_ms: int,
+        interval_ms: Callable[[], int],
     ) -> None:
         self._partitions = partitions
         self._metadata = metadata
@@ -80,11 +85,21 @@ class Retention:
     async def run(self) -> None:
         """Apply it until cancelled."""
         while True:
-            await asyncio.sleep(self._interval_ms / 1000)
+            await self._sleep()
             try:
                 await self.apply()
             except ObjectStoreError as error:
                 log.warning("retention put off: %(error)s", {"error": error})
+
+    async def _sleep(self) -> None:
+        """Until the interval is over; it may become shorter meanwhile."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while True:
+            left_s = began + self._interval_ms() / 1000 - loop.time()
+            if left_s <= 0:
+                return
+            await asyncio.sleep(min(left_s, _LOOKS_AT_INTERVAL_S))
 
     async def apply(self) -> int:
         """Look at every partition once; returns how many log starts were raised.
@@ -107,6 +122,7 @@ class Retention:
             config, stream = partition.config, partition.stream
             if (
                 not config.delete
+                or not partition.loaded
                 or stream.closed is not None
                 or (config.retention_ms < 0 and config.retention_bytes < 0)
             ):
@@ -138,11 +154,10 @@ def _may_go(first: Sequence[ObjectRange], retention_ms: int, now_ms: int | None)
 async def _trim(partition: Partition, offset: int) -> bool:
     """Raise one log start; False where that is not possible now, which is no reason to leave out the others."""
     try:
-        await partition.stream.trim(offset)
-    except (ObjectStoreError, StorageError) as error:
+        await partition.trim(offset)
+    except (ObjectStoreError, StorageError, KafkaError) as error:
         log.warning("retention put off: %(error)s (%(partition)s)", {"partition": partition, "error": error})
         return False
-    partition.leader_epochs.trim(partition.stream.log_start_offset)
     log.info(
         "retention raised a log start: %(partition)s now starts at offset %(log_start_offset)d",
         {"partition": partition, "log_start_offset": partition.stream.log_start_offset},

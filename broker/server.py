@@ -202,6 +202,12 @@ class Server:
         """Connections that are open."""
         return len(self._connections)
 
+    def limit(self, *, max_connections: int, max_connections_per_ip: int, max_idle_ms: int) -> None:
+        """Change limits. Connections that are open already stay, unless they are idle for too long."""
+        self._limits.most = max_connections
+        self._limits.most_per_ip = max_connections_per_ip
+        self._max_idle_s = max_idle_ms / 1000
+
     def add(self, connection: Connection) -> None:
         """A client connected."""
         self._connections[connection] = None
@@ -264,8 +270,8 @@ class Server:
             self._room_task = None
 
     async def _sweep(self) -> None:
-        interval_s = min(SWEEP_INTERVAL_S, self._max_idle_s / 2)
         while True:
+            interval_s = min(SWEEP_INTERVAL_S, self._max_idle_s / 2)
             await asyncio.sleep(interval_s)
             for connection in list(self._connections):
                 connection.sweep(interval_s, self._max_idle_s)

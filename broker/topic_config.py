@@ -10,27 +10,27 @@ Always true:
 
 from __future__ import annotations
 
-import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from broker.config import SETTINGS, BrokerSettings
+from broker.config_layers import ConfigSource, SettingsLayers, Synonym
+from broker.record_walks import Treatment
 from broker.setting import INT32_MAX, INT64_MAX, Kind, Setting, Value, nearest
+from protocol.compression import Codec
 
 __all__ = [
     "MAX_TOPIC_NAME_LENGTH",
     "TOPIC_SETTINGS",
-    "ConfigSource",
-    "EffectiveConfig",
     "InvalidTopicConfig",
     "TopicConfig",
     "TopicSetting",
     "check_topic_name",
     "colliding_form",
-    "effective",
+    "is_told",
     "resolve",
+    "synonyms",
     "validate",
 ]
 
@@ -61,6 +61,8 @@ class TopicConfig:
     """-1: for ever."""
     retention_bytes: int
     """-1: without bound."""
+    treatment: Treatment | None
+    """What is done with batches before they are appended; None: nothing, they are kept as sent."""
 
 
 def check_topic_name(name: str) -> str | None:
@@ -154,20 +156,13 @@ _NO_SEGMENTS = (
 _NO_COMPACTION = "keys are not compacted yet."
 _NO_REPLICAS = "the object store replicates; brokers do not."
 _NO_TIERS = "there are no tiers: all data goes to object storage, and retention.ms and retention.bytes are what counts."
-_AS_SENT = "batches are kept as their producer sent them."
 
 _ROWS = (
     _inherited("cleanup.policy", "log.cleanup.policy"),
-    _kept("compression.gzip.level", -1, _AS_SENT, least=-1, most=9),
-    _kept("compression.lz4.level", 9, _AS_SENT, least=1, most=17),
-    _kept(
-        "compression.type",
-        "producer",
-        _AS_SENT,
-        choices=("uncompressed", "zstd", "lz4", "snappy", "gzip", "producer"),
-        broker_name="compression.type",
-    ),
-    _kept("compression.zstd.level", 3, _AS_SENT, least=-131072, most=22),
+    _inherited("compression.gzip.level", "compression.gzip.level"),
+    _inherited("compression.lz4.level", "compression.lz4.level"),
+    _inherited("compression.type", "compression.type"),
+    _inherited("compression.zstd.level", "compression.zstd.level"),
     _kept(
         "delete.retention.ms",
         86_400_000,
@@ -334,46 +329,21 @@ def validate(configs: Mapping[str, str | None]) -> dict[str, str]:
     return stored
 
 
-class ConfigSource(enum.IntEnum):
-    """Where a value comes from, as Kafka numbers it (KIP-226)."""
-
-    TOPIC = 1
-    DYNAMIC_BROKER = 2
-    """Set for one broker by AlterConfigs."""
-    DYNAMIC_DEFAULT_BROKER = 3
-    """Set for all brokers by AlterConfigs."""
-    STATIC_BROKER = 4
-    DEFAULT = 5
+def is_told(row: TopicSetting, configs: Mapping[str, str]) -> bool:
+    """Whether clients are told of a configuration of a topic with these overrides."""
+    return row.name in configs or not row.is_removed
 
 
-class EffectiveConfig(NamedTuple):
-    """One configuration of a topic as it is told to clients."""
-
-    name: str
-    value: str
-    source: ConfigSource
-
-
-def effective(configs: Mapping[str, str], settings: BrokerSettings) -> list[EffectiveConfig]:
-    """What a topic overrides, and what it goes by otherwise, in the order of names.
-
-    Names that Kafka knows no more are told only where they are overridden.
-    """
-    found: list[EffectiveConfig] = []
-    for name, row in TOPIC_SETTINGS.items():
-        if name in configs:
-            found.append(EffectiveConfig(name, configs[name], ConfigSource.TOPIC))
-        elif not row.is_removed:
-            value = _default(row, settings)
-            source = ConfigSource.DEFAULT if value == row.default else ConfigSource.STATIC_BROKER
-            found.append(EffectiveConfig(name, row.text(value), source))
-    return found
+def synonyms(row: TopicSetting, configs: Mapping[str, str], layers: SettingsLayers) -> list[Synonym]:
+    """What a topic's overrides and the layers below say of a configuration, the one that holds first, the default last."""
+    found = [Synonym(row.name, configs[row.name], ConfigSource.TOPIC)] if row.name in configs else []
+    if row.has_effect:
+        return found + layers.synonyms(row.broker_name)
+    return [*found, Synonym(row.broker_name or row.name, row.text(row.default), ConfigSource.DEFAULT)]
 
 
 def _default(row: TopicSetting, settings: BrokerSettings) -> Value:
     """What a topic goes by that does not override it."""
-    if row.broker_name not in SETTINGS:
-        return row.default
     value: Value = getattr(settings, row.broker_name.replace(".", "_"))
     return value
 
@@ -385,13 +355,38 @@ def resolve(configs: Mapping[str, str], settings: BrokerSettings) -> TopicConfig
         if row.has_effect:
             values[name] = row.parse(configs[name]) if name in configs else _default(row, settings)
     policies = Setting.words(str(values["cleanup.policy"]))
+    compact = "compact" in policies
+    codec = _CODECS[str(values["compression.type"])]
     return TopicConfig(
         max_message_bytes=int(values["max.message.bytes"]),
         log_append_time=values["message.timestamp.type"] == "LogAppendTime",
         timestamp_before_max_ms=int(values["message.timestamp.before.max.ms"]),
         timestamp_after_max_ms=int(values["message.timestamp.after.max.ms"]),
-        compact="compact" in policies,
+        compact=compact,
         delete="delete" in policies,
         retention_ms=int(values["retention.ms"]),
         retention_bytes=int(values["retention.bytes"]),
+        treatment=Treatment(needs_keys=compact, codec=codec, codec_level=_level(codec, values))
+        if compact or codec is not None
+        else None,
     )
+
+
+_CODECS = {
+    "uncompressed": Codec.NONE,
+    "gzip": Codec.GZIP,
+    "snappy": Codec.SNAPPY,
+    "lz4": Codec.LZ4,
+    "zstd": Codec.ZSTD,
+    "producer": None,
+}
+
+_KAFKAS_FAST_LZ4 = 9
+"""Kafka's default level, by which it means the compressor that has no levels."""
+
+
+def _level(codec: Codec | None, values: Mapping[str, Value]) -> int | None:
+    if codec in (Codec.GZIP, Codec.ZSTD):
+        return int(values[f"compression.{codec.name.lower()}.level"])
+    level = int(values["compression.lz4.level"])
+    return level if codec is Codec.LZ4 and level != _KAFKAS_FAST_LZ4 else None

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from broker.config import BrokerSettings
+from broker.errors import KafkaError
 from broker.metrics import Metrics, TopicTraffic
 from broker.partition import Partition
 from broker.topic_config import TopicConfig, colliding_form, resolve
 from controller.image import Image, PartitionState
 from controller.image import Topic as TopicInfo
+from protocol.errors import ErrorCode
 
 __all__ = ["INTERNAL_TOPICS", "Topic", "Topics"]
 
@@ -80,6 +82,31 @@ class Topics:
         """Take over everything; returns the topics that are gone."""
         return self.sync({topic.topic_id for topic in self._image.topics()} | self.by_id.keys())
 
+    def use(self, settings: BrokerSettings) -> None:
+        """The broker's settings are others now: so may be what topics go by that do not say."""
+        self._settings = settings
+        for topic in self.by_id.values():
+            _configure(topic, resolve(topic.info.configs, settings))
+
+    def open_partition(self, name: str, index: int, current_leader_epoch: int = -1) -> Partition:
+        """The partition that a client names, open on this node.
+
+        Raises:
+            KafkaError, StreamClosed: there is none; or this node does not answer for it, or not under that leader epoch.
+        """
+        topic = self.by_name.get(name)
+        if topic is None or not 0 <= index < len(topic.partitions):
+            raise KafkaError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"{name}-{index} does not exist")
+        partition = topic.partitions[index]
+        if partition is None:
+            raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{name}-{index} is not open here")
+        if partition.stream.closed is not None:
+            raise partition.stream.closed
+        code = partition.check_epoch(current_leader_epoch)
+        if code:
+            raise KafkaError(code, "the client's leader epoch is not the current one")
+        return partition
+
     def changed(self) -> None:
         """Something else that Metadata shows changed: a node, or a partition that opened."""
         self.version += 1
@@ -98,9 +125,14 @@ class Topics:
 
     def _update(self, topic: Topic, info: TopicInfo) -> None:
         if info.configs != topic.info.configs:
-            topic.config = resolve(info.configs, self._settings)
-            for partition in topic.partitions:
-                if partition is not None:
-                    partition.config = topic.config
+            _configure(topic, resolve(info.configs, self._settings))
         topic.info = info
         topic.partitions.extend([None] * (len(info.partitions) - len(topic.partitions)))
+
+
+def _configure(topic: Topic, config: TopicConfig) -> None:
+    """Have a topic and its open partitions go by another configuration, from their next request on."""
+    topic.config = config
+    for partition in topic.partitions:
+        if partition is not None:
+            partition.config = config

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from broker.background import Background
 from broker.broker import Broker
 from broker.config import BrokerSettings, Listener, parse_listeners, parse_overrides
+from broker.config_layers import SettingsLayers
 from broker.dispatch import Dispatch
 from broker.exposition import Parts
 from broker.fetch_session import FetchSessionCache
@@ -214,6 +215,13 @@ async def start_broker(
         )
         stack.push_async_callback(wal.close)
 
+        def layers() -> SettingsLayers:
+            image = controller.image
+            return SettingsLayers(
+                given=settings, cluster=image.broker_configs(), own=image.broker_configs(settings.node_id)
+            )
+
+        altered = layers().current
         # Bound before the node is registered, since its registration tells its addresses; served when all is ready.
         server = Server(
             metrics=metrics,
@@ -221,10 +229,10 @@ async def start_broker(
             receive_budget_bytes=settings.receive_budget_bytes,
             send_budget_bytes=settings.memory_bytes // 32,
             max_other_bytes_under_way=settings.memory_bytes // 256,  # some fifty times that as objects
-            max_connections=settings.max_connections,
-            max_connections_per_ip=settings.max_connections_per_ip,
+            max_connections=altered.max_connections,
+            max_connections_per_ip=altered.max_connections_per_ip,
             max_connections_per_ip_overrides=parse_overrides(settings.max_connections_per_ip_overrides),
-            max_idle_ms=settings.connections_max_idle_ms,
+            max_idle_ms=altered.connections_max_idle_ms,
         )
         stack.push_async_callback(server.close)
         bound = await server.listen(parse_listeners(settings.listeners))
@@ -259,7 +267,7 @@ async def start_broker(
             on_failed=on_failed,
             clock=clock,
         )
-        topics = Topics(controller.image, settings, metrics)
+        topics = Topics(controller.image, altered, metrics)
         partitions = Partitions(
             node_id=settings.node_id,
             storage=storage,
@@ -279,6 +287,26 @@ async def start_broker(
             now_ms=now_ms,
         )
         partitions.on_changed = groups.sync
+        broker = Broker(
+            layers=layers(),
+            object_store_uri=store.uri,
+            cluster_id=controller.cluster_id,
+            controller=controller,
+            storage=storage,
+            topics=topics,
+            partitions=partitions,
+            producer_ids=ProducerIds(metadata.allocate_producer_ids),
+            fetch_sessions=FetchSessionCache(
+                max_slots=settings.max_incremental_fetch_session_cache_slots,
+                eviction_ms=FETCH_SESSION_EVICTION_MS,
+                rng=rng,
+                now_ms=now_ms,
+            ),
+            groups=groups,
+            metrics=metrics,
+            now_ms=now_ms,
+            rng=rng,
+        )
         topics.sync_all()
         streams = await storage.start(controller.image.streams_led_by(settings.node_id))
         log.info(
@@ -294,6 +322,14 @@ async def start_broker(
         stack.push_async_callback(groups.close)
 
         def applied(change: Applied) -> None:
+            if change.broker_configs:
+                broker.layers = layers()
+                topics.use(broker.settings)
+                server.limit(
+                    max_connections=broker.settings.max_connections,
+                    max_connections_per_ip=broker.settings.max_connections_per_ip,
+                    max_idle_ms=broker.settings.connections_max_idle_ms,
+                )
             removed = topics.sync_all() if change.is_reset else topics.sync(sorted(change.topic_ids))
             for topic in removed:
                 partitions.drop(topic)
@@ -333,7 +369,7 @@ async def start_broker(
             metadata=metadata,
             store_now_ms=store.now_ms,
             now_ms=now_ms,
-            interval_ms=settings.log_retention_check_interval_ms,
+            interval_ms=lambda: broker.settings.log_retention_check_interval_ms,
         )
         background.start("retention", retention.run())
         background.start("compaction", compactor.run())
@@ -342,26 +378,6 @@ async def start_broker(
         partitions.want(topics.by_id.values())
         await partitions.wait_loaded(LOAD_WAIT_S)
         await groups.wait_loaded(LOAD_WAIT_S)
-
-        broker = Broker(
-            settings=settings,
-            cluster_id=controller.cluster_id,
-            controller=controller,
-            storage=storage,
-            topics=topics,
-            partitions=partitions,
-            producer_ids=ProducerIds(metadata.allocate_producer_ids),
-            fetch_sessions=FetchSessionCache(
-                max_slots=settings.max_incremental_fetch_session_cache_slots,
-                eviction_ms=FETCH_SESSION_EVICTION_MS,
-                rng=rng,
-                now_ms=now_ms,
-            ),
-            groups=groups,
-            metrics=metrics,
-            now_ms=now_ms,
-            rng=rng,
-        )
         broker.advertised = advertised
         await server.serve(Dispatch(broker))
         stack.callback(server.stop_requests)

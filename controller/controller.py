@@ -35,13 +35,13 @@ from controller.errors import ControllerError, MetadataCorrupt
 from controller.image import Applied, Image, Topic
 from controller.log import Claim, Floor, MetadataLog
 from controller.node_metadata import NodeMetadata
-from controller.nodes import NodeRegistration, RegisterNode, UnregisterNode
+from controller.nodes import ConfigureBroker, NodeRegistration, RegisterNode, UnregisterNode
 from controller.records import LeaderChanged, Record, encode_records
 from controller.replica import Replica
 from controller.snapshot import capture
 from controller.state import FormatCluster, State
 from controller.streams import AbandonWal
-from controller.topics import ConfigureTopic, CreateTopics, DeleteTopics, NewTopic
+from controller.topics import AddPartitions, ConfigureTopic, CreateTopics, DeleteTopics, NewTopic
 from s3stream.errors import MetadataUnavailable, NodeFenced
 from s3stream.metadata import StreamId
 from s3stream.objectstore import ObjectStore
@@ -259,9 +259,33 @@ class Controller:
         """Delete topics; the answer has None or UnknownTopic by id. The names are free at once."""
         return await self.submit(DeleteTopics(topic_ids=tuple(topic_ids), at_ms=self._now_ms()))
 
-    async def configure_topic(self, topic_id: bytes, changes: Mapping[str, str | None]) -> None:
-        """Set configs, and remove those given as None. Raises UnknownTopic."""
-        await self.submit(ConfigureTopic(topic_id=topic_id, changes=dict(changes)))
+    async def add_partitions(self, topic_id: bytes, partition_count: int) -> None:
+        """Give a topic partitions until it has so many.
+
+        Raises:
+            UnknownTopic, InvalidPartitionCount, TooManyPartitions, NoNodes: it stays as it is.
+        """
+        await self.submit(
+            AddPartitions(
+                topic_id=topic_id, partition_count=partition_count, max_partitions=self._settings.max_partitions
+            )
+        )
+
+    async def configure_topic(
+        self, topic_id: bytes, changes: Mapping[str, str | None], *, expected: Mapping[str, str] | None = None
+    ) -> None:
+        """Set configs, and remove those given as None; `expected` is what the change was computed from.
+
+        Raises:
+            UnknownTopic, ConfigsChanged: they stay as they are.
+        """
+        await self.submit(ConfigureTopic(topic_id=topic_id, changes=dict(changes), expected=expected))
+
+    async def configure_broker(
+        self, node_id: int, changes: Mapping[str, str | None], *, expected: Mapping[str, str] | None = None
+    ) -> None:
+        """Alter settings of a node, or of all (`ALL_NODES`), and take back those given as None. Raises ConfigsChanged."""
+        await self.submit(ConfigureBroker(node_id=node_id, changes=dict(changes), expected=expected))
 
     async def abandon_wal(self, wal_id: str, *, slack_offsets: int) -> Mapping[StreamId, tuple[int, int]]:
         """Give up a WAL that is lost for good; returns the gap [start, end) of each partition that was open on it."""

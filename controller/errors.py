@@ -7,7 +7,9 @@ are in `s3stream/errors.py`.
 from __future__ import annotations
 
 __all__ = [
+    "ConfigsChanged",
     "ControllerError",
+    "InvalidPartitionCount",
     "InvariantViolated",
     "MetadataCorrupt",
     "NoNodes",
@@ -35,6 +37,14 @@ class UnknownTopic(ControllerError):
 
 class TooManyPartitions(ControllerError):
     """The cluster would hold more partitions than `max_partitions`; raise it or delete topics."""
+
+
+class InvalidPartitionCount(ControllerError):
+    """A topic has as many partitions already, or more; partitions can only be added."""
+
+
+class ConfigsChanged(ControllerError):
+    """Configurations are not (any more) what a change was computed from: compute it again."""
 
 
 class NoNodes(ControllerError):

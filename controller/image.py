@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from controller.records import NodeRegistered, Record
+from controller.records import ALL_NODES, NodeRegistered, Record
 from controller.state import State
 from controller.tables import StreamStatus, TopicState
 from s3stream.metadata import StreamId
@@ -64,7 +64,9 @@ class Applied:
     index: int
     records: Sequence[Record]
     topic_ids: frozenset[bytes]
-    """Topics that were created, deleted, configured, or had a partition opened or closed."""
+    """Topics that were created, deleted, configured, or had a partition added, opened or closed."""
+    broker_configs: bool = False
+    """Settings of brokers were altered."""
     is_reset: bool
 
 
@@ -91,6 +93,10 @@ class Image:
     def node(self, node_id: int) -> Node | None:
         value = self.state.tables.nodes.get(node_id)
         return None if value is None else _node(value)
+
+    def broker_configs(self, node_id: int = ALL_NODES) -> Mapping[str, str]:
+        """Settings of a node, or of all, that were altered while it ran."""
+        return self.state.tables.broker_configs.get(node_id, {})
 
     def topic(self, name: str) -> Topic | None:
         topic_id = self.state.tables.topic_ids.get(name)

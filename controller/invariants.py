@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from controller.errors import InvariantViolated
-from controller.records import Record
+from controller.records import PartitionsAdded, Record, TopicCreated
 from controller.tables import StreamState, StreamStatus, Tables, Touched
 from s3stream.metadata import ObjectId, StreamId
 
@@ -160,12 +160,26 @@ def object_is_in_one_place(tables: Tables, object_id: ObjectId) -> str | None:
     return None
 
 
+def topic_holds_its_streams(tables: Tables, topic_id: bytes) -> str | None:
+    """Partitions are numbered without gaps, each with a stream of its own."""
+    topic = tables.topics[topic_id]
+    for partition, stream_id in enumerate(topic.stream_ids):
+        stream = tables.streams.get(stream_id)
+        if stream is None or (stream.topic_id, stream.partition) != (topic_id, partition):
+            return f"partition {partition} of topic {topic.name} has no stream {stream_id} of its own"
+    return None
+
+
 def check_change(
     tables: Tables, before: dict[StreamId, StreamFacts], ids_before: tuple[int, ...], record: Record, touched: Touched
 ) -> None:
     """Check what one record changed. Raises InvariantViolated."""
     if any(now < then for now, then in zip(growing_ids(tables), ids_before, strict=True)):
         raise InvariantViolated(f"ids_only_grow: {ids_before} became {growing_ids(tables)} by {record!r:.200}")
+    if isinstance(record, TopicCreated | PartitionsAdded):
+        wrong = topic_holds_its_streams(tables, record.topic_id)
+        if wrong is not None:
+            raise InvariantViolated(f"topic_holds_its_streams: {wrong}, by {record!r:.200}")
     for stream_id, (low, high) in touched.streams.items():
         stream = tables.streams.get(stream_id)
         if stream is not None:
@@ -236,6 +250,10 @@ def violations(tables: Tables) -> Iterator[Violation]:
         topic = tables.topics.get(stream.topic_id)
         if topic is None or topic.stream_ids[stream.partition] != stream.stream_id:
             yield Violation("streams_belong_to_topics", stream.stream_id, "belongs to none")
+    for topic_id in tables.topics:
+        wrong = topic_holds_its_streams(tables, topic_id)
+        if wrong is not None:
+            yield Violation("topic_holds_its_streams", None, wrong)
     if counts != tables.live_counts:
         wrong_ids = [i for i in counts.keys() | tables.live_counts.keys() if counts.get(i) != tables.live_counts.get(i)]
         yield Violation("live_counts_are_exact", None, f"they are not, for objects {sorted(wrong_ids)[:10]}")

@@ -1,21 +1,24 @@
-"""Nodes: registration, and which WAL is trusted.
+"""Nodes: registration, which WAL is trusted, and the settings that were altered while they run.
 
 Always true:
 - A node id has one registration; a newer one has a higher node epoch and fences the older.
 - A node's streams are OPEN on the WAL of its registration or on none. So a node that comes up with another disk is
   refused while its former WAL may hold acknowledged records (I1): nothing is lost silently.
+- Altered settings of a node outlive its registration: they are there for it when it comes back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from controller.commands import Command, Decision
 from controller.errors import NodeRefused
-from controller.records import NodeRegistered, NodeUnregistered
+from controller.records import BrokerConfigsChanged, NodeRegistered, NodeUnregistered
 from controller.tables import Tables, Touched
+from controller.topics import changed_configs
 
-__all__ = ["NodeRegistration", "RegisterNode", "UnregisterNode"]
+__all__ = ["ConfigureBroker", "NodeRegistration", "RegisterNode", "UnregisterNode"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,17 @@ class UnregisterNode(Command[None]):
     """Remove a node that leads nothing. Raises NodeRefused where it still does."""
 
     node_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigureBroker(Command[None]):
+    """Set and remove altered settings of a node, or of all (`ALL_NODES`). Raises ConfigsChanged."""
+
+    node_id: int
+    changes: Mapping[str, str | None]
+    """None goes back to what the node was started with."""
+    expected: Mapping[str, str] | None = None
+    """What they were when the change was computed; None: it does not matter."""
 
 
 def register_node(tables: Tables, command: RegisterNode) -> Decision[NodeRegistration]:
@@ -98,3 +112,20 @@ def apply_node_registered(tables: Tables, record: NodeRegistered, touched: Touch
 
 def apply_node_unregistered(tables: Tables, record: NodeUnregistered, touched: Touched) -> None:
     tables.nodes.pop(record.node_id, None)
+
+
+def configure_broker(tables: Tables, command: ConfigureBroker) -> Decision[None]:
+    present = tables.broker_configs.get(command.node_id, {})
+    configs = changed_configs(present, command.changes, command.expected)
+    if configs == present:
+        return Decision((), None)
+    return Decision((BrokerConfigsChanged(node_id=command.node_id, configs=configs),), None)
+
+
+def apply_broker_configs_changed(tables: Tables, record: BrokerConfigsChanged, touched: Touched) -> None:
+    tables.require_version(2)
+    if record.configs:
+        tables.broker_configs[record.node_id] = record.configs
+    else:
+        tables.broker_configs.pop(record.node_id, None)
+    touched.broker_configs = True

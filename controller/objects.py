@@ -7,12 +7,14 @@ Always true:
   carries the stream's newest state block. Then it is unreferenced, later expired, deleted, forgotten, in this order,
   and an expired id is refused for ever (I8).
 - Commits are idempotent by object id: the answer to a repeated commit is the first one's.
+- A range without offsets carries a state and nothing else (`base_offset == end_offset`). It is never one of a stream's
+  `ranges`; it is live while it is the newest state.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from controller.commands import Command, Decision, NodeCommand, check_node
@@ -115,7 +117,8 @@ def _assert_well_formed(new: NewObject) -> None:
     previous = -1
     for value in new.ranges:
         assert value.stream_id > previous, "ranges of an object are sorted by stream, one each"
-        assert 0 <= value.base_offset < value.end_offset, "a range holds offsets"
+        assert 0 <= value.base_offset <= value.end_offset, "a range begins before it ends"
+        assert value.has_state or value.base_offset < value.end_offset, "a range holds offsets, or a state"
         previous = value.stream_id
 
 
@@ -190,7 +193,7 @@ def _compact(
                 left_out.append((value.stream_id, Skip.DELETED))
                 skipped.setdefault(value.stream_id, SkipReason.DELETED)
                 continue
-            replaced = _replaced(stream, value)
+            replaced = _replaced(stream, value, sources)
             for object_id, live in replaced:
                 if to_cover.pop((object_id, live.stream_id), None) is None:
                     raise SourcesChanged(
@@ -215,15 +218,20 @@ def _compact(
     return Decision((ObjectsCompacted(objects=tuple(records), sources=tuple(sources)),), CommitResult(skipped=skipped))
 
 
-def _replaced(stream: StreamState, value: StreamRange | Range) -> list[tuple[ObjectId, Range]]:
+def _replaced(
+    stream: StreamState, value: StreamRange | Range, sources: Collection[ObjectId]
+) -> list[tuple[ObjectId, Range]]:
     """Live ranges of a stream that a compacted one stands for. Raises SourcesChanged where it covers one in part only.
 
-    It may begin below the first live range: what retention dropped meanwhile does no harm inside.
+    It may begin below the first live range: what retention dropped meanwhile does no harm inside. A newest state that is
+    none of the ranges (its data is gone, or it never had any) is stood for by what carries a state on, from a source.
     """
     replaced: list[tuple[ObjectId, Range]] = []
     newest = stream.newest_state
     if (
         newest is not None
+        and value.has_state
+        and newest[0] in sources
         and value.base_offset <= newest[1].base_offset
         and newest[1].end_offset <= value.end_offset
         and stream.newest_state_is_detached
@@ -246,6 +254,8 @@ def _replaced(stream: StreamState, value: StreamRange | Range) -> list[tuple[Obj
 
 def _covered(stream: StreamState, value: StreamRange | Range) -> tuple[int, int]:
     """Indexes [first, last) of the ranges that overlap a value."""
+    if value.base_offset == value.end_offset:
+        return 0, 0
     return stream.index_of(value.base_offset), bisect_left(stream.ranges, value.end_offset, key=_base_offset)
 
 
@@ -291,6 +301,9 @@ def apply_object_committed(tables: Tables, record: ObjectCommitted, touched: Tou
         stream = tables.streams[value.stream_id]
         if value.has_state:
             _set_newest_state(tables, stream, object_id, value, record.committed_at_ms, touched)
+        if value.base_offset == value.end_offset:
+            tables.require_version(2)
+            continue
         stream.ranges.append(value)
         stream.object_ids.append(object_id)
         stream.committed_end_offset = value.end_offset
@@ -306,7 +319,7 @@ def apply_objects_compacted(tables: Tables, record: ObjectsCompacted, touched: T
         touched.objects.add(new.object_id)
         for value in new.ranges:
             stream = tables.streams[value.stream_id]
-            replaced = _replaced(stream, value)
+            replaced = _replaced(stream, value, record.sources)
             first, last = _covered(stream, value)
             if first < last:
                 stream.ranges[first:last] = [value]

@@ -25,7 +25,9 @@ from controller.errors import MetadataCorrupt, UnsupportedMetadata
 from s3stream.metadata import ObjectId, StreamId, StreamRange
 
 __all__ = [
+    "ALL_NODES",
     "METADATA_VERSION",
+    "BrokerConfigsChanged",
     "ClusterFormatted",
     "LeaderChanged",
     "NodeRegistered",
@@ -35,6 +37,7 @@ __all__ = [
     "ObjectsCompacted",
     "ObjectsExpired",
     "ObjectsForgotten",
+    "PartitionsAdded",
     "ProducerIdsAllocated",
     "Range",
     "Record",
@@ -51,8 +54,14 @@ __all__ = [
     "encode_records",
 ]
 
-METADATA_VERSION: Final = 1
-"""Newest version of records and state machine that this code writes and understands."""
+METADATA_VERSION: Final = 2
+"""Newest version of records and state machine that this code writes and understands.
+
+2: `PartitionsAdded`, `BrokerConfigsChanged`, and ranges without offsets that carry a state.
+"""
+
+ALL_NODES: Final = -1
+"""In `BrokerConfigsChanged`: the defaults of every node."""
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
@@ -246,6 +255,23 @@ class ProducerIdsAllocated(msgspec.Struct, frozen=True, kw_only=True, array_like
     end_producer_id: int
 
 
+class PartitionsAdded(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag=19):
+    """A topic has more partitions, numbered on, with one stream each: first_stream_id, first_stream_id + 1, …"""
+
+    topic_id: bytes
+    first_stream_id: StreamId
+    leaders: tuple[int, ...]
+    """Node that is to open each new partition."""
+
+
+class BrokerConfigsChanged(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag=20):
+    """All settings of a node that were altered while it ran, as they are from now on."""
+
+    node_id: int
+    """`ALL_NODES` for what holds on every node that does not say otherwise."""
+    configs: dict[str, str]
+
+
 Record = (
     ClusterFormatted
     | LeaderChanged
@@ -265,9 +291,11 @@ Record = (
     | ObjectsForgotten
     | ObjectIdsAllocated
     | ProducerIdsAllocated
+    | PartitionsAdded
+    | BrokerConfigsChanged
 )
 
-_KNOWN_TAGS: Final = range(1, 19)
+_KNOWN_TAGS: Final = range(1, 21)
 _encoder: Final = msgspec.msgpack.Encoder()
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are no MessagePack, for text that is no UTF-8, and for arrays in arrays without end."""

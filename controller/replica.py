@@ -87,13 +87,24 @@ class Replica:
         if header.controller_epoch < self.image.controller_epoch:
             records = ()
         topic_ids: set[bytes] = set()
+        broker_configs = False
         for record in records:
-            topic_ids |= self.image.state.apply(record).topics
+            touched = self.image.state.apply(record)
+            topic_ids |= touched.topics
+            broker_configs |= touched.broker_configs
         self.image.forget(topic_ids)
         self.next_index += 1
         self.entries_since_snapshot += 1
         self.bytes_since_snapshot += entry.size_bytes
-        self._tell(Applied(index=header.index, records=records, topic_ids=frozenset(topic_ids), is_reset=False))
+        self._tell(
+            Applied(
+                index=header.index,
+                records=records,
+                topic_ids=frozenset(topic_ids),
+                broker_configs=broker_configs,
+                is_reset=False,
+            )
+        )
 
     async def _load_snapshot(self, index: int) -> bool:
         """Show the state as of a snapshot; False where it is gone."""
@@ -110,7 +121,11 @@ class Replica:
         self.image.replace(state)
         self.next_index = index + 1
         self.entries_since_snapshot = self.bytes_since_snapshot = 0
-        self._tell(Applied(index=index, records=(), topic_ids=frozenset(state.tables.topics), is_reset=True))
+        self._tell(
+            Applied(
+                index=index, records=(), topic_ids=frozenset(state.tables.topics), broker_configs=True, is_reset=True
+            )
+        )
 
     def _tell(self, applied: Applied) -> None:
         for callback in tuple(self._subscribers):

@@ -53,6 +53,8 @@ class _Head(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False
     """(object_id, size_bytes, unreferenced_at_ms, skipped)"""
     expired: tuple[ObjectId, ...]
     gone: tuple[tuple[int, int], ...]
+    broker_configs: tuple[tuple[int, tuple[tuple[str, str], ...]], ...] = ()
+    """Since metadata version 2: (node_id, (name, value) …)"""
 
 
 class _Stream(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
@@ -137,6 +139,9 @@ def capture(state: State, index: int) -> Capture:
         ),
         expired=tuple(tables.expired),
         gone=tables.gone.intervals(),
+        broker_configs=tuple(
+            (node_id, tuple(sorted(configs.items()))) for node_id, configs in sorted(tables.broker_configs.items())
+        ),
     )
     return Capture(index, head, topics, [entry for _, entry in sorted(tables.objects.items())])
 
@@ -249,6 +254,7 @@ def _restored_head(head: _Head) -> Tables:
         },
         expired=dict.fromkeys(head.expired),
         gone=IdSet(head.gone),
+        broker_configs={node_id: dict(configs) for node_id, configs in head.broker_configs},
     )
 
 
@@ -288,7 +294,7 @@ def _restore_object(tables: Tables, entry: ObjectCommitted, newest: dict[StreamI
         carries_state = newest.get(value.stream_id) == object_id
         if carries_state:
             stream.newest_state = (object_id, value)
-        if value.end_offset > stream.log_start_offset:
+        if value.end_offset > stream.log_start_offset and value.base_offset < value.end_offset:
             stream.ranges.append(value)
             stream.object_ids.append(object_id)
             live_count += 1

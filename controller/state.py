@@ -130,8 +130,10 @@ _HANDLERS: Final[Mapping[type, Callable[[Tables, Any], Decision[Any]]]] = {
     FormatCluster: _format_cluster,
     nodes.RegisterNode: nodes.register_node,
     nodes.UnregisterNode: nodes.unregister_node,
+    nodes.ConfigureBroker: nodes.configure_broker,
     topics.CreateTopics: topics.create_topics,
     topics.DeleteTopics: topics.delete_topics,
+    topics.AddPartitions: topics.add_partitions,
     topics.ConfigureTopic: topics.configure_topic,
     streams.OpenStreams: streams.open_streams,
     streams.CloseStreams: streams.close_streams,
@@ -164,4 +166,6 @@ _APPLIERS: Final[Mapping[type, Callable[[Tables, Any, Touched], None]]] = {
     records.ObjectsForgotten: objects.apply_objects_forgotten,
     records.ObjectIdsAllocated: objects.apply_object_ids_allocated,
     records.ProducerIdsAllocated: objects.apply_producer_ids_allocated,
+    records.PartitionsAdded: topics.apply_partitions_added,
+    records.BrokerConfigsChanged: nodes.apply_broker_configs_changed,
 }

@@ -152,6 +152,8 @@ class Tables:
     next_object_id: ObjectId = _FIRST_OBJECT_ID
     next_producer_id: int = 0
     nodes: dict[int, NodeRegistered] = field(default_factory=dict)
+    broker_configs: dict[int, dict[str, str]] = field(default_factory=dict)
+    """Altered settings by node id, and under `ALL_NODES`; nodes without any are not in it."""
     topics: dict[bytes, TopicState] = field(default_factory=dict)
     topic_ids: dict[str, bytes] = field(default_factory=dict)
     streams: dict[StreamId, StreamState] = field(default_factory=dict)
@@ -162,6 +164,10 @@ class Tables:
     """Expired and perhaps not yet deleted from the store, in order of expiry."""
     gone: IdSet = field(default_factory=IdSet)
     """Every id ever expired."""
+
+    def require_version(self, metadata_version: int) -> None:
+        """Something was written that only this version and later ones understand: so they must be told from now on."""
+        self.metadata_version = max(self.metadata_version, metadata_version)
 
     def is_live(self, object_id: ObjectId, value: Range) -> bool:
         """True while a stream needs this range of this object."""
@@ -189,6 +195,7 @@ class Touched:
     """Per stream, the offsets [low, high) whose ranges changed; (0, 0) where none did."""
     topics: set[bytes] = field(default_factory=set)
     objects: set[ObjectId] = field(default_factory=set)
+    broker_configs: bool = False
 
     def stream(self, stream_id: StreamId, low: int = 0, high: int = 0) -> None:
         before = self.streams.get(stream_id)

@@ -44,19 +44,19 @@ class Codec(IntEnum):
     ZSTD = 4
 
 
-def compress(codec: Codec, data: Buffer) -> bytes:
-    """Compress as Kafka's clients do, with default levels."""
+def compress(codec: Codec, data: Buffer, level: int | None = None) -> bytes:
+    """Compress as Kafka's clients do; None is the codec's default level, and Snappy has none."""
     if codec is Codec.NONE:
         return bytes(data)
     if codec is Codec.GZIP:
-        deflate = zlib.compressobj(wbits=31)
+        deflate = zlib.compressobj(-1 if level is None else level, wbits=31)
         return deflate.compress(data) + deflate.flush()
     if codec is Codec.SNAPPY:
         return _compress_xerial(memoryview(data))
     if codec is Codec.LZ4:
         # Kafka's Java reader refuses blocks that depend on each other.
-        return bytes(lz4.frame.compress(data, block_linked=False, store_size=False))
-    return bytes(cramjam.zstd.compress(data, 3))
+        return bytes(lz4.frame.compress(data, compression_level=level or 0, block_linked=False, store_size=False))
+    return bytes(cramjam.zstd.compress(data, 3 if level is None else level))
 
 
 def decompress(codec: int, data: Buffer, max_output_bytes: int) -> bytes:

@@ -19,6 +19,7 @@ from crc32c import crc32c
 from protocol.compression import Codec, compress, decompress
 from protocol.errors import Malformed
 from protocol.records import (
+    CODEC_MASK,
     CONTROL,
     HEADER_BYTES,
     LENGTH_OVERHEAD_BYTES,
@@ -43,6 +44,7 @@ __all__ = [
     "iter_records",
     "read_marker",
     "walk_records",
+    "with_records",
 ]
 
 _HEADER = struct.Struct("!qiibI")
@@ -245,6 +247,27 @@ def build_batch(
     ) + compress(codec, bytes(body))
     length = len(checked) + _HEADER.size - LENGTH_OVERHEAD_BYTES
     return _HEADER.pack(base_offset, length, partition_leader_epoch, MAGIC, crc32c(checked)) + checked
+
+
+def with_records(header: BatchHeader, codec: Codec, packed: Buffer) -> bytes:
+    """The batch of a header with its records in another codec, and its CRC renewed; all else stays."""
+    checked = b"".join(
+        (
+            _CHECKED.pack(
+                header.attributes & ~CODEC_MASK | codec,
+                header.last_offset_delta,
+                header.base_timestamp,
+                header.max_timestamp,
+                header.producer_id,
+                header.producer_epoch,
+                header.base_sequence,
+                header.record_count,
+            ),
+            packed,
+        )
+    )
+    length = len(checked) + _HEADER.size - LENGTH_OVERHEAD_BYTES
+    return _HEADER.pack(header.base_offset, length, header.partition_leader_epoch, MAGIC, crc32c(checked)) + checked
 
 
 def build_control_batch(

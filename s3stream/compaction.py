@@ -195,12 +195,12 @@ def _by_stream(objects: Iterable[NewObject]) -> _Ranges:
         for value in each.ranges:
             by_stream.setdefault(value.stream_id, []).append((each.object_id, value))
     for ranges in by_stream.values():
-        ranges.sort(key=_base_offset)
+        ranges.sort(key=_offsets)
     return by_stream
 
 
-def _base_offset(located: tuple[ObjectId, StreamRange]) -> int:
-    return located[1].base_offset
+def _offsets(located: tuple[ObjectId, StreamRange]) -> tuple[int, int]:
+    return located[1].base_offset, located[1].end_offset  # a range without offsets comes before what begins at it
 
 
 def _neighbours(ranges: Sequence[tuple[ObjectId, StreamRange]]) -> Iterator[list[tuple[ObjectId, StreamRange]]]:

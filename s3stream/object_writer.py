@@ -77,6 +77,10 @@ class StreamSource(Protocol):
         """Epoch under which the data is committed."""
 
     @property
+    def base_offset(self) -> int:
+        """Where the payloads begin, or, where there are none, the end offset that the state accounts for."""
+
+    @property
     def size_bytes(self) -> int:
         """Of all payloads."""
 
@@ -100,6 +104,11 @@ class StreamData:
     """As of the last payload's end_offset; None = unchanged since the last upload."""
     size_bytes: int = field(init=False)
     """Of all payloads."""
+
+    @property
+    def base_offset(self) -> int:
+        """See `StreamSource`."""
+        return self.payloads[0].base_offset
 
     def __post_init__(self) -> None:
         if not self.payloads:
@@ -194,7 +203,7 @@ def assemble_object(
     parts: list[Buffer] = []
     ranges: list[StreamRange] = []
     for stream in streams:
-        base_offset = end_offset = -1
+        end_offset = stream.base_offset
         record_count = size = 0
         max_timestamp_ms = -1
         for block in stream.blocks(block_size_bytes):
@@ -208,8 +217,6 @@ def assemble_object(
                 parts=block.parts,
                 part_crcs=block.part_crcs,
             )
-            if base_offset < 0:
-                base_offset = block.base_offset
             end_offset = block.end_offset
             record_count += block.record_count
             size += block.size_bytes
@@ -228,7 +235,7 @@ def assemble_object(
             StreamRange(
                 stream_id=stream.stream_id,
                 leader_epoch=stream.leader_epoch,
-                base_offset=base_offset,
+                base_offset=stream.base_offset,
                 end_offset=end_offset,
                 record_count=record_count,
                 size_bytes=size,

@@ -418,6 +418,18 @@ class Storage:
             self.seal()
             await self.uploads.drain()
 
+    async def flush_state(self, stream: Stream) -> None:
+        """Wait until objects hold a state of a stream as of now, whether there is new data or not.
+
+        As a rule a state goes with the data. It is missing where a block was put before the stream's state was rebuilt (a
+        recovery of more than memory holds), and then nothing was appended.
+        """
+        part = stream.part
+        if part is None or part.block is not self._block:
+            self._open_part(stream, stream.next_offset)
+        self.seal()
+        await self.uploads.drain()
+
     async def _flush_all(self) -> None:
         while self._block.parts:
             self.seal()
@@ -429,8 +441,11 @@ class Storage:
         described: list[StreamSource] = []
         for stream_id in sorted(block.parts):
             stream = self.streams.get(stream_id)
+            part = block.parts[stream_id][1]
+            if part.base_offset == part.end_offset and part.state is None:
+                continue  # a state was asked for, and is in an object already
             if stream is not None and not isinstance(stream.closed, StreamFenced):
-                described.append(_PartSource(self.arena, stream_id, stream.leader_epoch, block.parts[stream_id][1]))
+                described.append(_PartSource(self.arena, stream_id, stream.leader_epoch, part))
         return described
 
     def may_pin(self, block: CacheBlock) -> bool:
@@ -611,13 +626,14 @@ def _beyond(stream: Stream, payloads: RecoveredPayloads) -> RecoveredPayloads:
 class _PartSource:
     """The part of a stream in a sealed block, as the object writer takes it."""
 
-    __slots__ = ("_arena", "_part", "leader_epoch", "size_bytes", "state", "stream_id")
+    __slots__ = ("_arena", "_part", "base_offset", "leader_epoch", "size_bytes", "state", "stream_id")
 
     def __init__(self, arena: Arena, stream_id: StreamId, leader_epoch: int, part: BlockPart) -> None:
         self._arena = arena
         self._part = part
         self.stream_id = stream_id
         self.leader_epoch = leader_epoch
+        self.base_offset = part.base_offset
         self.size_bytes = part.size_bytes
         self.state = part.state
 

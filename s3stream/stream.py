@@ -175,6 +175,15 @@ class Stream:
                     largest = max(largest, bounds(payload, 0).max_timestamp_ms)
         return largest
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of payloads from the log start on: by whole ranges of objects, then what is not in objects yet."""
+        ranges = self._storage.metadata.ranges(self.stream_id)
+        committed_end_offset = self._storage.metadata.committed_end_offset(self.stream_id) or 0
+        return sum(found.range.size_bytes for found in ranges) + sum(
+            part.size_bytes for part in self.tail.parts if part.base_offset >= committed_end_offset
+        )
+
     def _confirmed_payloads(self, part: BlockPart) -> list[memoryview]:
         view = self._storage.arena.view
         return [
@@ -216,13 +225,14 @@ class Stream:
                 yield buffer, starts
 
     async def trim(self, log_start_offset: int) -> None:
-        """Raise the log start (retention, DeleteRecords); committed when this returns, and never lowered.
+        """Raise the log start (retention, DeleteRecords) to exactly this offset; committed when this returns, never lowered.
 
-        A stream with state keeps what follows its newest state in objects: that is needed to bring it up to date at the next
-        open (I11). As a rule everything has state; after a recovery a block may have been put before its state was rebuilt.
+        What follows the newest state in objects is needed to bring the state up to date at the next open (I11). So a stream
+        with state has it written anew first, where it does not account for what is to go.
 
         Raises:
             OffsetOutOfRange: beyond the confirmed end.
+            StreamClosed: the stream is closed on this node; nothing is trimmed.
             Unavailable, MetadataUnavailable: the bucket cannot be reached now; nothing is trimmed, or it is open whether.
         """
         if log_start_offset > self.confirmed_offset:
@@ -231,16 +241,19 @@ class Stream:
             )
         if log_start_offset <= self.log_start_offset:
             return
+        if self.closed is not None:
+            raise self.closed
         # The metadata knows only of committed offsets: what is trimmed must have passed through an object.
         await self._storage.flush(self.stream_id, log_start_offset)
         if self.state_source is not None:
             state = await self.newest_state()
             if state is None or state.end_offset < log_start_offset:
-                await self._storage.flush(self.stream_id, self.confirmed_offset)  # newer data brings a newer state
+                await self._storage.flush_state(self)
                 state = await self.newest_state()
-            log_start_offset = min(log_start_offset, 0 if state is None else state.end_offset)
-            if log_start_offset <= self.log_start_offset:
-                return
+                if self.closed is not None:
+                    raise self.closed
+                assert state is not None, "a state was put"
+                assert state.end_offset >= log_start_offset, "it was as of now"
         await self._storage.metadata.trim_streams({self.stream_id: log_start_offset})
         self.log_start_offset = max(self.log_start_offset, log_start_offset)
 

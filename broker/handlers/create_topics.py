@@ -8,8 +8,7 @@ Behaviour: each topic succeeds or fails on its own. The answer waits until the p
 start at once; when that outlasts `timeout_ms` it is error 7, as in Kafka, and the topic may come into being nevertheless.
 Any replication factor from 1 on is accepted, on one node as well: the object store replicates.
 
-Deviations: a manual assignment is checked, and gives the number of partitions; who leads them the cluster decides. Configs
-in the answer are what the topic overrides and what it goes by; defaults that mean nothing here are left out.
+Deviations: a manual assignment is checked, and gives the number of partitions; who leads them the cluster decides.
 """
 
 from __future__ import annotations
@@ -21,7 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from broker.broker import Broker, Call
 from broker.errors import KafkaError, code_of
-from broker.topic_config import InvalidTopicConfig, check_topic_name, colliding_form, effective, validate
+from broker.topic_config import (
+    TOPIC_SETTINGS,
+    InvalidTopicConfig,
+    check_topic_name,
+    colliding_form,
+    is_told,
+    synonyms,
+    validate,
+)
 from controller.controller import TopicSpec
 from controller.errors import ControllerError
 from protocol.errors import ErrorCode
@@ -90,8 +97,10 @@ async def _create(broker: Broker, request: CreateTopicsRequest) -> CreateTopicsR
         result.num_partitions = spec.partition_count
         result.replication_factor = _replication_factor(broker, wanted)
         result.configs = [
-            CreatableTopicConfigs(name=config.name, value=config.value, config_source=config.source)
-            for config in effective(spec.configs, broker.settings)
+            CreatableTopicConfigs(name=row.name, value=holds.value, config_source=holds.source)
+            for row in TOPIC_SETTINGS.values()
+            if is_told(row, spec.configs)
+            for holds in synonyms(row, spec.configs, broker.layers)[:1]
         ]
     if specs and not request.validate_only:
         await _commit(broker, request.timeout_ms, specs, results)

@@ -26,7 +26,6 @@ from broker.partition import Partition
 from broker.record_walks import MAX_LOOK_UP_STEPS
 from protocol.errors import ErrorCode, Malformed
 from protocol.messages.list_offsets import (
-    ListOffsetsPartition,
     ListOffsetsPartitionResponse,
     ListOffsetsRequest,
     ListOffsetsResponse,
@@ -72,7 +71,9 @@ def handle(
             try:
                 if seen[topic.name, wanted.partition_index] > 1:
                     raise KafkaError(ErrorCode.INVALID_REQUEST, "the partition is asked for twice")
-                partition = _find(broker, topic.name, wanted)
+                partition = broker.topics.open_partition(
+                    topic.name, wanted.partition_index, wanted.current_leader_epoch
+                )
                 if not _answer_special(call.version, partition, wanted.timestamp, answer):
                     look_ups.append((partition, wanted.timestamp, answer))
             except (KafkaError, StorageError) as error:
@@ -81,21 +82,6 @@ def handle(
         topics.append(ListOffsetsTopicResponse(name=topic.name, partitions=partitions))
     response = ListOffsetsResponse(topics=topics)
     return _look_up(broker, response, look_ups) if look_ups else response
-
-
-def _find(broker: Broker, name: str, wanted: ListOffsetsPartition) -> Partition:
-    topic = broker.topics.by_name.get(name)
-    if topic is None or not 0 <= wanted.partition_index < len(topic.partitions):
-        raise KafkaError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"{name}-{wanted.partition_index} does not exist")
-    partition = topic.partitions[wanted.partition_index]
-    if partition is None:
-        raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{name}-{wanted.partition_index} is not open here")
-    if partition.stream.closed is not None:
-        raise partition.stream.closed
-    code = partition.check_epoch(wanted.current_leader_epoch)
-    if code:
-        raise KafkaError(code, "the client's leader epoch is not the current one")
-    return partition
 
 
 def _answer_special(version: int, partition: Partition, timestamp: int, answer: ListOffsetsPartitionResponse) -> bool:

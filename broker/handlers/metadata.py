@@ -43,16 +43,25 @@ from s3stream.errors import MetadataUnavailable
 if TYPE_CHECKING:
     from broker.connection import Connection
 
-__all__ = ["API_KEY", "MAX_VERSION", "MIN_VERSION", "address_of", "handle"]
+__all__ = [
+    "ALL_OPERATIONS_ON_CLUSTER",
+    "ALL_OPERATIONS_ON_TOPIC",
+    "API_KEY",
+    "MAX_VERSION",
+    "MIN_VERSION",
+    "address_of",
+    "brokers_on",
+    "handle",
+]
 
 API_KEY = 3
 MIN_VERSION = 0
 MAX_VERSION = 13
 
-_ALL_OPERATIONS_ON_TOPIC = 0b1101_1111_1000
+ALL_OPERATIONS_ON_TOPIC = 0b1101_1111_1000
 """READ, WRITE, CREATE, DELETE, ALTER, DESCRIBE, DESCRIBE_CONFIGS, ALTER_CONFIGS, as bits (KIP-430): nothing is forbidden."""
 
-_ALL_OPERATIONS_ON_CLUSTER = 0b1_1111_1010_0000
+ALL_OPERATIONS_ON_CLUSTER = 0b1_1111_1010_0000
 """CREATE, ALTER, DESCRIBE, CLUSTER_ACTION, DESCRIBE_CONFIGS, ALTER_CONFIGS, IDEMPOTENT_WRITE."""
 
 
@@ -140,33 +149,33 @@ def _answer(
     wanted: Iterable[MetadataRequestTopic] | None,
     errors: dict[str, ErrorCode],
 ) -> MetadataResponse:
-    operations = _ALL_OPERATIONS_ON_TOPIC if request.include_topic_authorized_operations else -(2**31)
+    operations = ALL_OPERATIONS_ON_TOPIC if request.include_topic_authorized_operations else -(2**31)
     if wanted is None:
         topics = [_topic(topic, operations) for topic in broker.topics.by_name.values()]
     else:
         topics = [_wanted_topic(broker, topic, errors, operations) for topic in wanted]
     response = MetadataResponse(
-        brokers=_brokers(broker, call),
+        brokers=[
+            MetadataResponseBroker(node_id=node.node_id, host=address.host, port=address.port, rack=node.rack or None)
+            for node, address in brokers_on(broker, call)
+        ],
         cluster_id=broker.cluster_id,
         controller_id=broker.settings.node_id,
         topics=topics,
     )
     if request.include_cluster_authorized_operations:
-        response.cluster_authorized_operations = _ALL_OPERATIONS_ON_CLUSTER
+        response.cluster_authorized_operations = ALL_OPERATIONS_ON_CLUSTER
     return response
 
 
-def _brokers(broker: Broker, call: Call) -> list[MetadataResponseBroker]:
-    brokers = []
+def brokers_on(broker: Broker, call: Call) -> list[tuple[Node, Listener]]:
+    """The brokers that a client which came in by a listener can reach, each with its address there."""
+    found: list[tuple[Node, Listener]] = []
     for node in broker.controller.image.nodes.values():
         address = address_of(broker, call, node)
         if address is not None:
-            brokers.append(
-                MetadataResponseBroker(
-                    node_id=node.node_id, host=address.host, port=address.port, rack=node.rack or None
-                )
-            )
-    return brokers
+            found.append((node, address))
+    return found
 
 
 def address_of(broker: Broker, call: Call, node: Node) -> Listener | None:

@@ -22,7 +22,7 @@ from broker.ack_queue import AckQueue, PendingProduce
 from broker.broker import Broker
 from broker.connection import CloseConnection
 from broker.errors import KafkaError, code_of
-from broker.partition import KEYS_UNCHECKED, AlreadyAppended, Partition
+from broker.partition import UNTREATED, AlreadyAppended, Partition
 from broker.producer_state import InvalidProducerEpoch, OutOfOrderSequence
 from broker.topics import Topic
 from protocol.errors import ErrorCode, ProtocolError
@@ -76,20 +76,19 @@ def submit(broker: Broker, connection: Connection, version: int, correlation_id:
             response = PartitionProduceResponse(index=data.index)
             try:
                 partition = _partition_for(request, topic, name, data.index)
-                check = pending.key_check
-                if check is not None:
-                    if not check.done:
+                treatment, treated = pending.treatment, None
+                if treatment is not None:
+                    if not treatment.done:
                         return _stall(acks, pending, seen)
-                    pending.key_check = None
-                    check.verdict()
+                    pending.treatment = None
+                    treated = treatment.outcome()
                 records = data.records or b""
-                base_offset, append_time = partition.append(
-                    records, version, now_ms, on_done, keys_checked=check is not None
-                )
+                base_offset, append_time = partition.append(records, version, now_ms, on_done, treated)
                 if base_offset < 0:
-                    if base_offset == KEYS_UNCHECKED:
-                        check = broker.record_walks.check_keys(records, connection.server.start_task)
-                    pending.key_check = check
+                    wanted = partition.config.treatment
+                    if base_offset == UNTREATED and wanted is not None:
+                        treatment = broker.record_walks.treat(records, wanted, connection.server.start_task)
+                    pending.treatment = treatment
                     return _stall(acks, pending, seen)
                 response.base_offset = base_offset
                 response.log_append_time_ms = append_time

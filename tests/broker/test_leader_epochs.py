@@ -26,6 +26,8 @@ def test_end_offsets() -> None:
     assert epochs.end_offset(2, 40) == (2, 30)
     assert epochs.end_offset(9, 40) == (5, 40)
     assert epochs.end_offset(-1, 40) == (-1, -1)
+    assert make().end_offset(3, 40) == (-1, -1)
+    assert make((4, 7), (5, 30)).end_offset(3, 40) == (3, 7), "what is older than all known ends where they begin"
 
 
 def test_an_epoch_without_records_leaves_no_trace() -> None:

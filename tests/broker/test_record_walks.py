@@ -119,11 +119,11 @@ async def test_others_are_served_while_large_batches_are_checked(node: Node) -> 
         for wire in (first, second):
             wire.send("Produce", 9, produce_request("compacted", bomb))
         walks = node.running.broker.record_walks
-        await eventually(lambda: walks.is_checking, "a check")
+        await eventually(lambda: walks.is_treating, "a check")
         assert (await other.call("ApiVersions", 0, ApiVersionsRequest())).error_code == 0
         assert (await other.produce("t", batch(b"quick"))).error_code == 0
         assert (await other.produce("compacted", batch(b"quick", key=b"k"))).base_offset == 0
-        assert walks.is_checking, "all of that before the check was over"
+        assert walks.is_treating, "all of that before the check was over"
         for wire in (first, second):
             assert (await wire.receive()).responses[0].partition_responses[0].error_code == 0
 
@@ -134,7 +134,7 @@ async def test_a_client_that_goes_away_during_a_check_holds_nobody_up(start_node
         for _ in range(3):
             async with await Wire.connect(node.bootstrap_servers) as gone:
                 gone.send("Produce", 9, produce_request("compacted", bomb_of_headers(500_000)))
-                await eventually(lambda: node.running.broker.record_walks.is_checking, "a check")
+                await eventually(lambda: node.running.broker.record_walks.is_treating, "a check")
                 gone.writer.transport.abort()
         assert (await stays.produce("compacted", KEYED)).error_code == 0
 
@@ -145,3 +145,25 @@ async def test_a_megabyte_of_empty_gzip_members_is_refused_at_once(wire: Wire) -
     bomb = with_records(empty * (1_000_000 // len(empty)), 1, Codec.GZIP)
     await wire.create_topic("compacted", cleanup_policy="compact")
     assert (await wire.produce("compacted", bomb)).error_code == 2
+
+
+async def test_large_batches_are_compressed_anew_while_others_go_on(wire: Wire) -> None:
+    await wire.create_topic("t", compression_type="zstd", max_message_bytes="4000000")
+    large = batch(*[b"x" * 100] * 3000)
+    assert len(large) > AT_ONCE_BYTES
+    holes = build_batch([Record(value=b"x", offset=offset) for offset in (0, 2)], keep_offsets=True)
+    bomb = batch(bytes(record_walks.MAX_INFLATED_BYTES + 1), codec=Codec.GZIP)
+    for records in (large, batch(b"small"), bomb, holes, large[:-1] + b"?", batch(b"last", codec=Codec.ZSTD)):
+        wire.send("Produce", 9, produce_request("t", records))
+    answers = [(await wire.receive()).responses[0].partition_responses[0] for _ in range(6)]
+    assert [(answer.error_code, answer.base_offset) for answer in answers] == [
+        (0, 0),
+        (0, 3000),
+        (10, -1),
+        (87, -1),
+        (2, -1),
+        (0, 3001),
+    ]
+    stored = bytes((await wire.fetch("t")).records)
+    assert len(stored) < len(large) // 10
+    assert await wire.fetch_values("t", 3000) == [b"small", b"last"]

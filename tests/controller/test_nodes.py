@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from controller.commands import check_node
-from controller.errors import NodeRefused
-from controller.nodes import UnregisterNode
+from controller.errors import ConfigsChanged, NodeRefused
+from controller.image import Image
+from controller.nodes import ConfigureBroker, UnregisterNode
+from controller.records import ALL_NODES
+from controller.snapshot import capture, encode, restore
 from controller.streams import AbandonWal, RecoverWal
 from controller.tables import StreamStatus
 from s3stream.errors import NodeFenced
@@ -116,3 +119,34 @@ def test_abandoning_a_lost_wal_leaves_a_recorded_gap_past_everything_that_was_ac
     assert machine.layout(stream)[0][0] == 1_100
     with pytest.raises(NodeRefused, match="nothing to abandon"):
         machine.do(AbandonWal(wal_id="wal-1", slack_offsets=1_000, at_ms=machine.now_ms))
+
+
+def test_altered_settings_of_a_node_and_of_all() -> None:
+    machine = Machine()
+    machine.do(ConfigureBroker(node_id=ALL_NODES, changes={"num.partitions": "3", "log.retention.ms": "5"}))
+    machine.do(ConfigureBroker(node_id=1, changes={"num.partitions": "4"}))
+    image = Image(machine.state)
+    assert image.broker_configs() == {"num.partitions": "3", "log.retention.ms": "5"}
+    assert image.broker_configs(1) == {"num.partitions": "4"}
+    assert image.broker_configs(2) == {}
+
+    written = len(machine.log)
+    machine.do(ConfigureBroker(node_id=1, changes={"num.partitions": "4", "log.retention.ms": None}))
+    assert len(machine.log) == written, "what changes nothing is not written"
+    with pytest.raises(ConfigsChanged):
+        machine.do(ConfigureBroker(node_id=1, changes={"num.partitions": "5"}, expected={}))
+    machine.do(ConfigureBroker(node_id=1, changes={"num.partitions": None}, expected={"num.partitions": "4"}))
+    assert 1 not in machine.state.tables.broker_configs, "a node without altered settings takes no room"
+
+
+def test_what_only_a_newer_version_understands_is_told_by_the_snapshot() -> None:
+    machine = Machine()
+    machine.state.tables.metadata_version = 1  # formatted by the version before
+    machine.do(ConfigureBroker(node_id=7, changes={"num.partitions": "4"}))
+    (restored,) = [
+        found[0]
+        for found in restore(b"".join(encode(capture(machine.state, 5))), where="the test")
+        if found is not None
+    ]
+    assert restored.tables.broker_configs == {7: {"num.partitions": "4"}}
+    assert restored.tables.metadata_version == 2

@@ -236,6 +236,43 @@ def test_compaction_carries_a_state_whose_data_retention_has_passed() -> None:
     assert state[0] == c
 
 
+def test_a_state_by_itself_is_kept_until_a_newer_one_comes() -> None:
+    machine, (stream,) = ready()
+    a, _ = machine.upload(1, stream_range(stream, 0, 10))
+    b, _ = machine.upload(1, stream_range(stream, 10, 10, has_state=True))
+    assert machine.layout(stream) == [(0, 10, a)]
+    assert machine.stream(stream).committed_end_offset == 10
+    assert machine.state.tables.metadata_version == 2
+    machine.trim(1, {stream: 10})
+    assert machine.referenced() == {b}, "the state needs no data"
+    c, _ = machine.upload(1, stream_range(stream, 10, 20, has_state=True))
+    assert machine.referenced() == {c}
+
+
+def test_a_state_by_itself_has_its_place_in_the_order_of_commits() -> None:
+    machine, (stream,) = ready()
+    machine.upload(1, stream_range(stream, 0, 10))
+    _, skipped = machine.upload(1, stream_range(stream, 9, 9, has_state=True))
+    assert skipped == {stream: SkipReason.NOT_CONTIGUOUS}
+
+
+def test_compaction_takes_a_state_by_itself_along() -> None:
+    machine, (stream,) = ready()
+    a, _ = machine.upload(1, stream_range(stream, 0, 10))
+    b, _ = machine.upload(1, stream_range(stream, 10, 10, has_state=True))
+    c, _ = machine.upload(1, stream_range(stream, 10, 20))
+    d, e, f = machine.ids(1, 3)
+    with pytest.raises(SourcesChanged):
+        machine.commit(1, new_object(d, stream_range(stream, 0, 20)), sources=[a, b, c])
+    machine.commit(1, new_object(d, stream_range(stream, 0, 20)), sources=[a, c])  # it lies in none of the sources
+    assert machine.referenced() == {b, d}
+    machine.commit(1, new_object(e, stream_range(stream, 10, 10, has_state=True)), sources=[b])
+    assert machine.referenced() == {d, e}
+    machine.commit(1, new_object(f, stream_range(stream, 0, 20, has_state=True)), sources=[d, e])
+    assert machine.referenced() == {f}
+    assert machine.layout(stream) == [(0, 20, f)]
+
+
 def test_our_own_mistakes_are_asserted() -> None:
     machine, (stream,) = ready()
     (object_id,) = machine.ids(1)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from controller.errors import MetadataCorrupt, UnsupportedMetadata
 from controller.records import (
+    BrokerConfigsChanged,
     ClusterFormatted,
     LeaderChanged,
     NodeRegistered,
@@ -18,6 +19,7 @@ from controller.records import (
     ObjectsCompacted,
     ObjectsExpired,
     ObjectsForgotten,
+    PartitionsAdded,
     ProducerIdsAllocated,
     Range,
     Record,
@@ -95,6 +97,10 @@ RECORDS: dict[type, st.SearchStrategy[Record]] = {
     ObjectsForgotten: st.builds(ObjectsForgotten, object_ids=IDS),
     ObjectIdsAllocated: st.builds(ObjectIdsAllocated, node_id=NUMBERS, end_object_id=NUMBERS),
     ProducerIdsAllocated: st.builds(ProducerIdsAllocated, node_id=NUMBERS, end_producer_id=NUMBERS),
+    PartitionsAdded: st.builds(
+        PartitionsAdded, topic_id=TOPIC_IDS, first_stream_id=NUMBERS, leaders=st.lists(NUMBERS, max_size=3).map(tuple)
+    ),
+    BrokerConfigsChanged: st.builds(BrokerConfigsChanged, node_id=NUMBERS, configs=CONFIGS),
 }
 
 

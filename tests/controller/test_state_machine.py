@@ -15,7 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from controller.errors import NodeRefused, StreamNotDrained
 from controller.invariants import check_all
-from controller.records import decode_records, encode_records
+from controller.records import Range, decode_records, encode_records
 from controller.snapshot import capture, digest, encode, restore
 from controller.state import State
 from controller.streams import AbandonWal, RecoverWal
@@ -187,8 +187,8 @@ class MetadataMachine(RuleBasedStateMachine):
             leader_epoch = stream.leader_epoch if stream is not None else 0
             base_offset += stale == "offset"
             leader_epoch -= stale == "epoch"
-            end_offset = base_offset + data.draw(st.integers(1, 9))
             has_state = data.draw(st.booleans())
+            end_offset = base_offset + data.draw(st.integers(0 if has_state else 1, 9))
             ranges.append(
                 stream_range(stream_id, base_offset, end_offset, leader_epoch=leader_epoch, has_state=has_state)
             )
@@ -233,8 +233,12 @@ class MetadataMachine(RuleBasedStateMachine):
         known = sorted(tables.objects)
         sources = [known[index] for index in sorted(pick) if index < len(known)]
         live = sorted(
-            (value for source in sources for value in tables.live_ranges(tables.objects[source])),
-            key=lambda value: (value.stream_id, value.base_offset),
+            (
+                self.with_newest_state_only(source, value)
+                for source in sources
+                for value in tables.live_ranges(tables.objects[source])
+            ),
+            key=lambda value: (value.stream_id, value.base_offset, value.end_offset),
         )
         runs: list[StreamRange] = []
         for value in live:
@@ -253,12 +257,13 @@ class MetadataMachine(RuleBasedStateMachine):
                     has_state=value.has_state or last.has_state,
                 )
             else:
-                runs.append(value.value())
+                runs.append(value)
         if not runs:
             return
         outputs = []
         for object_id, run in zip(self.machine.ids(node_id, len(runs)), runs, strict=True):
-            self.store[object_id] = new_object(object_id, replace(run, has_state=run.has_state and not forgetful))
+            has_state = run.has_state and not (forgetful and run.base_offset < run.end_offset)
+            self.store[object_id] = new_object(object_id, replace(run, has_state=has_state))
             outputs.append(self.store[object_id])
         before = {stream_id: self.offsets(stream_id) for stream_id in tables.streams}
         try:
@@ -269,6 +274,11 @@ class MetadataMachine(RuleBasedStateMachine):
         assert self.machine.commit(node_id, *outputs, sources=sources) == result
         assert not set(sources) & self.machine.referenced()
         assert {stream_id: self.offsets(stream_id) for stream_id in tables.streams} == before
+
+    def with_newest_state_only(self, source: int, value: Range) -> StreamRange:
+        """A live range as a compactor carries it on: of states, the newest of its stream is enough."""
+        newest = self.machine.state.tables.streams[value.stream_id].newest_state
+        return replace(value.value(), has_state=newest is not None and newest[0] == source)
 
     @rule(data=st.data(), node_id=st.sampled_from(NODES), shift=st.integers(-3, 3), has_state=st.booleans())
     def compact_wrongly(self, data: st.DataObject, node_id: int, shift: int, has_state: bool) -> None:

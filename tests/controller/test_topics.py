@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from controller.errors import NoNodes, TooManyPartitions, TopicExists, UnknownTopic
-from controller.topics import ConfigureTopic, CreateTopics, DeleteTopics, NewTopic
+from controller.errors import (
+    ConfigsChanged,
+    InvalidPartitionCount,
+    NoNodes,
+    TooManyPartitions,
+    TopicExists,
+    UnknownTopic,
+)
+from controller.nodes import UnregisterNode
+from controller.topics import AddPartitions, ConfigureTopic, CreateTopics, DeleteTopics, NewTopic
 from s3stream.metadata import SkipReason
 from tests.controller.machine import T0_MS, Machine, ready, stream_range
 
@@ -102,3 +110,57 @@ def test_configs_are_set_and_go_back_to_their_defaults() -> None:
     assert len(machine.log) == written, "what changes nothing is not written"
     with pytest.raises(UnknownTopic):
         machine.do(ConfigureTopic(topic_id=b"?" * 16, changes={}))
+
+
+def test_a_change_computed_from_what_configs_were_is_refused_when_they_are_not() -> None:
+    machine, _ = ready()
+    topic_id = machine.state.tables.topic_ids["orders"]
+    machine.do(ConfigureTopic(topic_id=topic_id, changes={"cleanup.policy": "compact"}, expected={}))
+    with pytest.raises(ConfigsChanged):
+        machine.do(ConfigureTopic(topic_id=topic_id, changes={"cleanup.policy": "delete"}, expected={}))
+    assert machine.state.tables.topics[topic_id].configs == {"cleanup.policy": "compact"}
+
+
+def test_partitions_are_added_behind_those_that_there_are() -> None:
+    machine = Machine()
+    machine.register(1, "wal-1")
+    streams = machine.create("orders", partitions=2)
+    machine.create("others", partitions=1)
+    machine.register(2, "wal-2")
+    topic_id = machine.state.tables.topic_ids["orders"]
+    machine.do(AddPartitions(topic_id=topic_id, partition_count=5, max_partitions=100))
+    topic = machine.state.tables.topics[topic_id]
+    assert list(topic.stream_ids[:2]) == streams
+    assert [machine.stream(stream_id).partition for stream_id in topic.stream_ids] == [0, 1, 2, 3, 4]
+    assert [machine.stream(stream_id).node_id for stream_id in topic.stream_ids[2:]] == [2, 2, 2], "who leads least"
+    machine.open(2, topic.stream_ids[2:])
+    machine.delete("orders")
+    assert len(machine.state.tables.streams) == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "max_partitions", "error"),
+    [(1, 100, InvalidPartitionCount), (2, 100, InvalidPartitionCount), (9, 8, TooManyPartitions)],
+)
+def test_partitions_that_cannot_be_added(count: int, max_partitions: int, error: type[Exception]) -> None:
+    machine, _ = ready(partitions=2)
+    topic_id = machine.state.tables.topic_ids["orders"]
+    with pytest.raises(error):
+        machine.do(AddPartitions(topic_id=topic_id, partition_count=count, max_partitions=max_partitions))
+    with pytest.raises(UnknownTopic):
+        machine.do(AddPartitions(topic_id=b"?" * 16, partition_count=9, max_partitions=100))
+
+
+def test_without_a_node_nobody_would_lead_an_added_partition() -> None:
+    machine = Machine()
+    machine.register()
+    streams = machine.create()
+    topic_id = machine.state.tables.topic_ids["orders"]
+    machine.register(2, "wal-2")
+    machine.stream(streams[0]).node_id = 2
+    machine.do(UnregisterNode(node_id=1))
+    machine.do(AddPartitions(topic_id=topic_id, partition_count=2, max_partitions=100))
+    assert machine.stream(machine.state.tables.topics[topic_id].stream_ids[1]).node_id == 2
+    machine.state.tables.nodes.clear()
+    with pytest.raises(NoNodes):
+        machine.do(AddPartitions(topic_id=topic_id, partition_count=3, max_partitions=100))

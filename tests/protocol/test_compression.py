@@ -139,3 +139,11 @@ def test_zstd_frames_of_every_shape() -> None:
 def test_zstd_needs_a_frame() -> None:
     with pytest.raises(Malformed, match="no frame"):
         decompress(Codec.ZSTD, bytes(20), 100)
+
+
+@pytest.mark.parametrize(("codec", "fast", "best"), [(Codec.GZIP, 1, 9), (Codec.ZSTD, -131072, 22), (Codec.LZ4, 1, 12)])
+def test_levels(codec: Codec, fast: int, best: int) -> None:
+    data = b"".join(b"%d squared is %d\n" % (n, n * n) for n in range(2000))
+    packed = {level: compress(codec, data, level) for level in (fast, best)}
+    assert len(packed[best]) < len(packed[fast])
+    assert all(decompress(codec, each, len(data)) == data for each in packed.values())

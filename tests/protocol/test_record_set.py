@@ -12,7 +12,7 @@ from aiokafka.record import default_records as aiokafka_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.compression import Codec, decompress
+from protocol.compression import Codec, compress, decompress
 from protocol.errors import Malformed, OutputTooLarge
 from protocol.record_set import (
     ControlType,
@@ -25,8 +25,9 @@ from protocol.record_set import (
     iter_records,
     read_marker,
     walk_records,
+    with_records,
 )
-from protocol.records import HEADER_BYTES, parse_batch_header, stamp_log_append_time
+from protocol.records import HEADER_BYTES, crc_matches, parse_batch_header, stamp_log_append_time
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python reads its resources in an older way
@@ -263,3 +264,17 @@ def test_mutated_batches_are_read_or_malformed(codec: Codec) -> None:
             read(bytes(mutant))
         except Malformed:
             continue
+
+
+@each_codec
+@pytest.mark.parametrize("into", Codec)
+def test_a_batch_in_another_codec_is_the_same_batch(codec: Codec, into: Codec) -> None:
+    sent = build_batch(SAMPLE, codec=codec, producer_id=7, producer_epoch=1, base_sequence=5, base_offset=3)
+    before = parse_batch_header(sent)
+    made = with_records(before, into, compress(into, decompress(codec, sent[HEADER_BYTES:], CAP)))
+    after = parse_batch_header(made)
+    assert (after.codec, after.size_bytes) == (into, len(made))
+    assert crc_matches(made, after.crc)
+    same = {"batch_length": 0, "crc": 0, "attributes": 0}
+    assert after._replace(**same) == before._replace(**same)
+    assert read(made) == read(sent)

@@ -122,6 +122,11 @@ class DictMetadata:
                 for each in new.ranges:
                     ranges = self.stream_ranges[each.stream_id]
                     assert self.ends[each.stream_id] == each.base_offset, "I5"
+                    if each.base_offset == each.end_offset:
+                        assert each.has_state, "a range holds offsets, or a state"
+                        self.objects[new.object_id] = new
+                        self.states[each.stream_id] = (new.object_id, each)
+                        continue
                     self.ends[each.stream_id] = each.end_offset
                     self._reference(new, each, len(ranges), len(ranges))
         self._release()

@@ -274,21 +274,44 @@ async def test_reads_outside_the_log_are_refused(world: World) -> None:
             await streams[ONE].trim(5)
 
 
-async def test_a_trim_keeps_what_the_newest_state_does_not_account_for(world: World) -> None:
+async def test_a_trim_has_the_state_written_anew_where_it_does_not_account_for_what_is_to_go(world: World) -> None:
     async with world.engine() as (storage, streams):
         stream = streams[ONE]
         for _ in range(3):
             await put_durably(storage, stream)
         await storage.flush(ONE, 3)  # put before anybody could give the state, as after a recovery
         stream.state_source = lambda: b"as of %d" % stream.next_offset
-        await stream.trim(3)
-        assert stream.log_start_offset == 0
-        await put_durably(storage, stream)
-        await stream.trim(3)
-        assert stream.log_start_offset == 3
+        await stream.trim(2)
+        assert stream.log_start_offset == 2
         state = await stream.newest_state()
         assert state is not None
+        assert (state.end_offset, state.data) == (3, b"as of 3")
+        sent = await put_durably(storage, stream)
+        await stream.trim(3)
+        assert await contents(stream, 3) == [sent]
+    async with world.engine() as (storage, streams):
+        assert streams[ONE].log_start_offset == 3
+        assert await contents(streams[ONE], 3) == [sent]
+        state = await streams[ONE].newest_state()
+        assert state is not None
         assert (state.end_offset, state.data) == (4, b"as of 4")
+
+
+async def test_a_state_by_itself_comes_after_what_is_under_way(world: World) -> None:
+    async with world.engine() as (storage, streams):
+        stream = streams[ONE]
+        stream.state_source = lambda: b"as of %d" % stream.next_offset
+        await put_durably(storage, stream)
+        storage.seal()
+        flushed = asyncio.ensure_future(storage.flush_state(stream))
+        await asyncio.sleep(0)
+        sent = await put_durably(storage, stream)
+        await flushed
+        await storage.flush(ONE, 2)
+        state = await stream.newest_state()
+        assert state is not None
+        assert (state.end_offset, state.data) == (2, b"as of 2")
+        assert await contents(stream, 1) == [sent]
 
 
 async def test_a_crash_loses_nothing_that_was_acknowledged(world: World) -> None:

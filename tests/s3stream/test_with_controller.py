@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 import pytest
 
@@ -18,7 +19,7 @@ from s3stream.memory import MemoryObjectStore
 from s3stream.metadata import CommitObjects, StreamId
 from s3stream.object_format import verify_object
 from s3stream.object_reader import ObjectReader
-from s3stream.object_writer import StreamData, build_object
+from s3stream.object_writer import DataBlock, StreamData, StreamSource, build_object
 from tests.s3stream.doubles import PATHS, PlainPayloads, offsets_of, payloads
 
 KIB = 1 << 10
@@ -26,6 +27,19 @@ COMPACTION = CompactionSettings(
     fan_in=3, max_sources=8, object_size_bytes=16 * KIB, stream_object_max_bytes=64 * KIB, rate_bytes_per_s=1 << 40
 )
 COLLECTION = CollectionSettings(grace_ms=1000, orphan_age_ms=100_000)
+
+
+class StateAlone(NamedTuple):
+    """A state without data, as of what was uploaded before (a `StreamSource`)."""
+
+    stream_id: StreamId
+    leader_epoch: int
+    base_offset: int
+    state: bytes | None
+    size_bytes: int = 0
+
+    def blocks(self, block_size_bytes: int) -> Iterator[DataBlock]:
+        return iter(())
 
 
 class World:
@@ -60,8 +74,10 @@ class World:
 
     async def upload(self, counts: dict[StreamId, int], states: dict[StreamId, bytes]) -> None:
         (object_id,) = await self.metadata.new_object_ids(1)
-        data = [
-            StreamData(
+        data: list[StreamSource] = [
+            StateAlone(stream, self.epochs[stream], self.ends[stream], states[stream])
+            if not counts[stream]
+            else StreamData(
                 stream_id=stream,
                 leader_epoch=self.epochs[stream],
                 payloads=payloads(self.ends[stream], self.ends[stream] + counts[stream]),
@@ -121,7 +137,8 @@ async def test_any_history_reads_back_and_nothing_is_left_over(seed: int) -> Non
             if action < 0.55:
                 chosen = rng.sample(sorted(made.starts), rng.randint(1, len(made.starts)))
                 states = {each: rng.randbytes(30) for each in chosen if rng.random() < 0.3}
-                await made.upload({each: rng.randint(1, 20) for each in chosen}, states)
+                alone = {each for each in states if rng.random() < 0.3}
+                await made.upload({each: 0 if each in alone else rng.randint(1, 20) for each in chosen}, states)
             elif action < 0.7:
                 made.starts[stream] = rng.randint(made.starts[stream], made.ends[stream])
                 await made.metadata.trim_streams({stream: made.starts[stream]})
