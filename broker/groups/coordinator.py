@@ -330,6 +330,8 @@ class GroupCoordinator:
                 "records of an unknown kind skipped: %(count)d of %(partition)s",
                 {"partition": place.partition, "count": unknown},
             )
+        for _ in shard.restore():
+            await asyncio.sleep(0)
         return shard
 
     # ---- the log's size -----------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ __all__ = [
     "encode_group_value",
     "encode_offset_key",
     "encode_offset_value",
+    "is_known_key",
 ]
 
 _OFFSET_KEY_VERSION = 1
@@ -41,6 +42,7 @@ _FLEXIBLE_VALUE_VERSION = 4
 _INT16 = struct.Struct(">h")
 _INT32 = struct.Struct(">i")
 _INT64 = struct.Struct(">q")
+_KNOWN_KEY_VERSIONS = {_INT16.pack(version) for version in (0, _OFFSET_KEY_VERSION, _GROUP_KEY_VERSION)}
 _KEY_HEAD = struct.Struct(">hh")
 _OFFSET_HEAD = struct.Struct(">hqih")  # version, offset, leader epoch, size of the metadata
 _EXPIRING_HEAD = struct.Struct(">hqh")
@@ -138,6 +140,11 @@ def encode_group_value(value: GroupValue) -> bytes:
             out += _INT32.pack(len(data))
             out += data
     return bytes(out)
+
+
+def is_known_key(key: bytes) -> bool:
+    """Whether a key is of a kind that `decode_key` reads."""
+    return key[:2] in _KNOWN_KEY_VERSIONS
 
 
 def decode_key(key: bytes) -> OffsetKey | str | None:

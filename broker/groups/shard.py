@@ -49,6 +49,7 @@ from broker.groups.records import (
     encode_group_key,
     encode_offset_key,
     encode_offset_value,
+    is_known_key,
 )
 from broker.groups.timers import Timer, Timers
 from protocol.errors import ErrorCode
@@ -63,6 +64,10 @@ _NEVER_MS = (1 << 63) - 1
 
 MAX_ROWS_PER_APPEND = 1_000
 """Records of one batch where they are not one request's: some hundred kilobytes."""
+
+
+_RESTORED_AT_A_TIME = 1_000
+"""Records read after a replay before others get their turn: some milliseconds."""
 
 
 class Budget:
@@ -122,7 +127,7 @@ class Shard:
         self._membership = Membership(
             limits=limits, timers=self._timers, effects=self._effects, store=self._store_group
         )
-        self._replayed_groups: dict[str, bytes] = {}
+        self._replayed: dict[bytes, bytes] = {}
         self._handlers: dict[type, Any] = {
             Join: self._join,
             Sync: self._sync,
@@ -507,36 +512,40 @@ class Shard:
     # ---- the log --------------------------------------------------------------------------------------------------
 
     def replay(self, key: bytes, value: bytes | None) -> bool:
-        """Take one record of the log; False where it is of a kind that is not known here. Raises Malformed."""
-        found = decode_key(key)
-        if found is None:
+        """Take one record of the log; False where it is of a kind that is not known here.
+
+        Nothing is looked at but which record is the newest of its key: most are superseded.
+        """
+        if not is_known_key(key):
             return False
-        if isinstance(found, str):
-            if value is None:
-                self._replayed_groups.pop(found, None)
-            else:
-                self._replayed_groups[found] = value
-            return True
-        group = self.groups.get(found.group_id)
-        if group is None:
-            if value is None:
-                return True
-            group = self.groups[found.group_id] = Group(found.group_id, -1)
-        group.offsets.put(found.topic, found.partition, None if value is None else decode_offset_value(value))
+        if value is None:
+            self._replayed.pop(key, None)
+        else:
+            self._replayed[key] = value
         return True
 
+    def restore(self) -> Iterator[None]:
+        """Read what the replay left; comes back now and then, so that others get their turn. Raises Malformed."""
+        replayed, self._replayed = self._replayed, {}
+        for at, (key, value) in enumerate(replayed.items()):
+            found = decode_key(key)
+            if isinstance(found, str):
+                group = Group.restored(found, value)
+                former = self.groups.get(found)
+                if former is not None:
+                    group.offsets = former.offsets
+                self.groups[found] = group
+            elif found is not None:
+                named = self.groups.get(found.group_id)
+                if named is None:
+                    named = self.groups[found.group_id] = Group(found.group_id, -1)
+                named.offsets.put(found.topic, found.partition, decode_offset_value(value))
+            if at % _RESTORED_AT_A_TIME == _RESTORED_AT_A_TIME - 1:
+                yield
+
     def loaded(self, now: Now) -> list[Effect]:
-        """The whole log was replayed: go on from there. Raises Malformed."""
-        for group_id, record in self._replayed_groups.items():
-            former = self.groups.get(group_id)
-            group = self.groups[group_id] = Group.restored(group_id, record)
-            if former is not None:
-                group.offsets = former.offsets
-        self._replayed_groups = {}
-        for group_id, group in list(self.groups.items()):
-            if group.record is None and not len(group.offsets):
-                del self.groups[group_id]
-                continue
+        """The whole log was replayed and restored: go on from there."""
+        for group in self.groups.values():
             self._charge(group)
             self._membership.loaded(group, now)
         effects = self._effects[:]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +14,8 @@ import pytest
 
 from tests.interop.clients.base import DEADLINE_S, Record
 from tests.interop.clients.confluent import Confluent
+from tests.interop.clients.driver import Java, java_command
+from tests.interop.conftest import installed
 
 ck = pytest.importorskip("confluent_kafka")
 
@@ -188,6 +192,52 @@ def test_kafka_python_commits_and_resumes(bootstrap: str, filled: str) -> None:
         consumer.commit()
         consumer.close()
     assert sorted(seen) == sorted(_all_values())
+
+
+@pytest.fixture
+def java(bootstrap: str) -> list[str]:
+    """How Kafka's own tools are started."""
+    installed(Java(bootstrap))
+    return java_command()
+
+
+def test_kafkas_own_tools_show_groups_and_read_their_log(
+    bootstrap: str, confluent: Confluent, filled: str, java: list[str]
+) -> None:
+    consumer = ck.Consumer({"bootstrap.servers": bootstrap, "group.id": filled, "enable.auto.commit": False})
+    consumer.commit(
+        offsets=[ck.TopicPartition(filled, partition, 10 + partition) for partition in range(PARTITIONS)],
+        asynchronous=False,
+    )
+    consumer.close()
+
+    def tool(name: str, *arguments: str) -> str:
+        command = [*java, f"org.apache.kafka.tools.consumer.{name}", "--bootstrap-server", bootstrap, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=2 * DEADLINE_S, check=True)
+        return done.stdout
+
+    groups = "group.ConsumerGroupCommand"
+    described = tool(groups, "--describe", "--group", filled)
+    for partition in range(PARTITIONS):
+        lag = RECORDS // PARTITIONS - 10 - partition
+        assert re.search(
+            rf"{filled} +{filled} +{partition} +{10 + partition} +{RECORDS // PARTITIONS} +{lag} ", described
+        )
+    formatter = "org.apache.kafka.tools.consumer.OffsetsMessageFormatter"
+    log = tool(
+        "ConsoleConsumer",
+        *("--topic", "__consumer_offsets", "--from-beginning", "--timeout-ms", "3000", "--formatter", formatter),
+    )
+    for partition in range(PARTITIONS):
+        assert (
+            f'"topic":"{filled}","partition":{partition}}}}},"value":{{"version":3,"data":{{"offset":1{partition},'
+            in log
+        )
+    tool(groups, "--group", filled, "--reset-offsets", "--to-earliest", "--topic", filled, "--execute")
+    assert re.search(rf"{filled} +{filled} +0 +0 +", tool(groups, "--describe", "--group", filled))
+    tool(groups, "--group", filled, "--delete-offsets", "--topic", filled)
+    tool(groups, "--group", filled, "--delete")
+    assert filled not in tool(groups, "--list").split()
 
 
 def _all_values() -> set[bytes]:

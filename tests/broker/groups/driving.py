@@ -87,6 +87,7 @@ class Driver:
         self.shard = self.new_shard()
         for row in self.log:
             assert self.shard.replay(row.key, row.value)
+        list(self.shard.restore())
         self._do(self.shard.loaded(self.now))
 
     @property

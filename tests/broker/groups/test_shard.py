@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from broker.groups.group import GroupState
-from broker.groups.records import decode_key
-from protocol.errors import ErrorCode
+from broker.groups.records import decode_key, encode_group_key
+from protocol.errors import ErrorCode, Malformed
 from tests.broker.groups.driving import DAY_MS, Driver, subscription
 
 E = ErrorCode
@@ -316,5 +316,12 @@ def test_a_snapshot_leaves_out_what_is_on_its_way() -> None:
 def test_what_is_not_known_in_the_log_is_not_taken() -> None:
     d = Driver()
     assert not d.shard.replay(b"\0\3\0\1g", b"?")
-    d.shard.loaded(d.now)
+    assert list(d.shard.restore()) == []
     assert d.shard.groups == {}
+
+
+def test_what_cannot_be_read_in_the_log_is_an_error() -> None:
+    d = Driver()
+    assert d.shard.replay(encode_group_key("g"), b"\0\x09")
+    with pytest.raises(Malformed, match="version 9"):
+        list(d.shard.restore())
