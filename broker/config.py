@@ -377,6 +377,13 @@ class BrokerSettings:
         4_096, "Largest text that a client may keep with an offset.", unit="bytes", least=0, most=32_767
     )
 
+    metrics_max_groups: int = _monitoring(
+        500,
+        "Pairs of consumer group and topic with metrics of their own. All others are summed as (other).",
+        unit="pairs",
+        least=0,
+        most=100_000,
+    )
     logging_format: str = _monitoring(
         "logfmt",
         "How this process writes what happens to standard error, one line an event: as logfmt or JSON.",

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from broker.group_lag import Lag
 from broker.logs import FIGURES
-from broker.metrics import OTHER_TOPICS, Metrics, TopicTraffic
+from broker.metrics import OTHER, Metrics, TopicTraffic
 from protocol.apis import API
 from protocol.errors import ErrorCode
 from wal.histogram import Histogram
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from broker.delayed_fetch import WaitingFetches
     from broker.event_loop import EventLoopWatch
     from broker.fetch_session import FetchSessionCache
+    from broker.group_lag import GroupLag
+    from broker.groups.coordinator import GroupCoordinator
     from broker.partitions import Partitions
     from broker.retention import Retention
     from broker.server import Server
@@ -59,10 +62,13 @@ class Parts:
     partitions: Partitions
     fetch_sessions: FetchSessionCache
     waiting_fetches: WaitingFetches
+    groups: GroupCoordinator
+    group_lag: GroupLag
     retention: Retention
     compactor: Compactor
     collector: ObjectCollector
     event_loop: EventLoopWatch
+    groups_limit_bytes: int
     memory_limit_bytes: int
     index_cache_limit_bytes: int
 
@@ -140,7 +146,7 @@ def _request_errors(parts: Parts) -> Iterable[Sample]:
 def _topics(value: Callable[[TopicTraffic], int], parts: Parts) -> Iterable[Sample]:
     metrics = parts.metrics
     yield from (((name,), value(traffic)) for name, traffic in metrics.topics.items())
-    yield (OTHER_TOPICS,), value(metrics.other_topics)
+    yield (OTHER,), value(metrics.other_topics)
 
 
 def _held_back(parts: Parts) -> Mapping[str, float | Histogram]:
@@ -157,6 +163,7 @@ def _pools_used(parts: Parts) -> Mapping[str, float | Histogram]:
     arena = parts.storage.arena
     return {
         "arena": arena.size_bytes - arena.free_bytes,
+        "groups": parts.groups.memory_bytes,
         "index_cache": reader.index_cache_bytes,
         "read": reader.cache.used_bytes,
         "receive": server.budget.size_bytes - server.budget.free_bytes,
@@ -168,11 +175,16 @@ def _pool_limits(parts: Parts) -> Mapping[str, float | Histogram]:
     server, reader = parts.server, parts.reader
     return {
         "arena": parts.storage.arena.size_bytes,
+        "groups": parts.groups_limit_bytes,
         "index_cache": parts.index_cache_limit_bytes,
         "read": reader.cache.capacity_bytes,
         "receive": server.budget.size_bytes,
         "send": server.send_budget_bytes,
     }
+
+
+def _lags(value: Callable[[Lag], float], parts: Parts) -> Iterable[Sample]:
+    return [(key, value(lag)) for key, lag in parts.group_lag.lags.items()]
 
 
 def _objects(parts: Parts) -> Mapping[str, float | Histogram]:
@@ -273,6 +285,40 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "topic",
                 "Bytes of record batches sent to consumers, by topic.",
                 partial(_topics, lambda traffic: traffic.bytes_out),
+            ),
+        ),
+    ),
+    (
+        "Consumer groups",
+        (
+            _labelled(
+                "gauge",
+                "tidelog_consumer_lag_records",
+                ("group", "topic"),
+                "Records behind a group's committed offsets, all partitions of a topic together, as of the last quarter of a minute. Pairs"
+                " beyond metrics.max.groups, in the order of their names, are summed as (other).",
+                partial(_lags, lambda lag: lag.records),
+            ),
+            _labelled(
+                "gauge",
+                "tidelog_consumer_lag_seconds",
+                ("group", "topic"),
+                "Age of the first record that the group has not committed, by its producer's timestamp, in the partition that is furthest"
+                " behind. Exact to a batch for recent records; for those that only objects hold, to the time that one object's records of the"
+                " partition span. 0 where records carry no time.",
+                partial(_lags, lambda lag: lag.seconds),
+            ),
+            _labelled(
+                "gauge",
+                "tidelog_consumer_groups",
+                "state",
+                "Groups that this node coordinates, by Kafka's name of their state.",
+                _by_value(lambda parts: dict(parts.group_lag.group_counts)),
+            ),
+            _gauge(
+                "tidelog_consumer_members",
+                "Members of all groups together.",
+                lambda parts: parts.group_lag.member_count,
             ),
         ),
     ),
@@ -434,7 +480,7 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "tidelog_buffer_used_bytes",
                 "pool",
                 "Memory in use, by pool: arena (WAL image and log cache; full is normal, it is a cache), read (catch-up reads and block cache,"
-                " likewise), index_cache (likewise), receive (requests that are arriving), send (responses that clients have not taken).",
+                " likewise), index_cache (likewise), groups (consumer groups and their offsets), receive (requests that are arriving), send (responses that clients have not taken).",
                 _by_value(_pools_used),
             ),
             _labelled(

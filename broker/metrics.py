@@ -15,13 +15,13 @@ from collections.abc import Callable
 
 from wal.histogram import Histogram
 
-__all__ = ["MAX_TOPICS", "OTHER_TOPICS", "ApiMetrics", "Metrics", "TopicTraffic"]
+__all__ = ["MAX_TOPICS", "OTHER", "ApiMetrics", "Metrics", "TopicTraffic"]
 
 MAX_TOPICS = 200
 """Topics with figures of their own, unless the settings say otherwise: three series each, which a scrape reads in a millisecond."""
 
-OTHER_TOPICS = "(other)"
-"""Stands for all other topics. No topic can have such a name."""
+OTHER = "(other)"
+"""Stands for all others, of topics or of groups. No topic can have such a name."""
 
 _PRODUCE_KEY = 0
 

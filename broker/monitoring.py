@@ -130,7 +130,9 @@ class Monitoring:
         if parts.storage.failed is not None:
             return str(parts.storage.failed)
         loading = parts.partitions.loading_count
-        return f"the state of {loading} partitions is not rebuilt yet" if loading else ""
+        if loading:
+            return f"the state of {loading} partitions is not rebuilt yet"
+        return "some consumer groups are not read yet" if parts.groups.is_loading else ""
 
     async def _metrics(self) -> HttpAnswer:
         async with self._reading:

@@ -23,6 +23,7 @@ from broker.config_layers import SettingsLayers
 from broker.dispatch import Dispatch
 from broker.exposition import Parts
 from broker.fetch_session import FetchSessionCache
+from broker.group_lag import GroupLag
 from broker.groups.coordinator import CoordinatorSettings, GroupCoordinator
 from broker.groups.membership import GroupLimits
 from broker.groups.shard import OffsetLimits
@@ -83,6 +84,7 @@ class Running:
     """As bound, ports filled in."""
     metrics_listeners: tuple[Listener, ...]
     """Likewise."""
+    group_lag: GroupLag
     wal_id: str
     wal_uri: str
     """As opened: relative paths resolved."""
@@ -375,6 +377,11 @@ async def start_broker(
         background.start("compaction", compactor.run())
         background.start("collection", collector.run())
         background.start("expiry of offsets", groups.expire())
+        group_lag = GroupLag(
+            groups=groups, topics=topics, now_ms=now_ms, clock=clock, max_pairs=settings.metrics_max_groups
+        )
+        if metrics_bound:
+            background.start("lag of groups", group_lag.run())
         partitions.want(topics.by_id.values())
         await partitions.wait_loaded(LOAD_WAIT_S)
         await groups.wait_loaded(LOAD_WAIT_S)
@@ -398,6 +405,9 @@ async def start_broker(
                 collector=collector,
                 event_loop=monitoring.event_loop,
                 memory_limit_bytes=settings.memory_bytes,
+                groups=groups,
+                group_lag=group_lag,
+                groups_limit_bytes=coordinator_settings(settings).memory_bytes,
                 index_cache_limit_bytes=storage_config.read.index_cache_bytes,
             )
         )
@@ -420,6 +430,7 @@ async def start_broker(
             store=store,
             listeners=bound,
             metrics_listeners=metrics_bound,
+            group_lag=group_lag,
             wal_id=wal.wal_id,
             wal_uri=absolute_uri(settings.wal_uri),
         )

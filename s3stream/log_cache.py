@@ -220,6 +220,14 @@ class StreamTail:
         block.parts[stream_id] = (self, part)
         return part
 
+    def timestamp_ms(self, offset: int) -> int | None:
+        """Largest timestamp of the payload that holds an offset; None where the cache does not hold it."""
+        for part in reversed(self.parts):
+            if part.base_offset <= offset:
+                at = bisect_right(part.ends, offset)
+                return part.timestamps_ms[at] if at < len(part.ends) else None
+        return None
+
     def evict(self, part: BlockPart) -> None:
         """Forget the oldest part."""
         assert self.parts[0] is part, "parts are evicted in order"

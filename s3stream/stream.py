@@ -184,6 +184,26 @@ class Stream:
             part.size_bytes for part in self.tail.parts if part.base_offset >= committed_end_offset
         )
 
+    def estimated_timestamp_ms(self, offset: int) -> int:
+        """About when the record at an offset was stamped, from what is in memory alone; -1 where nothing tells.
+
+        In the log cache: the largest timestamp of its payload. In objects: by its place between the largest timestamps of the range
+        before and of its own, so off by at most the time that the records of that range span.
+        """
+        cached = self.tail.timestamp_ms(offset)
+        if cached is not None:
+            return cached
+        located = self._storage.metadata.locate(self.stream_id, offset, limit=1)
+        if not located:
+            return -1
+        own = located[0].range
+        before = self._storage.metadata.locate(self.stream_id, own.base_offset - 1, limit=1) if own.base_offset else ()
+        newest_ms = own.max_timestamp_ms
+        oldest_ms = before[0].range.max_timestamp_ms if before and before[0].object_id != located[0].object_id else -1
+        if not 0 <= oldest_ms < newest_ms:
+            return newest_ms  # no range before it, or producers' clocks do not agree: not older than that
+        return oldest_ms + (newest_ms - oldest_ms) * (offset - own.base_offset) // (own.end_offset - own.base_offset)
+
     def _confirmed_payloads(self, part: BlockPart) -> list[memoryview]:
         view = self._storage.arena.view
         return [
