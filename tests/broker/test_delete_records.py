@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from broker.__main__ import main
 from broker.node import Node
+from protocol.messages.create_partitions import CreatePartitionsRequest, CreatePartitionsTopic
 from protocol.messages.delete_records import (
     DeleteRecordsPartition,
     DeleteRecordsPartitionResult,
@@ -72,7 +74,7 @@ async def test_it_holds_after_a_restart_and_what_is_known_of_producers_too(start
         assert await wire.fetch_values("t", 1) == [b"x"]
 
 
-async def test_where_the_newest_state_is_older_than_what_is_to_go(start_node: StartNode) -> None:
+async def test_where_the_newest_state_is_older_than_what_is_to_go(start_node: StartNode, tmp_path: Path) -> None:
     """A block that was put before the state was rebuilt has none; nothing was appended since."""
     async with start_node() as node, await Wire.connect(node.bootstrap_servers) as wire:
         await wire.create_topic("t")
@@ -93,6 +95,8 @@ async def test_where_the_newest_state_is_older_than_what_is_to_go(start_node: St
         assert (await wire.produce("t", again)).base_offset == 0, "a duplicate is known (I11)"
         assert (await wire.produce("t", batch(b"y"))).base_offset == 1
         assert await wire.fetch_values("t", 1) == [b"y"]
+    verified = await asyncio.to_thread(main, ["verify", "--data", str(tmp_path)])
+    assert verified == 0, "a state by itself is in order"
 
 
 async def test_what_cannot_be_deleted(wire: Wire) -> None:
@@ -157,3 +161,11 @@ def _stream_id(node: Node, topic: str) -> StreamId:
     partition = node.running.broker.topics.by_name[topic].partitions[0]
     assert partition is not None
     return partition.stream.stream_id
+
+
+async def test_internal_topics_are_the_brokers_own(wire: Wire) -> None:
+    await wire.create_topic("__consumer_offsets")
+    assert await delete(wire, 0, "__consumer_offsets") == (17, -1)
+    wanted = CreatePartitionsTopic(name="__consumer_offsets", count=2, assignments=None)
+    response = await wire.call("CreatePartitions", 3, CreatePartitionsRequest(topics=[wanted], timeout_ms=10_000))
+    assert response.results[0].error_code == 17
