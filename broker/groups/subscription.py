@@ -1,4 +1,5 @@
-"""What a consumer's metadata says of its subscription (`ConsumerProtocolSubscription`): the topics, nothing else is ours.
+"""What a consumer's metadata says of its subscription (`ConsumerProtocolSubscription`): the topics, nothing else is ours. And,
+for tools, what its leader gave it (`ConsumerProtocolAssignment`).
 
 Always true: what cannot be read is not known; nobody is refused for it, since the broker is not who it is meant for.
 """
@@ -8,10 +9,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-__all__ = ["subscribed_topics"]
+__all__ = ["assigned_partitions", "subscribed_topics"]
 
 _HEAD = struct.Struct(">hi")
 _SIZE = struct.Struct(">h")
+_COUNT = struct.Struct(">i")
 
 
 def subscribed_topics(subscriptions: Iterable[bytes]) -> frozenset[str] | None:
@@ -31,3 +33,28 @@ def subscribed_topics(subscriptions: Iterable[bytes]) -> frozenset[str] | None:
     except (struct.error, UnicodeDecodeError):
         return None
     return frozenset(topics)
+
+
+def assigned_partitions(assignment: bytes) -> list[tuple[str, int]] | None:
+    """The partitions of a member (`ConsumerProtocolAssignment`), None where it cannot be read."""
+    found: list[tuple[str, int]] = []
+    try:
+        if not assignment:
+            return found
+        _, count = _HEAD.unpack_from(assignment)
+        position = _HEAD.size
+        for _ in range(count):
+            (size,) = _SIZE.unpack_from(assignment, position)
+            position += _SIZE.size
+            if size < 0 or position + size > len(assignment):
+                return None
+            topic = assignment[position : position + size].decode()
+            position += size
+            (partitions,) = _COUNT.unpack_from(assignment, position)
+            position += _COUNT.size
+            for _ in range(partitions):
+                found.append((topic, _COUNT.unpack_from(assignment, position)[0]))
+                position += _COUNT.size
+    except (struct.error, UnicodeDecodeError):
+        return None
+    return found

@@ -12,6 +12,7 @@ from typing import Final
 
 from broker.config import BrokerSettings, InvalidSettings
 from broker.inspect.bucket import Bucket, open_bucket
+from broker.inspect.groups import inspect_groups
 from broker.inspect.metadata import inspect_metadata
 from broker.inspect.objects import inspect_object
 from broker.inspect.partitions import NoSuchPartition, inspect_partition
@@ -33,7 +34,7 @@ EXIT_NOT_CHECKED: Final = 2
 """It could not be looked at, or the command line is wrong."""
 
 _DESCRIPTION = """\
-Show what lies in a WAL, in an object, in the metadata log or of a partition. Nothing is written and no lock is taken,
+Show what lies in a WAL, in an object, in the metadata log, of a partition or a consumer group. Nothing is written and no lock is taken,
 so it may run beside a live broker. Exit status: 0, 1 where damage was seen, 2 where it could not be looked at.
 """
 
@@ -44,6 +45,7 @@ examples:
   tidelog inspect object 17 -c broker.toml --batches
   tidelog inspect metadata -c broker.toml --from 100 --to 120
   tidelog inspect partition orders-0 --bucket s3://my-bucket/my-cluster --json
+  tidelog inspect group billing -c broker.toml
 """
 
 
@@ -51,7 +53,7 @@ def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     """Add `inspect` and its kinds to the command line."""
     command = commands.add_parser(
         "inspect",
-        help="show what lies in a WAL, an object, the metadata log or a partition (read-only)",
+        help="show what lies in a WAL, an object, the metadata log, a partition or a group (read-only)",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -71,7 +73,9 @@ def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     metadata.add_argument("--to", type=int, dest="last_index", metavar="N", help="list entries up to this one")
     partition = kinds.add_parser("partition", help="offsets, ranges and their objects, state, WAL tail, configs")
     partition.add_argument("partition", metavar="TOPIC-NUMBER", help="such as orders-0")
-    for kind in (wal, one_object, metadata, partition):
+    group = kinds.add_parser("group", help="members, generation, committed offsets and lag of consumer groups")
+    group.add_argument("group", nargs="?", metavar="GROUP", help="one group (default: a line for each)")
+    for kind in (wal, one_object, metadata, partition, group):
         add_places(kind)
 
 
@@ -116,7 +120,10 @@ async def _rows(stack: AsyncExitStack, options: argparse.Namespace, settings: Br
     if options.inspected == "object":
         return _object_rows(bucket, options)
     image = (await bucket.replica()).image
-    return inspect_partition(bucket, options.partition, image=image, wal=wal if wal and wal.exists() else None)
+    wal = wal if wal is not None and wal.exists() else None
+    if options.inspected == "group":
+        return inspect_groups(bucket, options.group, image=image, wal=wal)
+    return inspect_partition(bucket, options.partition, image=image, wal=wal)
 
 
 async def _wal_rows(uri: str, path: Path, *, list_frames: bool) -> AsyncIterator[Row]:

@@ -2,13 +2,15 @@
 
 One directory, one broker and one port live through all runs; each run has a topic of its own. While the broker is
 down its clients go on trying. When it is back everything they sent must get through, and then every acknowledged
-record must be there, once, in order, at its offset. After the last run every topic of every run is read again.
+record must be there, once, in order, at its offset. `tidelog verify` must find the bucket sound right after each kill. After the last run every topic of every run is read again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -94,6 +96,7 @@ def crash_runs(directory: Path, *, runs: int, seed: int) -> Iterator[CrashRun]:
             objects_before_kill = _count_objects(objects) - objects_at_first
             laps = load.sent_bytes / WAL_CAPACITY_BYTES
             _crash(broker, kind, load, rng)
+            _verify(objects)
             began = time.monotonic()
             killed_while_starting = rng.random() < 0.3
             if killed_while_starting:
@@ -126,6 +129,7 @@ def crash_runs(directory: Path, *, runs: int, seed: int) -> Iterator[CrashRun]:
         for topic, history in histories.items():
             check(history, read_topic(broker.bootstrap_servers, topic, PARTITIONS))
         broker.stop()
+    _verify(objects)
 
 
 def _start(broker: BrokerProcess, kind: str) -> None:
@@ -152,6 +156,15 @@ def _write_metadata(broker: BrokerProcess) -> None:
     with contextlib.suppress(KafkaException):  # the broker dies meanwhile, as it should
         create_topic(broker.bootstrap_servers, "fleeting", 100, timeout_s=2.0)
         delete_topic(broker.bootstrap_servers, "fleeting", timeout_s=2.0)
+
+
+def _verify(objects: Path) -> None:
+    """Whatever a crash cut short, `tidelog verify` finds nothing wrong."""
+    result = subprocess.run(
+        [sys.executable, "-m", "broker", "verify", "--bucket", objects.as_uri()],
+        capture_output=True, text=True, check=False, timeout=_REACHED_WITHIN_S,
+    )  # fmt: skip
+    assert result.returncode == 0, f"verification ended with {result.returncode}:\n{result.stdout}{result.stderr}"
 
 
 def _count_objects(directory: Path) -> int:
