@@ -283,14 +283,13 @@ class Compactor:
             if at >= 0:
                 raw = tail[at : at + footer.index_size_bytes]
             else:
-                raw = await self.read_range(
-                    object_id, footer.index_position, footer.index_position + footer.index_size_bytes
-                )
+                end = footer.index_position + footer.index_size_bytes
+                raw = bytes(await self.read_range(object_id, footer.index_position, end))
             return ObjectIndex(footer, raw)
         except (ObjectCorrupt, UnsupportedObjectFormat) as error:
             raise _Damaged(object_id) from error
 
-    async def read_range(self, object_id: ObjectId, start: int, end: int) -> bytes:
+    async def read_range(self, object_id: ObjectId, start: int, end: int) -> bytes | bytearray:
         """Read at the configured rate."""
         data = await self._store.get_range(self._paths.data_object(object_id), start, end)
         self.read_bytes += len(data)

@@ -75,7 +75,7 @@ class InstrumentedObjectStore:
             await request.moved(len(found.data))
             return found
 
-    async def get_range(self, key: str, start: int, end: int) -> bytes:
+    async def get_range(self, key: str, start: int, end: int) -> bytes | bytearray:
         """See ObjectStore."""
         async with _Request(self, "get_range") as request:
             data = await self.inner.get_range(key, start, end)

@@ -366,7 +366,7 @@ class ObjectReader:
             check_block(item.object_id, item.entry, data)
         return data
 
-    async def _get_range(self, object_id: ObjectId, start: int, end: int) -> bytes:
+    async def _get_range(self, object_id: ObjectId, start: int, end: int) -> bytes | bytearray:
         try:
             return await self._store.get_range(self._paths.data_object(object_id), start, end)
         except NotFound:
@@ -423,9 +423,8 @@ class ObjectReader:
         if at >= 0:
             raw = tail[at : at + footer.index_size_bytes]
         else:
-            raw = await self._get_range(
-                object_id, footer.index_position, footer.index_position + footer.index_size_bytes
-            )
+            end = footer.index_position + footer.index_size_bytes
+            raw = bytes(await self._get_range(object_id, footer.index_position, end))
         return ObjectIndex(footer, raw)
 
     async def _read_state(self, stream_id: StreamId) -> tuple[int, bytes] | None:

@@ -109,8 +109,8 @@ class ObjectStore(Protocol):
     async def get(self, key: str) -> StoredObject:
         """Read a whole (small) object. Raises NotFound."""
 
-    async def get_range(self, key: str, start: int, end: int) -> bytes:
-        """Read bytes [start, end); fewer where the object is shorter. Raises NotFound."""
+    async def get_range(self, key: str, start: int, end: int) -> bytes | bytearray:
+        """Read bytes [start, end); fewer where the object is shorter. They are the caller's. Raises NotFound."""
 
     async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """Read the last `size` bytes (fewer where the object is smaller) and tell the object's whole size. Raises NotFound."""

@@ -46,7 +46,7 @@ class ReadOnlyObjectStore:
         """See ObjectStore."""
         return await self._inner.get(key)
 
-    async def get_range(self, key: str, start: int, end: int) -> bytes:
+    async def get_range(self, key: str, start: int, end: int) -> bytes | bytearray:
         """See ObjectStore."""
         return await self._inner.get_range(key, start, end)
 

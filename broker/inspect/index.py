@@ -37,5 +37,5 @@ async def read_index(store: ObjectStore, key: str, tail: Tail, footer: Footer) -
     if at >= 0:
         raw = tail.data[at : at + footer.index_size_bytes]
     else:
-        raw = await store.get_range(key, footer.index_position, footer.index_position + footer.index_size_bytes)
+        raw = bytes(await store.get_range(key, footer.index_position, footer.index_position + footer.index_size_bytes))
     return ObjectIndex(footer, raw)

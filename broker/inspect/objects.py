@@ -117,7 +117,7 @@ async def inspect_object(
         return
     yield _object_row(key, footer, index.entry_count)
     for number, entry in enumerate(index.entries()):
-        data = b""
+        data: bytes | bytearray = b""
         crc, damage = "not read", ""
         if read_blocks:
             data = await bucket.store.get_range(key, entry.position, entry.position + entry.size_bytes)
@@ -130,7 +130,7 @@ async def inspect_object(
         if damage:
             yield DamageRow(message=damage)
         elif read_blocks and entry.kind == BlockKind.STATE:
-            yield state_row(entry.end_offset, data)
+            yield state_row(entry.end_offset, bytes(data))
         elif read_blocks and (batches or records):
             for row in batch_rows(memoryview(data), with_records=records):
                 yield row

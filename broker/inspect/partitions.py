@@ -180,7 +180,7 @@ async def _state(bucket: Bucket, stream: StreamState, object_id: ObjectId) -> Ro
         return DamageRow(message=f"object {object_id} is not in the store ({key})")
     except ObjectCorrupt as error:
         return DamageRow(message=str(error))
-    return state_row(entry.end_offset, data)
+    return state_row(entry.end_offset, bytes(data))
 
 
 async def _tail(path: Path, stream: StreamState) -> Row:
