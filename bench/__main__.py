@@ -1,4 +1,4 @@
-"""`python -m bench`: the table of loads beside their baselines; `groups`, `memory` and `recovery` are runs of their own."""
+"""`python -m bench`: the table of loads beside their baselines; others (`memory`, `recovery` …) are runs of their own."""
 
 from __future__ import annotations
 
@@ -10,16 +10,24 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from bench import groups, memory, recovery
+from bench import groups, idle_consumers, memory, partitions, recovery
 from bench.baselines import BaselineUnavailable
 from bench.broker import Broker, BrokerFailed, running_broker
 from bench.librdkafka import LibrdkafkaUnavailable, rdkafka_performance
+from bench.load import LoadFailed
 from bench.targets import LINES, MEASUREMENTS, Context, Figures, Line, MeasurementFailed
 
 _BUILD_DIR = Path(__file__).resolve().parent.parent / "build"
+_RUNS: Mapping[str, Callable[[Path], None]] = {
+    "idle_consumers": idle_consumers.run,
+    "memory": memory.run,
+    "partitions": partitions.run,
+    "recovery": recovery.run,
+}
+"""What is not a line of the table, by name."""
 _PARTITIONS = {"bulk": 4, "small": 10, "latency": 1, "reread": 4, "librdkafka": 1}
 _BURST_SETTINGS: Mapping[str, object] = {
     "memory.bytes": 8 << 30,
@@ -96,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "run",
         nargs="?",
-        choices=["table", "groups", "memory", "recovery"],
+        choices=["table", "groups", *_RUNS],
         default="table",
         help="what to run (default: table)",
     )
@@ -116,10 +124,8 @@ def main() -> int:
     try:
         if args.run == "groups":
             groups.run(work_dir, args.seconds)
-        elif args.run == "memory":
-            memory.run(work_dir)
-        elif args.run == "recovery":
-            recovery.run(work_dir)
+        elif args.run in _RUNS:
+            _RUNS[args.run](work_dir)
         else:
             if not args.only or any(name.startswith("librdkafka") for name in args.only):
                 rdkafka_performance(_BUILD_DIR)
@@ -127,7 +133,7 @@ def main() -> int:
             rounds = _measure(work_dir, names, args.rounds, args.seconds)
             print(f"{time.strftime('%Y-%m-%d')}, Linux {platform.release()}, Python {platform.python_version()}\n")
             print("\n".join(_table(rounds)))
-    except (BaselineUnavailable, BrokerFailed, LibrdkafkaUnavailable, MeasurementFailed) as error:
+    except (BaselineUnavailable, BrokerFailed, LibrdkafkaUnavailable, LoadFailed, MeasurementFailed) as error:
         print(error, file=sys.stderr)
         return 1
     finally:

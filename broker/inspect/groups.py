@@ -247,7 +247,7 @@ async def _block(bucket: Bucket, key: str, object_id: ObjectId, entry: IndexEntr
         check_block(object_id, entry, data)
     except (ObjectCorrupt, NotFound) as error:
         return DamageRow(message=str(error))
-    return data
+    return bytes(data)
 
 
 async def _read_tails(path: Path, image: Image, wanted: dict[StreamId, StreamState], tails: _Tails) -> None:
