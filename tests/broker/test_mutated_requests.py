@@ -13,10 +13,29 @@ from broker.node import Node
 from protocol.apis import encode_request
 from protocol.messages.api_versions import ApiVersionsRequest
 from protocol.messages.create_topics import CreatableTopic, CreatableTopicConfig, CreateTopicsRequest
+from protocol.messages.delete_groups import DeleteGroupsRequest
 from protocol.messages.delete_topics import DeleteTopicsRequest, DeleteTopicState
+from protocol.messages.describe_groups import DescribeGroupsRequest
+from protocol.messages.find_coordinator import FindCoordinatorRequest
+from protocol.messages.heartbeat import HeartbeatRequest
 from protocol.messages.init_producer_id import InitProducerIdRequest
+from protocol.messages.join_group import JoinGroupRequest, JoinGroupRequestProtocol
+from protocol.messages.leave_group import LeaveGroupRequest, MemberIdentity
+from protocol.messages.list_groups import ListGroupsRequest
 from protocol.messages.list_offsets import ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic
 from protocol.messages.metadata import MetadataRequest, MetadataRequestTopic
+from protocol.messages.offset_commit import (
+    OffsetCommitRequest,
+    OffsetCommitRequestPartition,
+    OffsetCommitRequestTopic,
+)
+from protocol.messages.offset_delete import (
+    OffsetDeleteRequest,
+    OffsetDeleteRequestPartition,
+    OffsetDeleteRequestTopic,
+)
+from protocol.messages.offset_fetch import OffsetFetchRequest, OffsetFetchRequestGroup, OffsetFetchRequestTopic
+from protocol.messages.sync_group import SyncGroupRequest, SyncGroupRequestAssignment
 from protocol.types import Message
 from tests.broker.wire import Wire, batch, fetch_request, produce_request
 
@@ -50,6 +69,58 @@ VERSIONS: list[tuple[int, range, Message]] = [
     ),
     (20, range(1, 7), DeleteTopicsRequest(topics=[DeleteTopicState(name="x")], topic_names=["x"], timeout_ms=1000)),
     (22, range(6), InitProducerIdRequest(transactional_id=None)),
+    (10, range(7), FindCoordinatorRequest(key="g", coordinator_keys=["g"])),
+    (
+        11,
+        range(10),
+        JoinGroupRequest(
+            group_id="g",
+            session_timeout_ms=10_000,
+            rebalance_timeout_ms=10_000,
+            group_instance_id="i",
+            protocol_type="consumer",
+            protocols=[JoinGroupRequestProtocol(name="range", metadata=b"\0\0\0\0\0\1\0\1t\0\0\0\0")],
+        ),
+    ),
+    (
+        14,
+        range(6),
+        SyncGroupRequest(
+            group_id="g",
+            generation_id=1,
+            member_id="m",
+            assignments=[SyncGroupRequestAssignment(member_id="m", assignment=b"x")],
+        ),
+    ),
+    (12, range(5), HeartbeatRequest(group_id="g", generation_id=1, member_id="m")),
+    (13, range(6), LeaveGroupRequest(group_id="g", member_id="m", members=[MemberIdentity(group_instance_id="i")])),
+    (
+        8,
+        range(2, 11),
+        OffsetCommitRequest(
+            group_id="g",
+            topics=[OffsetCommitRequestTopic(name="t", partitions=[OffsetCommitRequestPartition(committed_offset=1)])],
+        ),
+    ),
+    (
+        9,
+        range(1, 11),
+        OffsetFetchRequest(
+            group_id="g",
+            topics=[OffsetFetchRequestTopic(name="t", partition_indexes=[0])],
+            groups=[OffsetFetchRequestGroup(group_id="g", topics=None)],
+        ),
+    ),
+    (15, range(7), DescribeGroupsRequest(groups=["g"])),
+    (16, range(6), ListGroupsRequest(states_filter=["stable"])),
+    (42, range(3), DeleteGroupsRequest(groups_names=["g"])),
+    (
+        47,
+        range(1),
+        OffsetDeleteRequest(
+            group_id="g", topics=[OffsetDeleteRequestTopic(name="t", partitions=[OffsetDeleteRequestPartition()])]
+        ),
+    ),
 ]
 
 
@@ -81,6 +152,7 @@ async def test_damage_stays_in_its_connection(node: Node, seed: int, caplog: pyt
     ]
     async with await Wire.connect(node.bootstrap_servers) as other:
         await other.create_topic("t", partitions=2)
+        await other.call("FindCoordinator", 6, FindCoordinatorRequest(coordinator_keys=["g"]))
         for _ in range(150):
             async with await Wire.connect(node.bootstrap_servers) as bad:
                 for frame in rng.sample(frames, 3):

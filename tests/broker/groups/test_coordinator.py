@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from broker.groups import coordinator as coordinator_module
-from broker.groups.coordinator import OFFSETS_TOPIC, partition_of
+from broker.groups.coordinator import OFFSETS_TOPIC, GroupCoordinator, partition_of
 from broker.groups.records import OffsetKey, decode_key, decode_offset_value
 from broker.node import Node
+from broker.partition import NO_ROOM
 from protocol.errors import ErrorCode
 from protocol.messages.delete_groups import DeleteGroupsRequest
 from protocol.messages.delete_topics import DeleteTopicsRequest, DeleteTopicState
@@ -40,7 +41,7 @@ from protocol.messages.offset_fetch import (
 from protocol.messages.sync_group import SyncGroupRequest, SyncGroupRequestAssignment
 from tests.broker.conftest import StartNode
 from tests.broker.groups.driving import subscription
-from tests.broker.wire import Wire, eventually, records_in
+from tests.broker.wire import Wire, batch, eventually, produce_request, records_in
 
 E = ErrorCode
 SETTINGS: dict[str, Any] = {
@@ -386,3 +387,119 @@ async def test_two_hundred_members_come_crash_and_go(node: Node, wire: Wire) -> 
     assert group.state.value == "Empty"
     for each in wires:
         each.writer.close()
+
+
+async def test_commits_wait_while_the_log_is_full(start_node: StartNode) -> None:
+    async with (
+        start_node(**SETTINGS) as node,  # a WAL of 16 MiB
+        await Wire.connect(node.bootstrap_servers) as wire,
+        await Wire.connect(node.bootstrap_servers) as producer,
+    ):
+        await find(wire)
+        await wire.create_topic("t")
+        joined = await join_alone(wire)
+        member = {"member_id": joined.member_id, "generation_id_or_member_epoch": 1}
+        node.running.store.failing = True
+        count = 40
+        for _ in range(count):
+            producer.send("Produce", 9, produce_request("t", batch(bytes(900_000))))
+        await eventually(lambda: node.running.server.metrics.produce_stalls > 0, "a full log")
+        number = 0
+        waiting: asyncio.Task[list[int]] | None = None
+        while waiting is None:  # what is too small for a batch of the producer's may still take some commits
+            one = asyncio.create_task(commit(wire, {0: number}, **member))
+            await asyncio.wait([one], timeout=0.5)
+            if one.done():
+                assert one.result() == [0]
+                number += 1
+            else:
+                waiting = one
+        async with await Wire.connect(node.bootstrap_servers) as other:
+            assert await committed(other, 0) == [number - 1 if number else -1]  # not before it is durable
+            beat = HeartbeatRequest(group_id="g", generation_id=1, member_id=joined.member_id)
+            assert (await other.call("Heartbeat", 4, beat)).error_code == 0
+        node.running.store.failing = False
+        assert await waiting == [0]
+        assert await committed(wire, 0) == [number]
+        for _ in range(count):
+            await producer.receive()
+
+
+async def test_what_waits_for_room_is_bounded(node: Node, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    await find(wire)
+    await wire.create_topic("t")
+    monkeypatch.setattr(coordinator_module, "MAX_WAITING_BYTES", 100)
+    topic = node.running.broker.topics.by_name[OFFSETS_TOPIC]
+    partition = topic.partitions[partition_of("g", 4)]
+    monkeypatch.setattr(type(partition), "append_own", lambda *_: NO_ROOM)
+    others = [await Wire.connect(node.bootstrap_servers) for _ in range(4)]
+    for other in others:
+        request = OffsetCommitRequest(
+            group_id="g",
+            topics=[OffsetCommitRequestTopic(name="t", partitions=[OffsetCommitRequestPartition(committed_offset=1)])],
+        )
+        other.send("OffsetCommit", 8, request)
+    place = node.running.broker.groups._places[partition_of("g", 4)]
+    await eventually(lambda: len(place._appends) == 4, "four commits")
+    assert [append.error for append in place._appends] == [None, None, *[E.COORDINATOR_NOT_AVAILABLE] * 2]
+    monkeypatch.undo()
+    node.running.storage._wake_room()
+    errors = [(await other.receive()).topics[0].partitions[0].error_code for other in others]
+    assert errors == [0, 0, E.COORDINATOR_NOT_AVAILABLE, E.COORDINATOR_NOT_AVAILABLE]
+    for other in others:
+        other.writer.close()
+
+
+async def test_nothing_is_answered_from_what_is_not_loaded(
+    start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with start_node(**SETTINGS) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        await find(wire)
+        await wire.create_topic("t")
+        joined = await join_alone(wire)
+        await commit(wire, {0: 5}, member_id=joined.member_id, generation_id_or_member_epoch=1)
+    go_on = asyncio.Event()
+    replayed = GroupCoordinator._replayed
+
+    async def slowly(self: GroupCoordinator, place: Any) -> Any:
+        await go_on.wait()
+        return await replayed(self, place)
+
+    monkeypatch.setattr(GroupCoordinator, "_replayed", slowly)
+    async with start_node(**SETTINGS) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        member = {"group_id": "g", "generation_id": 1, "member_id": joined.member_id}
+        assert (await wire.call("JoinGroup", 9, join_request(joined.member_id))).error_code == 14
+        assert (await wire.call("SyncGroup", 5, SyncGroupRequest(**member))).error_code == E.REBALANCE_IN_PROGRESS
+        assert (await wire.call("Heartbeat", 4, HeartbeatRequest(**member))).error_code == 0
+        assert await commit(wire, {0: 6}) == [E.COORDINATOR_LOAD_IN_PROGRESS]
+        asked = OffsetFetchRequest(groups=[OffsetFetchRequestGroup(group_id="g", topics=None)])
+        assert (await wire.call("OffsetFetch", 9, asked)).groups[0].error_code == E.COORDINATOR_LOAD_IN_PROGRESS
+        old = OffsetFetchRequest(group_id="g", topics=[OffsetFetchRequestTopic(name="t", partition_indexes=[0])])
+        answer = await wire.call("OffsetFetch", 1, old)
+        assert answer.topics[0].partitions[0].error_code == E.COORDINATOR_LOAD_IN_PROGRESS
+        assert (await wire.call("ListGroups", 5, ListGroupsRequest())).error_code == E.COORDINATOR_LOAD_IN_PROGRESS
+        deleted = await wire.call("DeleteGroups", 2, DeleteGroupsRequest(groups_names=["g"]))
+        assert deleted.results[0].error_code == E.COORDINATOR_LOAD_IN_PROGRESS
+        go_on.set()
+        await ready(wire)
+        assert (await wire.call("Heartbeat", 4, HeartbeatRequest(**member))).error_code == 0
+        assert await committed(wire, 0) == [5]
+
+
+async def test_groups_end_with_their_topic(node: Node, wire: Wire) -> None:
+    """Whoever waits is told to look for another coordinator, and finds none of what was."""
+    await find(wire)
+    await wire.create_topic("t")
+    first = await join_alone(wire)
+    async with await Wire.connect(node.bootstrap_servers) as other:
+        asked = await other.call("JoinGroup", 9, join_request())
+        other.send("JoinGroup", 9, join_request(asked.member_id))
+        await eventually(lambda: next(iter(node.running.broker.groups)).awaiting_join_count, "a waiting join")
+        gone = DeleteTopicsRequest(topics=[DeleteTopicState(name=OFFSETS_TOPIC)], timeout_ms=1000)
+        await wire.call("DeleteTopics", 6, gone)
+        assert (await other.receive()).error_code == E.NOT_COORDINATOR
+    beat = HeartbeatRequest(group_id="g", generation_id=1, member_id=first.member_id)
+    assert (await wire.call("Heartbeat", 4, beat)).error_code == E.NOT_COORDINATOR
+    await find(wire)
+    assert (await wire.call("Heartbeat", 4, beat)).error_code == E.UNKNOWN_MEMBER_ID
+    assert node.running.broker.groups.memory_bytes == 0
