@@ -78,7 +78,7 @@ VERSIONS: list[tuple[int, range, Message]] = [
             session_timeout_ms=10_000,
             rebalance_timeout_ms=10_000,
             group_instance_id="i",
-            protocol_type="consumer",
+            protocol_type="",  # refused at once: nobody waits for the others to join
             protocols=[JoinGroupRequestProtocol(name="range", metadata=b"\0\0\0\0\0\1\0\1t\0\0\0\0")],
         ),
     ),
