@@ -142,10 +142,14 @@ class AckQueue:
         duration = metrics.produce.duration
         bounds, counts = duration.bounds, duration.counts
         now = metrics.clock()
+        started, elapsed, at = 0.0, 0.0, -1
         while unanswered and unanswered[0].submitted and not unanswered[0].outstanding:
             request = unanswered.popleft()
-            elapsed = now - request.started
-            counts[bisect_left(bounds, elapsed)] += 1
+            if request.started != started or at < 0:  # those that came in together went out together, as a rule
+                started = request.started
+                elapsed = now - started
+                at = bisect_left(bounds, elapsed)
+            counts[at] += 1
             duration.total += elapsed
             version = request.version
             frame = encode_single(request.correlation_id, request.topics) if version >= _FLEXIBLE_SINCE else None

@@ -112,10 +112,11 @@ class Call:
         listener: Listener,
         metrics: ApiMetrics,
         clock: Callable[[], float],
+        started: float,
     ) -> None:
         self._metrics = metrics
         self._clock = clock
-        self.started = clock()
+        self.started = started
         """When it arrived; what it waits for by its client's wish is added."""
         self.api_key = api_key
         self.version = version

@@ -205,6 +205,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._processing or self._closing or self.server.stopping:
             return
         self._processing = True
+        metrics = self.server.metrics
+        metrics.arrived = metrics.clock()
         buffer = self._buffer
         view = buffer.view
         start, end = buffer.start, buffer.end

@@ -179,6 +179,7 @@ class Dispatch:
             connection.listener,
             metrics.api(key),
             metrics.clock,
+            metrics.arrived,
         )
         request = decode_request(key, version, frame, header.body_position, self._max_elements)
         answer = entry.handle(self._broker, connection, call, request)

@@ -2,7 +2,7 @@
 
 Always true:
 - They are changed by one event loop, without locks, and only ever grow; `broker.exposition` reads them when it is asked.
-- A request costs two readings of a clock and two or three additions; what can be worked out when somebody looks (offsets, sizes of
+- A round of requests costs two readings of a clock, a request two or three additions; what can be worked out when somebody looks (offsets, sizes of
   caches) is not counted here.
 - The number of topics that are told apart is bounded: what comes after them shares one row, for ever, so that no sum goes back.
 """
@@ -56,6 +56,7 @@ class Metrics:
     __slots__ = (
         "_max_topics",
         "apis",
+        "arrived",
         "clock",
         "connections_closed",
         "connections_opened",
@@ -74,6 +75,8 @@ class Metrics:
         self._max_topics = max_topics
         self.clock = clock
         """Seconds from some point on; for durations only, nothing is decided by it."""
+        self.arrived = 0.0
+        """When what is being received came in: read once, for all requests that one read of a socket brings."""
         self.produce = ApiMetrics()
         self.apis: dict[int, ApiMetrics] = {_PRODUCE_KEY: self.produce}
         """By API key."""

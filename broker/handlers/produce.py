@@ -56,7 +56,7 @@ def submit(broker: Broker, connection: Connection, version: int, correlation_id:
     pending = acks.stalled
     metrics = broker.metrics
     if pending is None:
-        pending = PendingProduce(version, correlation_id, metrics.clock())
+        pending = PendingProduce(version, correlation_id, metrics.arrived)
         if not quiet:
             acks.add(pending)
     else:
