@@ -1,10 +1,15 @@
-"""What administrators do, by the admin clients of confluent-kafka (librdkafka), kafka-python and aiokafka themselves."""
+"""What administrators do, by the admin clients of confluent-kafka (librdkafka), kafka-python and aiokafka themselves, and by
+Kafka's own tools."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import re
+import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +19,7 @@ from tests.interop.clients import confluent as confluent_adapter
 from tests.interop.clients import kafka_python as kafka_python_adapter
 from tests.interop.clients.base import DEADLINE_S, Record
 from tests.interop.clients.confluent import Confluent
+from tests.interop.clients.driver import Java, java_command
 from tests.interop.conftest import installed
 
 pytestmark = pytest.mark.interop
@@ -232,3 +238,82 @@ def test_aiokafka_administers_a_topic(bootstrap: str, topic: str) -> None:
     with_aiokafka(bootstrap, work)
     assert client.partitions(topic) == {0, 1}
     assert len(client.consume(topic, offset=2, count=3)) == 3
+
+
+# ---- Kafka's own tools
+
+
+SERVER = "SERVER"
+"""Where a tool wants to be told of the broker, among its arguments."""
+
+
+class Tools:
+    """The programs behind kafka-topics, kafka-configs and so on."""
+
+    def __init__(self, java: list[str], bootstrap: str) -> None:
+        self._java = java
+        self._bootstrap = bootstrap
+
+    def run(self, name: str, *arguments: str) -> str:
+        """What it prints."""
+        server = ["--bootstrap-server", self._bootstrap]
+        command = [*self._java, name, *(part for each in arguments for part in (server if each == SERVER else [each]))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=2 * DEADLINE_S, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def configs(self, *arguments: str) -> str:
+        """kafka-configs."""
+        return self.run("kafka.admin.ConfigCommand", SERVER, *arguments)
+
+
+@pytest.fixture
+def tools(bootstrap: str) -> Tools:
+    installed(Java(bootstrap))
+    return Tools(java_command(), bootstrap)
+
+
+def test_kafkas_own_tools_administer_topics(tools: Tools, confluent: Confluent, topic: str, tmp_path: Path) -> None:
+    topics = "org.apache.kafka.tools.TopicCommand"
+    tools.run(topics, SERVER, "--create", "--topic", topic, "--partitions", "2", "--config", "retention.ms=60000")
+    tools.run(topics, SERVER, "--alter", "--topic", topic, "--partitions", "3")
+    described = tools.run(topics, SERVER, "--describe", "--topic", topic)
+    assert "PartitionCount: 3\tReplicationFactor: 1\tConfigs: retention.ms=60000" in described
+
+    confluent.produce(topic, [Record(value=b"%d" % number) for number in range(5)])
+    offsets = tmp_path / "offsets.json"
+    offsets.write_text(json.dumps({"version": 1, "partitions": [{"topic": topic, "partition": 0, "offset": 2}]}))
+    deleted = tools.run("org.apache.kafka.tools.DeleteRecordsCommand", SERVER, "--offset-json-file", str(offsets))
+    assert f"partition: {topic}-0\tlow_watermark: 2" in deleted
+    sizes = tools.run("org.apache.kafka.tools.LogDirsCommand", SERVER, "--describe", "--topic-list", topic)
+    assert f'"partition":"{topic}-2","size":0' in sizes
+
+
+def test_kafkas_own_tools_change_configurations(tools: Tools, confluent: Confluent, topic: str) -> None:
+    confluent.create_topic(topic, 1)
+    of_topic = ("--entity-type", "topics", "--entity-name", topic)
+    tools.configs("--alter", *of_topic, "--add-config", "retention.ms=60000,cleanup.policy=[compact,delete]")
+    described = tools.configs("--describe", *of_topic)
+    assert "retention.ms=60000 sensitive=false synonyms={DYNAMIC_TOPIC_CONFIG:retention.ms=60000, " in described
+    assert "cleanup.policy=compact,delete " in described
+    tools.configs("--alter", *of_topic, "--delete-config", "cleanup.policy")
+    assert "cleanup.policy" not in tools.configs("--describe", *of_topic)
+
+    of_all = ("--entity-type", "brokers", "--entity-default")
+    tools.configs("--alter", *of_all, "--add-config", "log.message.timestamp.after.max.ms=3600001")
+    assert "log.message.timestamp.after.max.ms=3600001" in tools.configs("--describe", *of_all)
+    tools.configs("--alter", *of_all, "--delete-config", "log.message.timestamp.after.max.ms")
+
+    of_loggers = ("--entity-type", "broker-loggers", "--entity-name", "1")
+    tools.configs("--alter", *of_loggers, "--add-config", "tidelog.retention=DEBUG")
+    assert "tidelog.retention=DEBUG " in tools.configs("--describe", *of_loggers)
+
+
+def test_kafkas_own_tools_ask_about_the_cluster(tools: Tools, confluent: Confluent, topic: str) -> None:
+    confluent.create_topic(topic, 1)
+    confluent.produce(topic, [Record(value=b"x")], **{"enable.idempotence": True})
+    endpoints = tools.run("org.apache.kafka.tools.ClusterTool", "list-endpoints", SERVER)
+    assert re.search(r"^1 +127\.0\.0\.1 +\d+ +null +unfenced +broker", endpoints, re.MULTILINE)
+    transactions = "org.apache.kafka.tools.TransactionsCommand"
+    producers = tools.run(transactions, SERVER, "describe-producers", "--topic", topic, "--partition", "0")
+    assert re.search(r"^\d+ *\t0 *\t-1 *\t0 *\t", producers, re.MULTILINE), producers
