@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import struct
 
+import msgspec
 import pytest
+from crc32c import crc32c
 
 from controller.errors import MetadataCorrupt, UnsupportedMetadata
 from controller.invariants import check_all
@@ -129,3 +131,18 @@ def test_a_snapshot_of_a_newer_version_stops_the_node(monkeypatch: pytest.Monkey
     struct.pack_into("B", data, 4, 2)
     with pytest.raises(UnsupportedMetadata, match="snapshot format 2, newer than 1"):
         read(bytes(data))
+
+
+def test_a_snapshot_of_the_version_before_is_read() -> None:
+    """Metadata version 1 had no altered settings of brokers: its head ends before them."""
+    machine = rich()
+    machine.state.tables.metadata_version = 1
+    head, *others = capture(machine.state, 41).frames()
+    fields = msgspec.msgpack.decode(head)
+    assert fields.pop() == [], "altered settings of brokers"
+    frames = [msgspec.msgpack.encode(fields), *others, b""]
+    data = b"TLMS\x01" + b"".join(struct.pack(">II", len(frame), crc32c(frame)) + frame for frame in frames)
+    *_, restored = restore(data, where="snapshot/41")
+    assert restored is not None
+    assert restored[1] == 41
+    assert digest(restored[0]) == digest(machine.state)
