@@ -16,7 +16,7 @@ from broker.verify.findings import MultipartRow, UnreferencedRow
 from broker.verify.verify import DEFAULT_PARALLEL, Progress, Verification
 from broker.wiring import absolute_uri, storage_settings
 
-__all__ = ["add_verify", "verify"]
+__all__ = ["TerminalProgress", "add_verify", "verify"]
 
 _DESCRIPTION = """\
 Check everything that a cluster keeps in its bucket: every object there and intact, every CRC, the index of each object

@@ -152,7 +152,8 @@ class SummaryRow(Row, frozen=True, kw_only=True):
             if self.quick
             else f"{plural(self.blocks, 'block')}, {plural(self.batches, 'batch', 'batches')}"
         )
-        unchecked = f"; {self.unchecked} not checked" if self.unchecked else ""
+        outcome = plural(self.findings, "finding") if self.findings else "no findings"
+        outcome = f"{outcome}; {self.unchecked} not checked" if self.unchecked else outcome
         return (
             f"{self.uri}, cluster {self.cluster_id}, as of {when(self.at_ms)}, before entry {self.next_index}\n"
             f"metadata: {plural(self.entries, 'entry', 'entries')} replayed from "
@@ -161,5 +162,5 @@ class SummaryRow(Row, frozen=True, kw_only=True):
             f"{size(self.read_bytes)} read\n"
             f"unreferenced: {plural(self.unreferenced_objects, 'object')} of {size(self.unreferenced_bytes)}, "
             f"{plural(self.unfinished_uploads, 'unfinished upload')}\n"
-            f"{plural(self.findings, 'finding') if self.findings else 'clean: no findings'}{unchecked}"
+            f"{'' if self.findings or self.unchecked else 'clean: '}{outcome}"
         )

@@ -17,7 +17,7 @@ from controller.records import ObjectCommitted, Range
 from s3stream.errors import ForeignObject, ObjectCorrupt
 from s3stream.metadata import ObjectId, StreamId
 from s3stream.object_format import BlockKind, IndexEntry, ObjectIndex, check_block
-from s3stream.objectstore import NotFound, ObjectStore
+from s3stream.objectstore import NotFound, ObjectStore, Unavailable
 from s3stream.paths import Paths
 from wal.checksum import combine_crc32c
 
@@ -25,6 +25,10 @@ __all__ = ["Checked", "ObjectGone", "check_object"]
 
 READ_BYTES: Final = 4 << 20
 """Blocks read at a time, of each object under check (more only for one larger block)."""
+
+
+_ATTEMPTS: Final = 3
+"""To read an object that vanishes while it is read; once is what collection may do."""
 
 
 class ObjectGone(Exception):
@@ -181,13 +185,14 @@ async def check_object(
         ObjectStoreError: the store does not answer.
         UnsupportedObjectFormat: a newer version wrote it.
     """
-    while True:
+    for _ in range(_ATTEMPTS):
         check = _Check(store, paths, entry, log_starts)
         try:
             await check.run(bodies=bodies)
         except ObjectGone:
             continue  # it is told as missing, or was put back
         return check.result
+    raise Unavailable(f"it comes and goes: {_ATTEMPTS} times its end could be read, and then not the rest")
 
 
 def _range_problem(entries: list[IndexEntry], value: Range, log_start_offset: int | None) -> str | None:

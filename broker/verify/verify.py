@@ -67,6 +67,7 @@ class Verification:
             ObjectStoreError: the store does not answer.
         """
         metadata = MetadataCheck(self.bucket)
+        at_ms = await self.bucket.store.now_ms()
         async for found in metadata.run():
             yield self._told(found, None)
         replica = metadata.replica
@@ -78,14 +79,14 @@ class Verification:
                     self.bucket, replica, self.settings, newest_at_ms=metadata.newest_at_ms
                 ):
                     yield self._told(row, replica)
-            except ControllerError as error:
+            except (ControllerError, ObjectStoreError) as error:
                 yield self._told(UncheckedRow(message=f"unreferenced objects: {error}"), None)
         tables = None if replica is None else replica.image.state.tables
         yield SummaryRow(
             uri=self.bucket.store.uri,
             cluster_id=metadata.cluster_id,
             next_index=0 if replica is None else replica.next_index,
-            at_ms=await self.bucket.store.now_ms(),
+            at_ms=at_ms,
             quick=self.quick,
             entries=metadata.entries,
             snapshots=metadata.snapshots,
@@ -178,7 +179,7 @@ class Verification:
             return []
         try:
             await replica.catch_up()
-        except ControllerError as error:
+        except (ControllerError, ObjectStoreError) as error:
             return [UncheckedRow(message=f"object {entry.object_id}, whether it is still referenced: {error}")]
         tables = replica.image.state.tables
         if entry.object_id not in tables.objects:

@@ -11,10 +11,15 @@ import itertools
 import random
 from collections.abc import Iterator
 
+from broker.inspect import bucket as inspected
+from broker.verify.findings import Finding, UncheckedRow
+from broker.verify.verify import Verification
 from controller.config import ControllerSettings
 from controller.controller import Controller
+from controller.log import MetadataLog
 from controller.snapshot import digest
 from controller.state import State
+from s3stream.config import CollectionSettings
 from s3stream.errors import ObjectCorrupt
 from s3stream.memory import Bucket, MemoryObjectStore
 from s3stream.object_format import verify_object
@@ -25,6 +30,7 @@ __all__ = ["inspect_bucket"]
 
 async def inspect_bucket(bucket: Bucket, paths: Paths, *, last_digest: str | None) -> list[str]:
     """Broken promises of the bucket. `last_digest` is of the state that the last broker ended with."""
+    verified = await _verify(bucket, paths)
     controller = await Controller.start(
         store=MemoryObjectStore(bucket),
         paths=paths,
@@ -34,12 +40,22 @@ async def inspect_bucket(bucket: Bucket, paths: Paths, *, last_digest: str | Non
     )
     try:
         state = controller.image.state
-        problems = [*_broken_streams(state), *_broken_objects(state, bucket, paths)]
+        problems = [*verified, *_broken_streams(state), *_broken_objects(state, bucket, paths)]
         if last_digest is not None and digest(state) != last_digest:
             problems.append("metadata: the bucket does not say what the last broker believed (I9)")
         return problems
     finally:
         await controller.close()
+
+
+async def _verify(bucket: Bucket, paths: Paths) -> list[str]:
+    """What `tidelog verify` finds: nothing, whatever happened to the brokers."""
+    store, rng = MemoryObjectStore(bucket), random.Random(0)
+    log = MetadataLog(store=store, paths=paths, settings=ControllerSettings(), rng=rng)
+    run = Verification(
+        bucket=inspected.Bucket(store=store, paths=paths, log=log), settings=CollectionSettings(), parallel=2
+    )
+    return [f"verify: {row.text()}" async for row in run.rows() if isinstance(row, Finding | UncheckedRow)]
 
 
 def _broken_streams(state: State) -> Iterator[str]:

@@ -67,6 +67,8 @@ class BesideAWriter:
     def __init__(self, disk: MemoryDisk, writer: Callable[[int], Awaitable[None]]) -> None:
         self._disk = disk
         self._writer = writer
+        self._one_at_a_time = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
         self.reads = 0
 
     @property
@@ -77,13 +79,14 @@ class BesideAWriter:
         async def later() -> None:
             self.reads += 1
             try:
-                await self._writer(self.reads)
+                async with self._one_at_a_time:
+                    await self._writer(self.reads)
             except Exception as error:
                 on_done(error)
             else:
                 self._disk.read(position, into, on_done)
 
-        self._task = asyncio.get_running_loop().create_task(later())
+        self._tasks.append(asyncio.get_running_loop().create_task(later()))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -13,7 +13,7 @@ from broker.__main__ import main
 from broker.inspect.bucket import Bucket, open_bucket
 from broker.node import Node
 from broker.verify.findings import Finding, SummaryRow, UncheckedRow
-from broker.verify.verify import Verification
+from broker.verify.verify import Progress, Verification
 from s3stream.compactor import Compactor
 from s3stream.config import CollectionSettings, CompactionSettings
 from s3stream.instrumented import InstrumentedObjectStore
@@ -102,6 +102,29 @@ async def test_no_false_finding_beside_a_broker_that_compacts_and_collects(
         assert found == []
         assert kinds["SummaryRow"] == PASSES
         assert await compacting > 3, "objects were replaced meanwhile"
+
+
+async def test_a_store_that_goes_away_leaves_things_unchecked_and_finds_nothing(
+    start_node: StartNode, tmp_path: Path
+) -> None:
+    async with start_node() as node, await Wire.connect(node.bootstrap_servers) as wire:
+        await wire.create_topic("t")
+        for _ in range(3):
+            await wire.produce("t", batch(b"x"))
+            await upload_all(node)
+    async with open_bucket((tmp_path / "objects").as_uri(), random.Random(0)) as opened:
+        store = InstrumentedObjectStore(opened.store)
+        bucket = Bucket(store=store, paths=opened.paths, log=opened.log)
+
+        def away(progress: Progress) -> None:
+            store.failing = progress.objects >= 1
+
+        run = Verification(bucket=bucket, settings=CollectionSettings(), parallel=1, on_progress=away)
+        rows = [row async for row in run.rows()]
+
+        assert (run.findings, run.unchecked) == (0, 3), "two objects, and what is not referenced"
+        assert [type(row) for row in rows] == [UncheckedRow, UncheckedRow, UncheckedRow, SummaryRow]
+        assert rows[-1].text().endswith("\nno findings; 3 not checked")
 
 
 async def test_a_bucket_on_s3(start_node: StartNode, bucket_uri: str, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
