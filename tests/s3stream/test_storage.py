@@ -60,6 +60,14 @@ class Metadata:
         self.closed: dict[StreamId, int] = {}
         self._next_id = 0
 
+    def create(self, stream_ids: Sequence[StreamId]) -> None:
+        for known in (self.starts, self.ends, self.epochs):
+            known.update(dict.fromkeys(stream_ids, 0))
+
+    def delete(self, stream_id: StreamId) -> None:
+        for known in (self.starts, self.ends, self.epochs):
+            del known[stream_id]
+
     async def new_object_ids(self, count: int) -> Sequence[ObjectId]:
         self._next_id += count
         return [ObjectId(number) for number in range(self._next_id - count, self._next_id)]
@@ -140,6 +148,7 @@ class World:
         self.wal_capacity = "4MiB"
         self.arena_bytes = 8 * MIB
         self.upload_interval_ms = 60_000
+        self.stream_ids = [ONE, TWO]
 
     @asynccontextmanager
     async def engine(self, *, close: bool = True) -> AsyncIterator[tuple[Storage, dict[StreamId, Stream]]]:
@@ -179,7 +188,7 @@ class World:
             on_failed=self.failures.append,
         )
         try:
-            streams = await storage.start([ONE, TWO])
+            streams = await storage.start(self.stream_ids)
             storage.run()
             yield storage, streams
         finally:
@@ -531,3 +540,41 @@ async def test_recovery_of_more_than_memory_holds_uploads_as_it_goes(world: Worl
         assert await contents(streams[ONE]) == sent
         sent.append(await put_durably(storage, streams[ONE]))
         assert await contents(streams[ONE]) == sent
+
+
+@pytest.mark.parametrize("arena_bytes", [2 * MIB, 32 * MIB])
+async def test_recovery_of_many_streams_in_turn_with_and_without_memory_for_them(
+    world: World, arena_bytes: int
+) -> None:
+    """One of them deleted meanwhile, and the first rounds in objects already, while the log was not trimmed yet."""
+    world.arena_bytes, world.wal_capacity = 32 * MIB, "16MiB"
+    world.stream_ids = [StreamId(number) for number in range(1, 301)]
+    world.metadata.create(world.stream_ids)
+    sent: dict[StreamId, list[bytes]] = {stream_id: [] for stream_id in world.stream_ids}
+
+    async def rounds(count: int) -> None:
+        for number in range(count):
+            for stream_id in world.stream_ids:
+                payload = put(storage, streams[stream_id], 200 + stream_id % 7, count=1 + number % 3)
+                assert payload is not None
+                sent[stream_id].append(payload)
+            await put_durably(storage, streams[deleted])
+
+    deleted = StreamId(17)
+    async with world.engine(close=False) as (storage, streams):
+        await rounds(5)
+        trim, storage._want_trim = storage._want_trim, lambda wal_offset: None  # type: ignore[method-assign]
+        await storage.flush(ONE, streams[ONE].confirmed_offset)
+        await rounds(35)
+        storage._want_trim = trim  # type: ignore[method-assign]
+    world.metadata.delete(deleted)
+    del sent[deleted]
+
+    world.arena_bytes = arena_bytes
+    for _ in range(2):  # the second life finds what the first one left
+        async with world.engine(close=False) as (storage, streams):
+            assert deleted not in streams
+            for stream_id, payloads in sent.items():
+                assert await contents(streams[stream_id]) == payloads
+            sent[ONE].append(await put_durably(storage, streams[ONE]))
+            assert await contents(streams[ONE]) == sent[ONE]
