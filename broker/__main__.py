@@ -14,6 +14,7 @@ from typing import Any
 
 from broker.config import BrokerSettings, InvalidSettings, settings_from
 from broker.config_reference import as_json, as_text
+from broker.file_limit import connections_that_fit
 from broker.inspect.command import EXIT_NOT_CHECKED, add_inspect, inspect
 from broker.logs import LEVELS, configured
 from broker.node import Node
@@ -148,6 +149,7 @@ async def _serve(settings: BrokerSettings) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    settings = settings.replace(max_connections=connections_that_fit(settings.max_connections))
     gc.set_threshold(*GC_THRESHOLDS)  # for recovery, too
     async with Node(settings) as node:
         _announce(node)

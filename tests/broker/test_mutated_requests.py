@@ -6,9 +6,12 @@ import asyncio
 import logging
 import random
 import struct
+from collections.abc import Iterator
 
 import pytest
 
+from broker.dispatch import HANDLERS
+from broker.handlers import produce
 from broker.node import Node
 from protocol.apis import encode_request
 from protocol.messages.api_versions import ApiVersionsRequest
@@ -38,90 +41,79 @@ from protocol.messages.offset_fetch import OffsetFetchRequest, OffsetFetchReques
 from protocol.messages.sync_group import SyncGroupRequest, SyncGroupRequestAssignment
 from protocol.types import Message
 from tests.broker.wire import Wire, batch, fetch_request, produce_request
+from tests.protocol.examples import BODIES, filled
 
-VERSIONS: list[tuple[int, range, Message]] = [
-    (0, range(3, 12), produce_request("t", batch(b"a", b"b"), batch(b"c"))),
-    (1, range(4, 19), fetch_request("t", 0, max_wait_ms=1)),
-    (
-        2,
-        range(1, 12),
-        ListOffsetsRequest(
-            topics=[ListOffsetsTopic(name="t", partitions=[ListOffsetsPartition(partition_index=0, timestamp=500)])]
-        ),
+EXAMPLES: dict[str, Message] = {
+    "Produce": produce_request("t", batch(b"a", b"b"), batch(b"c")),
+    "Fetch": fetch_request("t", 0, max_wait_ms=1),
+    "ListOffsets": ListOffsetsRequest(
+        topics=[ListOffsetsTopic(name="t", partitions=[ListOffsetsPartition(partition_index=0, timestamp=500)])]
     ),
-    (3, range(14), MetadataRequest(topics=[MetadataRequestTopic(name="t")])),
-    (18, range(5), ApiVersionsRequest(client_software_name="a", client_software_version="1")),
-    (
-        19,
-        range(2, 8),
-        CreateTopicsRequest(
-            topics=[
-                CreatableTopic(
-                    name="new",
-                    num_partitions=1,
-                    replication_factor=1,
-                    configs=[CreatableTopicConfig(name="retention.ms", value="1")],
-                )
-            ],
-            timeout_ms=1000,
-            validate_only=True,
-        ),
+    "Metadata": MetadataRequest(topics=[MetadataRequestTopic(name="t")]),
+    "ApiVersions": ApiVersionsRequest(client_software_name="a", client_software_version="1"),
+    "CreateTopics": CreateTopicsRequest(
+        topics=[
+            CreatableTopic(
+                name="new",
+                num_partitions=1,
+                replication_factor=1,
+                configs=[CreatableTopicConfig(name="retention.ms", value="1")],
+            )
+        ],
+        timeout_ms=1000,
+        validate_only=True,
     ),
-    (20, range(1, 7), DeleteTopicsRequest(topics=[DeleteTopicState(name="x")], topic_names=["x"], timeout_ms=1000)),
-    (22, range(6), InitProducerIdRequest(transactional_id=None)),
-    (10, range(7), FindCoordinatorRequest(key="g", coordinator_keys=["g"])),
-    (
-        11,
-        range(10),
-        JoinGroupRequest(
-            group_id="g",
-            session_timeout_ms=10_000,
-            rebalance_timeout_ms=10_000,
-            group_instance_id="i",
-            protocol_type="",  # refused at once: nobody waits for the others to join
-            protocols=[JoinGroupRequestProtocol(name="range", metadata=b"\0\0\0\0\0\1\0\1t\0\0\0\0")],
-        ),
+    "DeleteTopics": DeleteTopicsRequest(topics=[DeleteTopicState(name="x")], topic_names=["x"], timeout_ms=1000),
+    "InitProducerId": InitProducerIdRequest(transactional_id=None),
+    "FindCoordinator": FindCoordinatorRequest(key="g", coordinator_keys=["g"]),
+    "JoinGroup": JoinGroupRequest(
+        group_id="g",
+        session_timeout_ms=10_000,
+        rebalance_timeout_ms=10_000,
+        group_instance_id="i",
+        protocol_type="",  # refused at once: nobody waits for the others to join
+        protocols=[JoinGroupRequestProtocol(name="range", metadata=b"\0\0\0\0\0\1\0\1t\0\0\0\0")],
     ),
-    (
-        14,
-        range(6),
-        SyncGroupRequest(
-            group_id="g",
-            generation_id=1,
-            member_id="m",
-            assignments=[SyncGroupRequestAssignment(member_id="m", assignment=b"x")],
-        ),
+    "SyncGroup": SyncGroupRequest(
+        group_id="g",
+        generation_id=1,
+        member_id="m",
+        assignments=[SyncGroupRequestAssignment(member_id="m", assignment=b"x")],
     ),
-    (12, range(5), HeartbeatRequest(group_id="g", generation_id=1, member_id="m")),
-    (13, range(6), LeaveGroupRequest(group_id="g", member_id="m", members=[MemberIdentity(group_instance_id="i")])),
-    (
-        8,
-        range(2, 11),
-        OffsetCommitRequest(
-            group_id="g",
-            topics=[OffsetCommitRequestTopic(name="t", partitions=[OffsetCommitRequestPartition(committed_offset=1)])],
-        ),
+    "Heartbeat": HeartbeatRequest(group_id="g", generation_id=1, member_id="m"),
+    "LeaveGroup": LeaveGroupRequest(group_id="g", member_id="m", members=[MemberIdentity(group_instance_id="i")]),
+    "OffsetCommit": OffsetCommitRequest(
+        group_id="g",
+        topics=[OffsetCommitRequestTopic(name="t", partitions=[OffsetCommitRequestPartition(committed_offset=1)])],
     ),
-    (
-        9,
-        range(1, 11),
-        OffsetFetchRequest(
-            group_id="g",
-            topics=[OffsetFetchRequestTopic(name="t", partition_indexes=[0])],
-            groups=[OffsetFetchRequestGroup(group_id="g", topics=None)],
-        ),
+    "OffsetFetch": OffsetFetchRequest(
+        group_id="g",
+        topics=[OffsetFetchRequestTopic(name="t", partition_indexes=[0])],
+        groups=[OffsetFetchRequestGroup(group_id="g", topics=None)],
     ),
-    (15, range(7), DescribeGroupsRequest(groups=["g"])),
-    (16, range(6), ListGroupsRequest(states_filter=["stable"])),
-    (42, range(3), DeleteGroupsRequest(groups_names=["g"])),
-    (
-        47,
-        range(1),
-        OffsetDeleteRequest(
-            group_id="g", topics=[OffsetDeleteRequestTopic(name="t", partitions=[OffsetDeleteRequestPartition()])]
-        ),
+    "DescribeGroups": DescribeGroupsRequest(groups=["g"]),
+    "ListGroups": ListGroupsRequest(states_filter=["stable"]),
+    "DeleteGroups": DeleteGroupsRequest(groups_names=["g"]),
+    "OffsetDelete": OffsetDeleteRequest(
+        group_id="g", topics=[OffsetDeleteRequestTopic(name="t", partitions=[OffsetDeleteRequestPartition()])]
     ),
-]
+}
+"""Requests that get far before something is wrong with them. Of every other API a message with something in each field is taken."""
+
+
+def examples() -> Iterator[bytes]:
+    """A frame of every API in every version that the dispatcher's table has."""
+    served = {produce.API_KEY: (produce.MIN_VERSION, produce.MAX_VERSION)} | {
+        key: (entry.min_version, entry.max_version) for key, entry in HANDLERS.items()
+    }
+    for body in BODIES:
+        least, most = served.get(body.api.key, (0, -1))
+        if body.is_request and least <= body.version <= most:
+            request = EXAMPLES.get(body.api.name) or filled(body.layout)
+            yield b"".join(encode_request(body.api.key, body.version, 1, "test", request))
+
+
+FRAMES = list(examples())
 
 
 def damaged(rng: random.Random, frame: bytes) -> bytes:
@@ -141,21 +133,19 @@ def damaged(rng: random.Random, frame: bytes) -> bytes:
     return struct.pack(">i", len(body)) + bytes(body)
 
 
-@pytest.mark.parametrize("seed", range(4))
+def test_every_api_is_there() -> None:
+    assert {int.from_bytes(frame[4:6], "big") for frame in FRAMES} == {produce.API_KEY, *HANDLERS}
+
+
+@pytest.mark.parametrize("seed", range(6))
 async def test_damage_stays_in_its_connection(node: Node, seed: int, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
     rng = random.Random(seed)
-    frames = [
-        b"".join(encode_request(key, version, 1, "test", request))
-        for key, versions, request in VERSIONS
-        for version in versions
-    ]
     async with await Wire.connect(node.bootstrap_servers) as other:
         await other.create_topic("t", partitions=2)
-        await other.call("FindCoordinator", 6, FindCoordinatorRequest(coordinator_keys=["g"]))
         for _ in range(150):
             async with await Wire.connect(node.bootstrap_servers) as bad:
-                for frame in rng.sample(frames, 3):
+                for frame in rng.sample(FRAMES, 3):
                     bad.writer.write(damaged(rng, frame))
                 # What is left unread goes with the connection: an answer, or the end.
                 bad.writer.write_eof()
