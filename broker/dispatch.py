@@ -111,9 +111,14 @@ HANDLERS = {module.API_KEY: _Entry(module.MIN_VERSION, module.MAX_VERSION, modul
 """Every API but Produce, which has a path of its own."""
 
 
+LEAST_REQUEST_ELEMENTS = 1 << 14
+"""However little memory there is: somebody may have so many topics or partitions."""
+
+
 def max_request_elements(memory_bytes: int) -> int:
-    """Array elements and tags that one request may have. With the answer, each may take a kilobyte for as long as it is served."""
-    return min(MAX_REQUEST_ELEMENTS, memory_bytes // 4096)
+    """Array elements and tags that one request may have. With the answer, each may take a kilobyte for as long as it is served: of
+    an eighth of the memory, which is what is left to the interpreter."""
+    return min(max(memory_bytes // 8192, LEAST_REQUEST_ELEMENTS), MAX_REQUEST_ELEMENTS)
 
 
 class Dispatch:

@@ -1,8 +1,8 @@
 """What keeps requests that take long, or hold much, from harming others: who may start now, and who waits for a turn.
 
 Theory of operation. All but Produce is decoded into objects, some hundred bytes for each element of an array, and a few hundred
-thousand elements take the better part of a second. So large requests take turns, one in each turn of the event loop, and
-everything else goes on in between. What is not answered at once keeps its objects meanwhile: such requests are charged, by their
+thousand elements take the better part of a second. So large requests take turns: after each of them all others have as much time as
+it took. What is not answered at once keeps its objects meanwhile: such requests are charged, by their
 size on the wire, to a budget that all connections share.
 
 Always true:
@@ -21,6 +21,9 @@ __all__ = ["FREE_BYTES", "LARGE_BYTES", "LargeRequests"]
 LARGE_BYTES = 64 << 10
 """From this size on requests take turns. One of 64 KiB takes some milliseconds at worst."""
 
+SHORT_TURN_S = 0.002
+"""A turn that took less is followed by the next one at once."""
+
 FREE_BYTES = 1 << 10
 """What each connection may have under way without being charged: nearly every request that people send."""
 
@@ -35,7 +38,16 @@ class Waiter(Protocol):
 class LargeRequests:
     """The turns and the budget of one server."""
 
-    __slots__ = ("_charged", "_free_bytes", "_loop", "_next", "_resume_scheduled", "_turn_taken", "_waiting")
+    __slots__ = (
+        "_charged",
+        "_free_bytes",
+        "_loop",
+        "_next",
+        "_resume_scheduled",
+        "_turn_began_at",
+        "_turn_taken",
+        "_waiting",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, budget_bytes: int) -> None:
         self._loop = loop
@@ -45,6 +57,7 @@ class LargeRequests:
         self._next: Waiter | None = None
         """Who waits for the budget, and comes before everybody whom it concerns: else a large request might never start."""
         self._turn_taken = False
+        self._turn_began_at = 0.0
         self._resume_scheduled = False
 
     @property
@@ -76,7 +89,8 @@ class LargeRequests:
         self._waiting.pop(waiter, None)
         if size >= LARGE_BYTES:
             self._turn_taken = True
-            self._schedule()
+            self._turn_began_at = self._loop.time()
+            self._loop.call_soon(self._end_turn)
         return True
 
     def begin(self, waiter: Waiter, size: int) -> None:
@@ -107,10 +121,22 @@ class LargeRequests:
     def _schedule(self) -> None:
         if not self._resume_scheduled:
             self._resume_scheduled = True
-            self._loop.call_soon(self._next_turn)
+            self._loop.call_soon(self._resume_waiting)
+
+    def _end_turn(self) -> None:
+        # Called when everything that was started in the same turn of the event loop is served.
+        spent_s = self._loop.time() - self._turn_began_at
+        if spent_s < SHORT_TURN_S:
+            self._next_turn()
+        else:
+            self._loop.call_later(spent_s, self._next_turn)
 
     def _next_turn(self) -> None:
-        self._resume_scheduled = self._turn_taken = False
+        self._turn_taken = False
+        self._schedule()
+
+    def _resume_waiting(self) -> None:
+        self._resume_scheduled = False
         # Those that may still not start line up again, in the same order; those that have another reason by now do not.
         self._next = None
         waiting, self._waiting = self._waiting, {}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from broker.large_requests import FREE_BYTES, LARGE_BYTES, LargeRequests
+from tests.broker.wire import eventually
 
 
 class Client:
@@ -39,11 +41,20 @@ async def test_large_requests_take_turns_and_small_ones_go_in_between() -> None:
         clients.start(name, LARGE_BYTES)
     clients.start("small", LARGE_BYTES - 1)
     assert clients.started == ["a", "small"]
-    await asyncio.sleep(0)
-    assert clients.started == ["a", "small", "b"]
-    await asyncio.sleep(0)
+    await eventually(lambda: "c" in clients.started, "the other turns")
     assert clients.started == ["a", "small", "b", "c"]
     assert clients.requests.waiting_count == 0
+
+
+async def test_others_have_as_much_time_as_a_large_request_took() -> None:
+    clients = Clients(100 * LARGE_BYTES)
+    loop = asyncio.get_running_loop()
+    clients.start("a", LARGE_BYTES)
+    clients.start("b", LARGE_BYTES)
+    time.sleep(0.05)  # noqa: ASYNC251 -- it is decoded and answered meanwhile
+    served_at = loop.time()
+    await eventually(lambda: "b" in clients.started, "the second turn")
+    assert loop.time() - served_at >= 0.05
 
 
 async def test_what_is_under_way_is_bounded_and_nobody_starves() -> None:

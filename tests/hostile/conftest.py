@@ -106,8 +106,13 @@ class Logged:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TidelogServer]:
-    """A broker, with little memory."""
-    running = TidelogServer(tmp_path_factory.mktemp("hostile"), auto_create_topics_enable=True)
+    """A broker with little memory and few partitions."""
+    running = TidelogServer(
+        tmp_path_factory.mktemp("hostile"),
+        num_partitions=3,
+        max_partitions_per_broker=300,
+        max_partitions_per_request=200,
+    )
     running.start()
     yield running
     running.stop()
