@@ -143,6 +143,7 @@ async def test_damage_stays_in_its_connection(node: Node, seed: int, caplog: pyt
     rng = random.Random(seed)
     async with await Wire.connect(node.bootstrap_servers) as other:
         await other.create_topic("t", partitions=2)
+        await other.call("FindCoordinator", 6, FindCoordinatorRequest(coordinator_keys=["g"]))
         for _ in range(150):
             async with await Wire.connect(node.bootstrap_servers) as bad:
                 for frame in rng.sample(FRAMES, 3):
