@@ -225,8 +225,8 @@ class BrokerSettings:
     )
     compression_type: str = _topic_default(
         "producer",
-        "How batches are compressed. producer: they are kept as sent. Anything else: a batch that comes in another codec is "
-        "compressed anew by the broker, which takes its time away from everything else; one that comes in this codec is kept "
+        "How batches are compressed. producer: they are kept as sent. Anything else: a batch that comes in another codec is checked "
+        "and compressed anew by the broker, which takes processor time; one that comes in this codec is kept "
         "as sent.",
         choices=("uncompressed", "zstd", "lz4", "snappy", "gzip", "producer"),
     )

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from broker.handlers import offset_for_leader_epoch
+from broker.testing import TidelogServer
 from tests.interop.clients import aiokafka as aiokafka_adapter
 from tests.interop.clients import confluent as confluent_adapter
 from tests.interop.clients import kafka_python as kafka_python_adapter
@@ -128,17 +130,27 @@ def test_librdkafka_describes_cluster_and_topics(librdkafka: Any, confluent: Con
     assert [(each.id, each.leader.id) for each in described.partitions] == [(0, 1), (1, 1)]
 
 
-def test_librdkafka_checks_leader_epochs(confluent: Confluent, topic: str) -> None:
-    """A consumer that comes back with a leader epoch has it checked (OffsetForLeaderEpoch, KIP-320)."""
-    confluent.create_topic(topic, 1)
-    confluent.produce(topic, [Record(value=b"%d" % number) for number in range(3)])
-    consumer = ck.Consumer({"bootstrap.servers": confluent.bootstrap, "group.id": "none", "enable.auto.commit": False})
+def test_librdkafka_checks_leader_epochs(tmp_path: Path) -> None:
+    """A consumer that comes with a leader epoch asks where that ended (KIP-320), and goes on."""
+    server = TidelogServer(tmp_path)
+    server.start()
     try:
-        consumer.assign([ck.TopicPartition(topic, 0, 1, leader_epoch=0)])
-        found = consumer.consume(2, timeout=DEADLINE_S)
-        assert [(message.offset(), message.leader_epoch()) for message in found] == [(1, 0), (2, 0)]
+        client = Confluent(server.bootstrap_servers)
+        installed(client)
+        client.create_topic("t", 1)
+        client.produce("t", [Record(value=b"%d" % number) for number in range(3)])
+        consumer = ck.Consumer(
+            {"bootstrap.servers": server.bootstrap_servers, "group.id": "none", "enable.auto.commit": False}
+        )
+        try:
+            consumer.assign([ck.TopicPartition("t", 0, 1, leader_epoch=0)])
+            found = consumer.consume(2, timeout=DEADLINE_S)
+            assert [(message.offset(), message.leader_epoch()) for message in found] == [(1, 0), (2, 0)]
+            assert offset_for_leader_epoch.API_KEY in server.node.running.broker.metrics.apis
+        finally:
+            consumer.close()
     finally:
-        consumer.close()
+        server.stop()
 
 
 # ---- kafka-python
