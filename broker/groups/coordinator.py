@@ -24,8 +24,9 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from broker.errors import KafkaError
 from broker.groups.events import Append, Effect, Event, Expire, Now, Reply, Row, Stored, Tick, TopicDeleted
@@ -76,9 +77,15 @@ SNAPSHOT_MIN_RECORDS = 10_000
 SNAPSHOT_MIN_BYTES = 4 << 20
 """Below that a log is replayed in a moment, however little of it is live."""
 
+SNAPSHOT_RETRY_DELAY_S = 30.0
+"""Between two snapshots of one partition, also where the first one failed: its trim needs the object store."""
+
 SNAPSHOT_RATIO = 8
 """A log is written anew when it holds so many times what is live: every record is then written at most once more for eight that
 came, and a replay reads at most about nine times what it keeps."""
+
+KNOWN_HASHES = 4096
+"""Group ids whose partition is remembered: each request asks for it, and the hash takes microseconds."""
 
 LATE_TICK_S = 0.5
 LATE_TICK_DELAY_S = 1.0
@@ -97,6 +104,7 @@ class CoordinatorSettings:
     create_timeout_ms: int
 
 
+@lru_cache(KNOWN_HASHES)
 def partition_of(group_id: str, partition_count: int) -> int:
     """Where a group lives: Java's `abs(groupId.hashCode()) % partitions`, over UTF-16 units."""
     value = 0
@@ -282,31 +290,30 @@ class GroupCoordinator:
 
     async def _load(self, place: _Place) -> None:
         partition = place.partition
-        async with self._loading:
-            while not place.closed:
-                try:
+        while not place.closed:
+            try:
+                async with self._loading:
                     shard = await self._replayed(place)
-                    await self._partitions.wait_state(partition)
-                except StreamClosed:
-                    return
-                except (StorageError, ObjectStoreError) as error:
-                    log.warning(
-                        "groups cannot be loaded yet: %(error)s (%(partition)s)",
-                        {"partition": partition, "error": error},
-                    )
-                    await asyncio.sleep(RETRY_DELAY_S)
-                    continue
-                except Malformed as error:
-                    place.failure = f"the groups of {partition} cannot be read: {error}"
-                    log.error(
-                        "groups cannot be read: %(error)s; upgrade this broker, or delete the topic to start without its groups",
-                        {"partition": partition, "error": place.failure},
-                    )
-                    return
-                finally:
-                    place.loaded.set()
-                place.open(shard)
+                await self._partitions.wait_state(partition)
+            except StreamClosed:
                 return
+            except (StorageError, ObjectStoreError) as error:
+                log.warning(
+                    "groups cannot be loaded yet: %(error)s (%(partition)s)", {"partition": partition, "error": error}
+                )
+                await asyncio.sleep(RETRY_DELAY_S)
+                continue
+            except Malformed as error:
+                place.failure = f"the groups of {partition} cannot be read: {error}"
+                log.error(
+                    "groups cannot be read: %(error)s; upgrade this broker, or delete the topic to start without its groups",
+                    {"partition": partition, "error": place.failure},
+                )
+                return
+            finally:
+                place.loaded.set()
+            place.open(shard)
+            return
 
     async def _replayed(self, place: _Place) -> Shard:
         settings = self._settings
@@ -343,42 +350,50 @@ class GroupCoordinator:
 
     async def _snapshot(self, place: _Place) -> None:
         try:
-            if not await self._write_snapshot(place):
-                await asyncio.sleep(RETRY_DELAY_S)
+            if place.trim_wanted is None:
+                place.trim_wanted = await self._write_snapshot(place)
+            if place.trim_wanted is not None:
+                await self._trim(place, place.trim_wanted)
+                return
         except (StorageError, ObjectStoreError, WalError, KafkaError) as error:
             log.warning(
                 "the log of groups is not trimmed yet: %(error)s (%(partition)s)",
                 {"partition": place.partition, "error": error},
             )
-            await asyncio.sleep(RETRY_DELAY_S)
+        else:
+            log.info("the log of groups is not written anew yet: %(partition)s", {"partition": place.partition})
         finally:
             place.snapshot_under_way = False
+            place.snapshot_not_before_s = asyncio.get_running_loop().time() + SNAPSHOT_RETRY_DELAY_S
 
-    async def _write_snapshot(self, place: _Place) -> bool:
-        stream = place.partition.stream
+    async def _write_snapshot(self, place: _Place) -> _Trim | None:
+        """Append every live record; what may be trimmed then, or None where there was no room for all."""
         # Records below are in the shard; those that are not durable yet, or come now, are at or past it.
         place.settle()
-        start_offset = stream.confirmed_offset
-        records_before, bytes_before = place.records, place.bytes
+        wanted = _Trim(place.partition.stream.confirmed_offset, place.records, place.bytes)
         rows = place.shard.snapshot()
-        written = 0
-        while not place.closed:
-            part = list(islice(rows, SNAPSHOT_ROWS))
-            if not part:
-                break
-            if not await place.append_snapshot(part):
-                return False
-            written += len(part)
-        if place.closed:
-            return False
-        await stream.trim(start_offset)
-        place.records -= records_before
-        place.bytes -= bytes_before
+        while part := list(islice(rows, SNAPSHOT_ROWS)):
+            if place.closed or not await place.append_snapshot(part):
+                return None
+        return wanted
+
+    async def _trim(self, place: _Place, wanted: _Trim) -> None:
+        await place.partition.stream.trim(wanted.log_start_offset)
+        place.trim_wanted = None
+        place.records -= wanted.records
+        place.bytes -= wanted.bytes
         log.info(
-            "the log of groups was trimmed: %(partition)s now starts at offset %(log_start_offset)d, %(count)d records are live",
-            {"partition": place.partition, "log_start_offset": start_offset, "count": written},
+            "the log of groups was written anew: %(partition)s now starts at offset %(log_start_offset)d and holds %(count)d records",
+            {"partition": place.partition, "log_start_offset": wanted.log_start_offset, "count": place.records},
         )
-        return True
+
+
+class _Trim(NamedTuple):
+    """A part of a log that a snapshot stands for."""
+
+    log_start_offset: int
+    records: int
+    bytes: int
 
 
 class _Append:
@@ -403,6 +418,9 @@ class _Place:
         self.bytes = 0
         """What the log holds since its start, about."""
         self.snapshot_under_way = False
+        self.snapshot_not_before_s = 0.0
+        self.trim_wanted: _Trim | None = None
+        """A snapshot that is written, whose trim did not succeed yet."""
         self.deleted_topics: list[str] = []
         """Those that were deleted while it was loaded."""
         self.shard: Shard
@@ -422,9 +440,10 @@ class _Place:
             return
         self.shard = shard
         self.is_ready = True
-        self._run(shard.loaded(self._coordinator.now()))
+        now = self._coordinator.now()
+        self._run(shard.loaded(now), now)
         for name in self.deleted_topics:
-            self._run(shard.handle(TopicDeleted(topic=name), self._coordinator.now()))
+            self._run(shard.handle(TopicDeleted(topic=name), now), now)
         self._after()
 
     def close(self, error: ErrorCode) -> None:
@@ -452,13 +471,14 @@ class _Place:
 
     def handle(self, event: Event) -> None:
         """Let the shard decide, and do what follows."""
-        self._run(self.shard.handle(event, self._coordinator.now()))
+        now = self._coordinator.now()
+        self._run(self.shard.handle(event, now), now)
         self._after()
 
-    def _run(self, effects: Sequence[Effect]) -> None:
+    def _run(self, effects: Sequence[Effect], now: Now) -> None:
         for effect in effects:
             if isinstance(effect, Append):
-                self._append(effect.rows)
+                self._append(effect.rows, now.wall_ms)
             else:
                 effect.token(effect.response)
 
@@ -471,7 +491,9 @@ class _Place:
         """Have the log written anew, if it is long for what it holds; else say when that is to be looked at again."""
         self._look_at_records = max(SNAPSHOT_MIN_RECORDS, SNAPSHOT_RATIO * self.shard.live_record_count)
         self._look_at_bytes = max(SNAPSHOT_MIN_BYTES, SNAPSHOT_RATIO * self.shard.live_bytes)
-        if self.records >= self._look_at_records or self.bytes >= self._look_at_bytes:
+        if (
+            self.records >= self._look_at_records or self.bytes >= self._look_at_bytes
+        ) and asyncio.get_running_loop().time() >= self.snapshot_not_before_s:
             self._coordinator.snapshot_later(self)
 
     # ---- time ---------------------------------------------------------------------------------------------------------
@@ -497,16 +519,15 @@ class _Place:
 
     # ---- appends ------------------------------------------------------------------------------------------------------
 
-    def _append(self, rows: Sequence[Row]) -> None:
+    def _append(self, rows: Sequence[Row], timestamp_ms: int) -> None:
         append = _Append()
         self._appends.append(append)
-        if self._waiting or not self._try_append(append, rows):
+        if self._waiting or not self._try_append(append, rows, timestamp_ms):
             self._wait_for_room(append, rows)
 
-    def _try_append(self, append: _Append, rows: Sequence[Row]) -> bool:
+    def _try_append(self, append: _Append, rows: Sequence[Row], timestamp_ms: int) -> bool:
         """Append, or end the append with an error; False: no room in the log."""
         partition = self.partition
-        timestamp_ms = self._coordinator.now().wall_ms
         batch = build_batch([Record(key=row.key, value=row.value, timestamp_ms=timestamp_ms) for row in rows])
 
         def done(error: StorageError | None) -> None:
@@ -556,7 +577,7 @@ class _Place:
         try:
             while self._waiting and not self.closed:
                 append, rows = self._waiting[0]
-                if self._try_append(append, rows):
+                if self._try_append(append, rows, self._coordinator.now().wall_ms):
                     self._waiting.popleft()
                     self._waiting_bytes -= sum(len(row.key) + len(row.value or b"") for row in rows)
                 else:

@@ -39,6 +39,7 @@ from protocol.messages.offset_fetch import (
     OffsetFetchRequestTopics,
 )
 from protocol.messages.sync_group import SyncGroupRequest, SyncGroupRequestAssignment
+from s3stream.objectstore import Unavailable
 from tests.broker.conftest import StartNode
 from tests.broker.groups.driving import subscription
 from tests.broker.wire import Wire, batch, eventually, produce_request, records_in
@@ -282,6 +283,7 @@ async def test_a_member_that_hangs_up_does_not_stop_the_others(node: Node, wire:
 async def test_a_long_log_is_written_anew(start_node: StartNode, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coordinator_module, "SNAPSHOT_MIN_RECORDS", 100)
     monkeypatch.setattr(coordinator_module, "SNAPSHOT_ROWS", 3)
+    monkeypatch.setattr(coordinator_module, "SNAPSHOT_RETRY_DELAY_S", 0.0)
     async with start_node(**SETTINGS) as node, await Wire.connect(node.bootstrap_servers) as wire:
         await find(wire)
         await wire.create_topic("t", 8)
@@ -294,6 +296,31 @@ async def test_a_long_log_is_written_anew(start_node: StartNode, monkeypatch: py
     async with start_node(**SETTINGS) as node, await Wire.connect(node.bootstrap_servers) as wire:
         await ready(wire)
         assert await committed(wire, *range(8)) == [59] * 8
+
+
+async def test_a_trim_that_failed_is_tried_again_without_another_snapshot(
+    node: Node, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator_module, "SNAPSHOT_MIN_RECORDS", 20)
+    monkeypatch.setattr(coordinator_module, "SNAPSHOT_RETRY_DELAY_S", 0.0)
+    await find(wire)
+    await wire.create_topic("t")
+    place = node.running.broker.groups._places[partition_of("g", 4)]
+    trims: list[int] = []
+
+    async def unavailable(offset: int) -> None:
+        trims.append(offset)
+        raise Unavailable("no")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(place.partition.stream), "trim", lambda self, offset: unavailable(offset))
+        for number in range(40):
+            await commit(wire, {0: number})
+        await eventually(lambda: len(trims) > 2, "more than one attempt")
+    assert len(set(trims)) == 1  # one snapshot
+    assert place.partition.stream.next_offset <= 41  # of at most one record: the newest may have been on its way
+    await commit(wire, {0: 40})
+    await eventually(lambda: place.partition.log_start_offset == trims[0], "a trimmed log")
 
 
 async def test_offsets_expire(start_node: StartNode) -> None:
