@@ -11,26 +11,30 @@ Always true:
 from __future__ import annotations
 
 import mmap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 from wal.disk import Disk
 from wal.errors import WalCorrupt
-from wal.frame import BLOCK_SIZE_BYTES, align_block, crc_seed
+from wal.frame import BLOCK_SIZE_BYTES, FRAME_HEADER_SIZE_BYTES, align_block, crc_seed, frame_size
 from wal.header import RING_START_BYTES, WalHeader, choose_header, read_slots
+from wal.log import RecoveredRun
 from wal.recovery import FrameScan, Hole, Need, floor_block
 from wal.ring_reader import RingReader, complete
 
-__all__ = ["EndOfLog", "SurveyedFrame", "WalSurvey"]
+__all__ = ["EndOfLog", "SurveyedFrame", "WalSurvey", "frames_of"]
+
+_RUN_BYTES = 1 << 20
+"""Frames that are told together."""
 
 _MAX_FOLLOWED_HEADERS = 1_000
 """How often the log's start may move on while one survey follows it; then the end found so far is told."""
 
 
 class SurveyedFrame(NamedTuple):
-    """One frame that recovery would accept."""
+    """One frame of a run."""
 
     offset: int
     end_offset: int
@@ -40,7 +44,7 @@ class SurveyedFrame(NamedTuple):
     base_offset: int
     record_count: int
     payload: memoryview
-    """Valid until the next frame is asked for."""
+    """Valid until the next run is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +66,7 @@ class WalSurvey:
         """The disk is only read. It belongs to the caller, who closes it."""
         self._disk = disk
         self.end: EndOfLog | None = None
-        """Known once `frames` was read to its end."""
+        """Known once `runs` was read to its end."""
 
     async def headers(self) -> list[WalHeader | None]:
         """Both copies of the header as they are now; None for one that is damaged, or being written.
@@ -73,8 +77,8 @@ class WalSurvey:
         """
         return read_slots(await self.head())
 
-    async def frames(self) -> AsyncIterator[SurveyedFrame]:
-        """Every frame from the trim offset on. A payload is valid until the next frame is asked for.
+    async def runs(self) -> AsyncIterator[RecoveredRun]:
+        """Every frame from the trim offset on, many at a time. A run is valid until the next one is asked for.
 
         Raises:
             WalCorrupt: neither copy of the header is intact.
@@ -84,18 +88,23 @@ class WalSurvey:
         scan, reader = self._begin(header, header.trim_offset)
         followed = 0
         while True:
-            hole, loss = None, None
+            begun_at = scan.next_offset
+            loss: str | None = None
             try:
-                found = await _step(scan, reader)
+                found = await _run(scan, reader, _RUN_BYTES)
             except WalCorrupt as error:  # a frame of an epoch that this header does not know
-                loss = str(error)
-                hole = Hole(offset=scan.next_offset, reason="the frame there is newer than the header")
-            else:
-                if not isinstance(found, Hole):
-                    yield found
-                    continue
-                hole = found
-                loss = await self._proof(scan, hole, reader)
+                if scan.next_offset > begun_at:  # what comes before it is sound: get that first
+                    sound_bytes = scan.next_offset - begun_at
+                    scan, reader = self._begin(header, begun_at)
+                    found = await _run(scan, reader, sound_bytes)
+                else:
+                    loss = str(error)
+                    found = Hole(offset=begun_at, reason="the frame there is newer than the header")
+            if not isinstance(found, Hole):
+                yield found
+                continue
+            hole = found
+            loss = loss or await self._proof(scan, hole, reader)
             now = choose_header(await self.head())
             if now.generation != header.generation and followed < _MAX_FOLLOWED_HEADERS:
                 followed += 1
@@ -106,7 +115,7 @@ class WalSurvey:
                 # The proof may have been written after we looked at the hole.
                 scan, reader = self._begin(header, hole.offset)
                 try:
-                    found = await _step(scan, reader)
+                    found = await _run(scan, reader, 1)
                 except WalCorrupt:
                     found = hole
                 if not isinstance(found, Hole):
@@ -145,18 +154,27 @@ class WalSurvey:
                 view.release()
 
 
-async def _step(scan: FrameScan, reader: RingReader) -> SurveyedFrame | Hole:
-    while isinstance(found := scan.step(reader.view, reader.start_offset), Need):
+async def _run(scan: FrameScan, reader: RingReader, max_bytes: int) -> RecoveredRun | Hole:
+    while isinstance(found := scan.run(reader.view, reader.start_offset, max_bytes), Need):
         await reader.extend(floor_block(scan.next_offset), found.end_offset)
-    if isinstance(found, Hole):
-        return found
-    position, size_bytes, leader_epoch, base_offset, end_offset = found.columns
-    return SurveyedFrame(
-        found.offset,
-        scan.next_offset,
-        found.stream_id,
-        leader_epoch,
-        base_offset,
-        end_offset - base_offset,
-        reader.view[position : position + size_bytes],
+    return found
+
+
+def frames_of(run: RecoveredRun) -> Iterator[SurveyedFrame]:
+    """The frames of a run, in the order of the log."""
+    rows = sorted(
+        (position, size_bytes, stream_id, leader_epoch, base_offset, end_offset)
+        for stream_id, payloads in run.streams.items()
+        for position, size_bytes, leader_epoch, base_offset, end_offset in zip(*payloads, strict=True)
     )
+    for position, size_bytes, stream_id, leader_epoch, base_offset, end_offset in rows:
+        offset = run.offset + position - FRAME_HEADER_SIZE_BYTES
+        yield SurveyedFrame(
+            offset,
+            offset + frame_size(size_bytes),
+            stream_id,
+            leader_epoch,
+            base_offset,
+            end_offset - base_offset,
+            run.buffer[position : position + size_bytes],
+        )

@@ -256,13 +256,20 @@ async def _read_tails(path: Path, image: Image, wanted: dict[StreamId, StreamSta
     async with open_wal_disk(path) as disk:
         survey = WalSurvey(disk)
         wal_id = choose_header(await survey.head()).wal_id
-        async for frame in survey.frames():
-            stream = streams.get(StreamId(frame.stream_id))
-            if stream is None or stream.wal_id not in ("", wal_id):
-                continue
-            ends.setdefault(frame.stream_id, StreamTail()).add(frame)
-            if frame.stream_id in wanted and frame.base_offset >= stream.committed_end_offset:
-                tails.batches.setdefault(frame.stream_id, []).append(bytes(frame.payload))
+        async for run in survey.runs():
+            for number, payloads in run.streams.items():
+                stream = streams.get(StreamId(number))
+                if stream is None or stream.wal_id not in ("", wal_id):
+                    continue
+                ends.setdefault(number, StreamTail()).add(payloads)
+                if stream.stream_id not in wanted:
+                    continue
+                places = zip(payloads.positions, payloads.sizes, payloads.base_offsets, strict=True)
+                tails.batches.setdefault(number, []).extend(
+                    bytes(run.buffer[position : position + size_bytes])
+                    for position, size_bytes, base_offset in places
+                    if base_offset >= stream.committed_end_offset
+                )
     tails.ends.update({stream_id: tail.ranges[-1][1] for stream_id, tail in ends.items()})
 
 

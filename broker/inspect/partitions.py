@@ -191,9 +191,9 @@ async def _tail(path: Path, stream: StreamState) -> Row:
             if stream.wal_id not in ("", wal_id):
                 return NoteRow(message=f"the WAL in {path} is {wal_id}, the partition's tail is in {stream.wal_id}")
             tail = StreamTail()
-            async for frame in survey.frames():
-                if frame.stream_id == stream.stream_id:
-                    tail.add(frame)
+            async for run in survey.runs():
+                if (payloads := run.streams.get(stream.stream_id)) is not None:
+                    tail.add(payloads)
     except WalError as error:
         return NoteRow(message=f"the tail in the WAL is left out: {error}")
     not_uploaded = tail.past(stream.committed_end_offset)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,8 @@ from wal.directory import lock_holder, open_read_only, read_fence
 from wal.disk import Disk, ThreadDisk
 from wal.errors import WalCorrupt
 from wal.header import RING_START_BYTES, WalHeader
-from wal.survey import EndOfLog, SurveyedFrame, WalSurvey
+from wal.log import RecoveredPayloads
+from wal.survey import EndOfLog, SurveyedFrame, WalSurvey, frames_of
 
 __all__ = ["StreamTail", "inspect_wal", "open_wal_disk"]
 
@@ -148,16 +149,18 @@ class StreamTail:
     ranges: list[list[int]] = field(default_factory=list)
     leader_epochs: set[int] = field(default_factory=set)
 
-    def add(self, frame: SurveyedFrame) -> None:
-        """Count a frame."""
-        self.frame_count += 1
-        self.payload_bytes += len(frame.payload)
-        self.leader_epochs.add(frame.leader_epoch)
-        end_offset = frame.base_offset + frame.record_count
-        if self.ranges and self.ranges[-1][1] == frame.base_offset:
-            self.ranges[-1][1] = end_offset
-        else:
-            self.ranges.append([frame.base_offset, end_offset])
+    def add(self, payloads: RecoveredPayloads) -> None:
+        """Count what a run holds of the stream."""
+        self.frame_count += len(payloads.sizes)
+        self.payload_bytes += sum(payloads.sizes)
+        self.leader_epochs.update(payloads.leader_epochs)
+        end_at = self.ranges[-1][1] if self.ranges else -1
+        for base_offset, end_offset in zip(payloads.base_offsets, payloads.end_offsets, strict=True):
+            if base_offset == end_at:
+                self.ranges[-1][1] = end_offset
+            else:
+                self.ranges.append([base_offset, end_offset])
+            end_at = end_offset
 
     def past(self, committed_end_offset: int) -> tuple[tuple[int, int], ...]:
         """What lies past an offset."""
@@ -213,22 +216,21 @@ async def survey_rows(survey: WalSurvey, *, image: Image | None, list_frames: bo
         )
         image = None
     tails: dict[int, StreamTail] = {}
-    frame_count = payload_bytes = 0
     start_offset = in_force.trim_offset if in_force is not None else 0
     try:
-        async for frame in survey.frames():
-            frame_count += 1
-            payload_bytes += len(frame.payload)
-            tails.setdefault(frame.stream_id, StreamTail()).add(frame)
+        async for run in survey.runs():
+            for stream_id, payloads in run.streams.items():
+                tails.setdefault(stream_id, StreamTail()).add(payloads)
             if list_frames:
-                yield _frame_row(frame, image)
+                for frame in frames_of(run):
+                    yield _frame_row(frame, image)
     except WalCorrupt as error:
         yield DamageRow(message=str(error))
         return
     for stream_id, tail in sorted(tails.items()):
         yield _tail_row(stream_id, tail, image)
     assert survey.end is not None, "the frames were read to their end"
-    yield _end_row(survey.end, start_offset, frame_count, payload_bytes)
+    yield _end_row(survey.end, start_offset, tails.values())
     if survey.end.loss is not None:
         yield DamageRow(message=survey.end.loss)
 
@@ -281,12 +283,12 @@ def _tail_row(stream_id: int, tail: StreamTail, image: Image | None) -> StreamTa
     )
 
 
-def _end_row(end: EndOfLog, start_offset: int, frame_count: int, payload_bytes: int) -> EndRow:
+def _end_row(end: EndOfLog, start_offset: int, tails: Collection[StreamTail]) -> EndRow:
     return EndRow(
         start_offset=start_offset,
         end_offset=end.offset,
-        frame_count=frame_count,
-        payload_bytes=payload_bytes,
+        frame_count=sum(tail.frame_count for tail in tails),
+        payload_bytes=sum(tail.payload_bytes for tail in tails),
         reason=end.reason,
         acknowledged_beyond=end.loss is not None,
     )

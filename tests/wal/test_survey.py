@@ -17,11 +17,11 @@ from wal.directory import WalDirectory, lock_holder, open_read_only, read_fence
 from wal.disk import OnDone
 from wal.errors import WalCorrupt, WalUnavailable
 from wal.header import RING_START_BYTES, WalHeader, slot_position
-from wal.survey import WalSurvey
+from wal.survey import WalSurvey, frames_of
 
 
 async def payloads_seen(survey: WalSurvey) -> list[bytes]:
-    return [bytes(frame.payload) async for frame in survey.frames()]
+    return [bytes(frame.payload) async for run in survey.runs() for frame in frames_of(run)]
 
 
 async def test_a_survey_sees_what_recovery_would_and_writes_nothing() -> None:
@@ -115,7 +115,7 @@ async def test_a_writer_that_writes_and_trims_meanwhile_makes_no_false_alarm(see
     await write(8)
     survey = WalSurvey(BesideAWriter(disk, beside))  # type: ignore[arg-type]
 
-    seen = [frame.base_offset async for frame in survey.frames()]
+    seen = [frame.base_offset async for run in survey.runs() for frame in frames_of(run)]
 
     assert survey.end is not None
     assert survey.end.loss is None, survey.end

@@ -27,7 +27,7 @@ PASSES = 8
 
 
 async def load(node: Node, wire: Wire, done: asyncio.Event) -> None:
-    """Produce, upload, and let a topic come and go."""
+    """Produce, upload, delete records, and let a topic come and go."""
     number = 0
     while not done.is_set():
         for partition in (0, 1):
@@ -39,6 +39,10 @@ async def load(node: Node, wire: Wire, done: asyncio.Event) -> None:
             node.running.storage.seal()
             topic = node.running.broker.topics.by_name[name]
             await node.running.broker.controller.delete_topics([topic.topic_id])
+        if number % 3 == 0:
+            partition = node.running.broker.topics.by_name["t"].partitions[0]
+            assert partition is not None
+            await partition.stream.trim(partition.high_watermark - number % 2)  # as DeleteRecords does
         await upload_all(node)
         number += 1
 
