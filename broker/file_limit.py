@@ -28,8 +28,8 @@ def connections_that_fit(max_connections: int) -> int:
         return max_connections
     fit = max(soft - OTHER_FILES, 1)
     log.warning(
-        "max.connections = %d needs %d open files, and this process may have %d: at most %d connections are accepted; "
-        "raise the hard limit (ulimit -Hn, LimitNOFILE of systemd)",
-        *(max_connections, wanted, soft, fit),
+        "too few open files for max.connections: %(max_connections)d connections need %(wanted)d open files, this process may have "
+        "%(allowed)d, so %(accepted)d are accepted; raise the hard limit (ulimit -Hn, LimitNOFILE of systemd)",
+        {"max_connections": max_connections, "wanted": wanted, "allowed": soft, "accepted": fit},
     )
     return fit

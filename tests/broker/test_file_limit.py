@@ -28,4 +28,4 @@ def test_the_soft_limit_is_raised(soft: int, hard: int, says: str) -> None:
         [sys.executable, "-c", SCRIPT.format(soft=soft, hard=hard)], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == says
-    assert ("needs 1256 open files" in done.stderr) == (hard < 1256)
+    assert ("need 1256 open files" in done.stderr) == (hard < 1256)

@@ -161,6 +161,7 @@ def log_calls() -> list[tuple[str, ast.Call]]:
                     and isinstance(node.func, ast.Attribute)
                     and isinstance(node.func.value, ast.Name)
                     and node.func.value.id in ("log", "_log")
+                    and node.func.attr in ("debug", "info", "warning", "error", "exception", "critical")
                 ):
                     found.append((f"{path.relative_to(ROOT)}:{node.lineno}", node))
     return found
