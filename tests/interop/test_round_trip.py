@@ -59,6 +59,8 @@ def stored_codecs(bootstrap: str, topic: str) -> set[str]:
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_keys_values_headers_and_timestamps_come_back(client: Client, bootstrap: str, topic: str, codec: str) -> None:
+    if codec not in client.codecs:
+        pytest.skip(f"{client.name} {client.version} cannot do {codec} here")
     sent = records(300)
     client.produce(topic, sent, compression=codec)
     # A client that thinks little of the broker sends everything uncompressed and says nothing. Single batches that would not
@@ -69,15 +71,16 @@ def test_keys_values_headers_and_timestamps_come_back(client: Client, bootstrap:
     assert [record.offset for record in found] == list(range(300))
 
 
-def test_every_client_reads_what_every_other_wrote(bootstrap: str, topic: str) -> None:
+@pytest.mark.parametrize("codecs", [("none", "gzip", "lz4"), ("snappy",), ("zstd",)], ids="-".join)
+def test_every_client_reads_what_every_other_wrote(bootstrap: str, topic: str, codecs: tuple[str, ...]) -> None:
     clients = [installed(make(bootstrap)) for make in CLIENTS.values()]
     sent: list[Record] = []
-    for writer in clients:
-        for codec in CODECS:
+    for writer in [client for client in clients if set(codecs) <= set(client.codecs)]:
+        for codec in codecs:
             mine = [dataclasses.replace(record, headers=()) for record in records(20, first=len(sent))]
             writer.produce(topic, mine, compression=codec)
             sent += mine
-    for reader in clients:
+    for reader in [client for client in clients if set(codecs) <= set(client.codecs) - set(client.cannot_read)]:
         found = reader.consume(topic, count=len(sent))
         assert [(record.key, record.value) for record in found] == [(record.key, record.value) for record in sent]
 

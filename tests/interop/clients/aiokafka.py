@@ -32,6 +32,7 @@ class Aiokafka:
     name = "aiokafka"
     keeps_timestamps = True
     codecs = CODECS
+    cannot_read = ()
     assignors = ("range", "roundrobin", "sticky")
     static_membership = True
 

@@ -62,6 +62,8 @@ class Client(Protocol):
     """Whether its producer lets the user set timestamps."""
     codecs: tuple[str, ...]
     """The codecs that it can do here."""
+    cannot_read: tuple[str, ...]
+    """Those of them that it cannot read where another client wrote."""
     assignors: tuple[str, ...]
     """How it shares out partitions in a group, by Kafka's names for the protocols where it uses those."""
     static_membership: bool

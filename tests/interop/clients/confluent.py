@@ -20,6 +20,7 @@ class Confluent:
     name = "confluent-kafka"
     keeps_timestamps = True
     codecs = CODECS
+    cannot_read = ()
     assignors = ("range", "roundrobin", "cooperative-sticky")
     static_membership = True
 

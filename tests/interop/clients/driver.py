@@ -92,6 +92,7 @@ class Driver:
     """Its folder below `BUILT`."""
     assignors: tuple[str, ...]
     codecs: tuple[str, ...] = ("none", "gzip", "snappy", "lz4", "zstd")
+    cannot_read: tuple[str, ...] = ()
     keeps_timestamps = True
     static_membership = True
 
@@ -250,6 +251,13 @@ class Platformatic(Driver):
     tools = ("node", "npm")
     directory = "javascript"
     assignors = ("roundrobin",)
+    cannot_read = (
+        "snappy",
+    )  # it knows only bare Snappy, not the framing that most others, Kafka's own first, put around it
+
+    @property
+    def codecs(self) -> tuple[str, ...]:
+        return tuple(self._call("codecs"))  # zstd comes with Node.js 22.15
 
     def command(self) -> list[str]:
         return ["node", str(BUILT / "javascript" / "platformatic.mjs")]

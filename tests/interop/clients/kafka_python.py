@@ -36,6 +36,7 @@ class KafkaPython:
     name = "kafka-python"
     keeps_timestamps = True
     codecs = CODECS
+    cannot_read = ()
     assignors = ("range", "roundrobin", "sticky", "cooperative-sticky")
     static_membership = True
 

@@ -21,6 +21,7 @@ class Kcat:
     name = "kcat"
     keeps_timestamps = False
     codecs = CODECS
+    cannot_read = ()
     assignors = ("range", "roundrobin")  # its rebalance callback knows no incremental assignment
     static_membership = True
 
@@ -50,7 +51,7 @@ class Kcat:
         pause_ms: int = 0,
     ) -> None:
         # kcat gives the same headers to everything it sends: one run for each change of headers.
-        settings = f"acks={acks},enable.idempotence={str(idempotent).lower()}"
+        settings = ["-X", f"acks={acks}", "-X", f"enable.idempotence={str(idempotent).lower()}"]
         begin = 0
         for end in range(1, len(records) + 1):
             if end == len(records) or records[end].headers != records[begin].headers:
@@ -58,7 +59,13 @@ class Kcat:
                 begin = end
 
     def _produce(
-        self, topic: str, records: Sequence[Record], compression: str, partition: int, settings: str, pause_ms: int
+        self,
+        topic: str,
+        records: Sequence[Record],
+        compression: str,
+        partition: int,
+        settings: Sequence[str],
+        pause_ms: int,
     ) -> None:
         headers = [f"-H{name}={value.decode()}" for name, value in records[0].headers]
         lines = [
@@ -72,8 +79,8 @@ class Kcat:
             str(partition),
             "-z",
             compression,
-            "-X",
-            settings,
+            *settings,
+            "-E",  # go on while no broker can be reached
             "-Z",  # an empty key or value is sent as null
             "-K",
             _KEY_SEPARATOR,

@@ -1,5 +1,6 @@
 // @platformatic/kafka fitted to the interop tests.
 import { randomUUID } from 'node:crypto'
+import zlib from 'node:zlib'
 import { Admin, Consumer, Producer } from '@platformatic/kafka'
 import { DEADLINE_MS, Log, base64, bytes, serve, sleep, versionOf } from './serve.mjs'
 
@@ -180,6 +181,7 @@ async function join(request) {
 
 await serve({
   version: () => versionOf('@platformatic/kafka'),
+  codecs: () => ['none', 'gzip', 'snappy', 'lz4', ...(zlib.zstdCompressSync ? ['zstd'] : [])],
   produce,
   consume,
   offset_for_timestamp,

@@ -4,7 +4,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
 
@@ -52,31 +51,16 @@ func (ibm) Produce(request driver.Request) error {
 			producer.Input() <- message(request, record)
 			time.Sleep(time.Duration(request.PauseMs) * time.Millisecond)
 		}
-		producer.AsyncClose()
 	}()
 	var problem error
-	acknowledged := 0
-	successes, failures := producer.Successes(), producer.Errors()
-	for successes != nil || failures != nil {
+	for range request.Records { // closing earlier would fail what is being tried again
 		select {
-		case _, open := <-successes:
-			if open {
-				acknowledged++
-			} else {
-				successes = nil
-			}
-		case failure, open := <-failures:
-			if open {
-				problem = errors.Join(problem, failure.Err)
-			} else {
-				failures = nil
-			}
+		case <-producer.Successes():
+		case failure := <-producer.Errors():
+			problem = errors.Join(problem, failure.Err)
 		}
 	}
-	if problem == nil && acknowledged < len(request.Records) {
-		problem = fmt.Errorf("%d of %d records acknowledged", acknowledged, len(request.Records))
-	}
-	return problem
+	return errors.Join(problem, producer.Close())
 }
 
 func message(request driver.Request, record driver.Record) *sarama.ProducerMessage {
