@@ -15,13 +15,16 @@ from collections.abc import Callable
 
 from wal.histogram import Histogram
 
-__all__ = ["MAX_TOPICS", "OTHER", "ApiMetrics", "Metrics", "TopicTraffic"]
+__all__ = ["CLOSE_CAUSES", "MAX_TOPICS", "OTHER", "ApiMetrics", "Metrics", "TopicTraffic"]
 
 MAX_TOPICS = 200
 """Topics with figures of their own, unless the settings say otherwise: three series each, which a scrape reads in a millisecond."""
 
 OTHER = "(other)"
 """Stands for all others, of topics or of groups. No topic can have such a name."""
+
+CLOSE_CAUSES = ("request", "limit", "idle", "stuck", "slow", "memory", "fault")
+"""Why the broker ends a connection; what they mean is said with the metric."""
 
 _PRODUCE_KEY = 0
 
@@ -83,8 +86,9 @@ class Metrics:
         self.topics: dict[str, TopicTraffic] = {}
         self.other_topics = TopicTraffic()
         self.connections_opened = 0
-        self.connections_closed: Counter[str] = Counter()
-        """Those that this broker ended, by reason."""
+        self.connections_closed = Counter(dict.fromkeys(CLOSE_CAUSES, 0))
+        """Those that this broker ended, by cause. All are there from the start: of a series that appears with its first event,
+        Prometheus sees no increase."""
         self.produce_stalls = 0
         """Times that producers had to wait for room in the log."""
         self.produce_stalled_s = 0.0

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from broker.exposition import SECTIONS, Described, as_markdown
+from broker.metrics import CLOSE_CAUSES
 from broker.node import Node
 from protocol.messages.metadata import MetadataRequest, MetadataRequestTopic
 from tests.broker.conftest import StartNode
@@ -157,4 +158,29 @@ async def test_connections_that_the_broker_ends_are_counted(node: Node, sent: by
     async with await Wire.connect(node.bootstrap_servers) as wire:
         wire.writer.write(sent)
         assert await wire.closed_by_broker()
-    assert node.running.server.metrics.connections_closed == {cause: 1}
+    closed = node.running.server.metrics.connections_closed
+    assert +closed == {cause: 1}
+    assert set(closed) == set(CLOSE_CAUSES)
+
+
+async def test_an_outage_of_the_store_is_seen(start_node: StartNode) -> None:
+    async with (
+        start_node(metrics_listeners=HTTP, upload_interval_ms=50) as node,
+        await Wire.connect(node.bootstrap_servers) as wire,
+    ):
+        await wire.create_topic("t")
+        store, storage = node.running.store, node.running.storage
+        await wire.produce("t", batch(b"a"))
+        await eventually(
+            lambda: storage.uploads.uploaded_objects, "an upload, for which ids of objects are had in advance"
+        )
+        store.failing = True
+        await wire.produce("t", batch(b"b"))
+        await eventually(lambda: storage.uploads.failed_attempts > 2, "attempts")
+        page = await scrape(node)
+        assert page("tidelog_wal_unuploaded_bytes") > 0
+        assert page("tidelog_wal_unuploaded_age_seconds") > 0.05
+        assert page("tidelog_object_store_request_errors_total", operation="put", error="Unavailable") > 0
+        assert page("tidelog_upload_retries_total") > 2
+        store.failing = False
+        await eventually(lambda: not storage.unuploaded_bytes, "the upload")
