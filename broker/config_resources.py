@@ -9,6 +9,7 @@ Always true:
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import logging
 from collections import Counter
@@ -19,15 +20,23 @@ from typing import NamedTuple
 from broker.broker import Broker
 from broker.config import SETTINGS, InvalidSettings
 from broker.config_layers import ConfigSource, SettingsLayers, Synonym
-from broker.errors import KafkaError
+from broker.errors import KafkaError, code_of
 from broker.setting import Kind, Setting, nearest
-from broker.topic_config import TOPIC_SETTINGS, check_topic_name, is_told, synonyms, validate
+from broker.topic_config import (
+    TOPIC_SETTINGS,
+    InvalidTopicConfig,
+    check_topic_name,
+    is_told,
+    synonyms,
+    validate,
+)
 from broker.topics import Topic
-from controller.errors import ConfigsChanged
+from controller.errors import ConfigsChanged, ControllerError
 from controller.records import ALL_NODES
 from protocol.errors import ErrorCode
+from s3stream.errors import MetadataUnavailable
 
-__all__ = ["Change", "ConfigEntry", "Operation", "ResourceType", "alter", "describe"]
+__all__ = ["Alteration", "Change", "ConfigEntry", "Operation", "ResourceType", "alter", "describe"]
 
 _ATTEMPTS = 5
 """How often a change is computed again because another came between; more often would hide a fault."""
@@ -64,6 +73,14 @@ class Change(NamedTuple):
     value: str | None
 
 
+class Alteration(NamedTuple):
+    """What is to be altered of one resource."""
+
+    resource_type: int
+    name: str
+    changes: Sequence[Change]
+
+
 class ConfigEntry(NamedTuple):
     """One configuration as it is told."""
 
@@ -98,13 +115,33 @@ def describe(broker: Broker, resource_type: int, name: str) -> list[ConfigEntry]
 
 
 async def alter(
-    broker: Broker, resource_type: int, name: str, changes: Sequence[Change], *, replace: bool, validate_only: bool
-) -> None:
-    """Alter configurations of a resource.
+    broker: Broker, wanted: Sequence[Alteration], *, replace: bool, validate_only: bool
+) -> list[tuple[ErrorCode, str | None]]:
+    """Alter configurations of resources, each for itself; returns error code and message of each.
 
     Args:
-        replace: Those that are not named go back to their defaults.
+        replace: Configurations that are not named go back to their defaults.
         validate_only: Check, and leave everything as it is.
+    """
+    counts = Counter((resource_type, name) for resource_type, name, _ in wanted)
+
+    async def outcome(resource_type: int, name: str, changes: Sequence[Change]) -> tuple[ErrorCode, str | None]:
+        try:
+            if counts[resource_type, name] > 1:
+                raise KafkaError(ErrorCode.INVALID_REQUEST, "each resource may come once only")
+            await _alter(broker, resource_type, name, changes, replace, validate_only)
+        except (KafkaError, InvalidTopicConfig, ControllerError, MetadataUnavailable) as error:
+            return code_of(error), str(error)
+        return ErrorCode.NONE, None
+
+    # Together: their changes become few entries of the metadata log.
+    return await asyncio.gather(*(outcome(*each) for each in wanted))
+
+
+async def _alter(
+    broker: Broker, resource_type: int, name: str, changes: Sequence[Change], replace: bool, validate_only: bool
+) -> None:
+    """Alter configurations of one resource.
 
     Raises:
         KafkaError: there is no such resource, or it cannot be altered like that.

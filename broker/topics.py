@@ -84,7 +84,9 @@ class Topics:
 
     def use(self, settings: BrokerSettings) -> None:
         """The broker's settings are others now: so may be what topics go by that do not say."""
-        self._settings = settings
+        former, self._settings = self._settings, settings
+        if resolve({}, former) == resolve({}, settings):
+            return
         for topic in self.by_id.values():
             _configure(topic, resolve(topic.info.configs, settings))
 

@@ -12,24 +12,16 @@ Not done: configurations of groups and of client metrics subscriptions (42).
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from broker.broker import Broker, Call
-from broker.config_resources import Change, Operation, alter
-from broker.errors import KafkaError, code_of
-from broker.topic_config import InvalidTopicConfig
-from controller.errors import ControllerError
-from protocol.errors import ErrorCode
+from broker.config_resources import Alteration, Change, Operation, alter
 from protocol.messages.alter_configs import (
     AlterConfigsRequest,
-    AlterConfigsResource,
     AlterConfigsResourceResponse,
     AlterConfigsResponse,
 )
-from s3stream.errors import MetadataUnavailable
 
 if TYPE_CHECKING:
     from broker.connection import Connection
@@ -49,26 +41,20 @@ def handle(
 
 
 async def _alter(broker: Broker, request: AlterConfigsRequest) -> AlterConfigsResponse:
-    counts = Counter((resource.resource_type, resource.resource_name) for resource in request.resources)
-
-    async def altered(resource: AlterConfigsResource) -> AlterConfigsResourceResponse:
-        response = AlterConfigsResourceResponse(
-            error_message=None, resource_type=resource.resource_type, resource_name=resource.resource_name
+    wanted = [
+        Alteration(
+            resource.resource_type,
+            resource.resource_name,
+            [Change(entry.name, Operation.SET, entry.value) for entry in resource.configs],
         )
-        try:
-            if counts[resource.resource_type, resource.resource_name] > 1:
-                raise KafkaError(ErrorCode.INVALID_REQUEST, "each resource may come once only")
-            await alter(
-                broker,
-                resource.resource_type,
-                resource.resource_name,
-                [Change(entry.name, Operation.SET, entry.value) for entry in resource.configs],
-                replace=True,
-                validate_only=request.validate_only,
+        for resource in request.resources
+    ]
+    outcomes = await alter(broker, wanted, replace=True, validate_only=request.validate_only)
+    return AlterConfigsResponse(
+        responses=[
+            AlterConfigsResourceResponse(
+                error_code=code, error_message=message, resource_type=each.resource_type, resource_name=each.name
             )
-        except (KafkaError, InvalidTopicConfig, ControllerError, MetadataUnavailable) as error:
-            response.error_code = code_of(error)
-            response.error_message = str(error)
-        return response
-
-    return AlterConfigsResponse(responses=await asyncio.gather(*map(altered, request.resources)))
+            for each, (code, message) in zip(wanted, outcomes, strict=True)
+        ]
+    )

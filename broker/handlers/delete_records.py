@@ -38,6 +38,8 @@ MIN_VERSION = 0
 MAX_VERSION = 2
 
 _HIGH_WATERMARK = -1
+_TRIMS_AT_A_TIME = 100
+"""Partitions of one request: each has its newest state read. They share entries of the metadata log."""
 _INVALID_LOW_WATERMARK = -1
 
 
@@ -62,9 +64,10 @@ async def _delete(broker: Broker, request: DeleteRecordsRequest) -> DeleteRecord
         )
         for topic in request.topics
     ]
+    slots = asyncio.Semaphore(_TRIMS_AT_A_TIME)
     await asyncio.gather(
         *(
-            _delete_in_time(broker, topic.name, wanted.offset, result, timeout_s)
+            _delete_in_time(broker, topic.name, wanted.offset, result, timeout_s, slots)
             for topic, answer in zip(request.topics, topics, strict=True)
             for wanted, result in zip(topic.partitions, answer.partitions, strict=True)
         )
@@ -73,10 +76,15 @@ async def _delete(broker: Broker, request: DeleteRecordsRequest) -> DeleteRecord
 
 
 async def _delete_in_time(
-    broker: Broker, name: str, offset: int, result: DeleteRecordsPartitionResult, timeout_s: float
+    broker: Broker,
+    name: str,
+    offset: int,
+    result: DeleteRecordsPartitionResult,
+    timeout_s: float,
+    slots: asyncio.Semaphore,
 ) -> None:
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(timeout_s), slots:
             result.low_watermark = await _trim(broker, name, result.partition_index, offset)
     except (KafkaError, StorageError, ObjectStoreError, TimeoutError) as error:
         result.error_code = code_of(error)
