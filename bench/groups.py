@@ -84,22 +84,23 @@ def run(work_dir: Path, seconds: float) -> None:
         if found.coordinators[0].error_code:
             raise BrokerFailed(f"there is no coordinator: {found}")
         broker.wait_until_quiet(1.0)
-        for offsets in (1, 10):
-            print(_commits(broker, clients[:_COMMIT_CONNECTIONS], offsets, seconds), flush=True)
-        print(_commits(broker, clients[:1], 1, seconds), flush=True)
+        many = clients[:_COMMIT_CONNECTIONS]
+        for offsets, groups in ((1, len(many)), (10, len(many)), (10, 1)):
+            print(_commits(broker, many, offsets, groups, seconds), flush=True)
+        print(_commits(broker, clients[:1], 1, 1, seconds), flush=True)
         print(_rebalances(broker, clients), flush=True)
         for client in clients:
             client.sock.close()
 
 
-def _commits(broker: Broker, clients: list[_Client], offsets: int, seconds: float) -> str:
+def _commits(broker: Broker, clients: list[_Client], offsets: int, groups: int, seconds: float) -> str:
     def request(number: int) -> OffsetCommitRequest:
         partitions = [
             OffsetCommitRequestPartition(partition_index=(number * offsets + at) % _PARTITIONS, committed_offset=at)
             for at in range(offsets)
         ]
         return OffsetCommitRequest(
-            group_id=f"commits-{number}", topics=[OffsetCommitRequestTopic(name=_TOPIC, partitions=partitions)]
+            group_id=f"commits-{number % groups}", topics=[OffsetCommitRequestTopic(name=_TOPIC, partitions=partitions)]
         )
 
     for number, client in enumerate(clients):
@@ -138,7 +139,7 @@ def _commits(broker: Broker, clients: list[_Client], offsets: int, seconds: floa
     elapsed_s, used_s = time.perf_counter() - began, cpu_seconds(broker.pid) - cpu
     latencies.sort()
     return (
-        f"commits of {offsets} offset{'s' if offsets > 1 else ''}, {len(clients)} connections: {count / elapsed_s:,.0f} requests/s, "
+        f"commits, {offsets} per request, {len(clients)} connections, {groups} groups: {count / elapsed_s:,.0f} requests/s, "
         f"{used_s / count * 1e6:.1f} us of broker CPU each, p50 {latencies[count // 2] * 1e3:.2f} ms, "
         f"p99 {latencies[count * 99 // 100] * 1e3:.2f} ms"
     )

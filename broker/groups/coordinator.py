@@ -2,7 +2,7 @@
 
 Theory of operation. A group belongs to the partition that the hash of its id says, and is coordinated by who leads that partition. When
 the partition opens, its log is replayed into a shard; then requests become events, and the shard's effects become answers and
-appends. An append goes through the partition like any record, without a task or a future; when the WAL says that it is
+appends. An append (`writer`) goes through the partition like any record, without a task or a future; when the WAL says that it is
 durable, the shard hears of it, and answers.
 
 The log would grow for ever with every commit. So, when it holds many times more records than the state it stands for, the state is written
@@ -11,7 +11,6 @@ once more, bit by bit between requests, and the log is trimmed to where that beg
 Always true:
 - A shard gets its events one by one, and the ends of its appends in their order.
 - While a shard is loaded, and when it is not here, nothing is answered from it.
-- What waits for room in the log is bounded; beyond that it is refused with an error that clients try again.
 - No deadline passes unheard of: a timer is set for the earliest. When the event loop was blocked, members' heartbeats that wait in
   sockets are read before anybody is given up.
 """
@@ -21,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,19 +27,19 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from broker.errors import KafkaError
-from broker.groups.events import Append, Effect, Event, Expire, Now, Reply, Row, Stored, Tick, TopicDeleted
+from broker.groups.events import Append, Effect, Event, Expire, Now, Reply, Stored, Tick, TopicDeleted
 from broker.groups.group import Group
 from broker.groups.membership import GroupLimits
 from broker.groups.shard import Budget, OffsetLimits, Shard
-from broker.partition import NO_ROOM
+from broker.groups.writer import Writer
 from controller.controller import TopicSpec
 from controller.errors import ControllerError, TopicExists
 from protocol.errors import ErrorCode, Malformed
-from protocol.record_set import Record, build_batch, iter_records
+from protocol.record_set import iter_records
 from protocol.records import batch_bounds
 from s3stream.errors import MetadataUnavailable, StorageError, StreamClosed
 from s3stream.objectstore import Buffer, ObjectStoreError
-from wal.errors import PayloadTooLarge, WalError
+from wal.errors import WalError
 
 if TYPE_CHECKING:
     from broker.partition import Partition
@@ -66,9 +64,6 @@ MAX_REPLAYED_BATCH_BYTES = 64 << 20
 
 REPLAY_BATCHES_AT_A_TIME = 200
 """Batches replayed before other work gets its turn."""
-
-MAX_WAITING_BYTES = 16 << 20
-"""Records of one shard that wait for room in the log; more are refused."""
 
 SNAPSHOT_ROWS = 500
 """Records of a snapshot written before other work gets its turn: some milliseconds."""
@@ -283,6 +278,16 @@ class GroupCoordinator:
         if error is not None and not isinstance(error, MetadataUnavailable | ControllerError):
             log.error("group work failed: %(work)s; please report this", {"work": task.get_name()}, exc_info=error)
 
+    def new_writer(self, partition: Partition, on_ended: Callable[[ErrorCode], None]) -> Writer:
+        """What appends to a partition here."""
+        return Writer(
+            partition=partition,
+            on_ended=on_ended,
+            room=self._storage.room,
+            start_task=self._start,
+            wall_ms=self._now_ms,
+        )
+
     def now(self) -> Now:
         return Now(int(asyncio.get_running_loop().time() * 1000), self._now_ms())
 
@@ -319,17 +324,17 @@ class GroupCoordinator:
         settings = self._settings
         shard = Shard(limits=settings.limits, offset_limits=settings.offset_limits, budget=self._budget)
         stream = place.partition.stream
-        place.records = place.bytes = 0
+        place.writer.records = place.writer.bytes = 0
         unknown = 0
         async for buffer, positions in stream.replay(stream.log_start_offset):
             # Copied: a view of the arena is good until the next await only, and there may be many batches.
             payloads = [_batch_at(buffer, position) for position in positions]
             for at, payload in enumerate(payloads):
                 for record in iter_records(payload, max_output_bytes=MAX_REPLAYED_BATCH_BYTES):
-                    place.records += 1
+                    place.writer.records += 1
                     if record.key is None or not shard.replay(record.key, record.value):
                         unknown += 1
-                place.bytes += len(payload)
+                place.writer.bytes += len(payload)
                 if at % REPLAY_BATCHES_AT_A_TIME == REPLAY_BATCHES_AT_A_TIME - 1:
                     await asyncio.sleep(0)
         if unknown:
@@ -369,22 +374,22 @@ class GroupCoordinator:
     async def _write_snapshot(self, place: _Place) -> _Trim | None:
         """Append every live record; what may be trimmed then, or None where there was no room for all."""
         # Records below are in the shard; those that are not durable yet, or come now, are at or past it.
-        place.settle()
-        wanted = _Trim(place.partition.stream.confirmed_offset, place.records, place.bytes)
+        place.writer.settle()
+        wanted = _Trim(place.partition.stream.confirmed_offset, place.writer.records, place.writer.bytes)
         rows = place.shard.snapshot()
         while part := list(islice(rows, SNAPSHOT_ROWS)):
-            if place.closed or not await place.append_snapshot(part):
+            if place.closed or not await place.writer.append_now(part):
                 return None
         return wanted
 
     async def _trim(self, place: _Place, wanted: _Trim) -> None:
         await place.partition.stream.trim(wanted.log_start_offset)
         place.trim_wanted = None
-        place.records -= wanted.records
-        place.bytes -= wanted.bytes
+        place.writer.records -= wanted.records
+        place.writer.bytes -= wanted.bytes
         log.info(
             "the log of groups was written anew: %(partition)s now starts at offset %(log_start_offset)d and holds %(count)d records",
-            {"partition": place.partition, "log_start_offset": wanted.log_start_offset, "count": place.records},
+            {"partition": place.partition, "log_start_offset": wanted.log_start_offset, "count": place.writer.records},
         )
 
 
@@ -396,27 +401,15 @@ class _Trim(NamedTuple):
     bytes: int
 
 
-class _Append:
-    """One append of a shard that has not ended."""
-
-    __slots__ = ("error",)
-
-    def __init__(self) -> None:
-        self.error: ErrorCode | None = None
-        """None: not known yet."""
-
-
 class _Place:
-    """One partition: its shard, timer and appends."""
+    """One partition: its shard, its timer, and what appends to it."""
 
     def __init__(self, coordinator: GroupCoordinator, partition: Partition) -> None:
         self.partition = partition
         self.loaded = asyncio.Event()
         self.failure: str | None = None
         self.closed = False
-        self.records = 0
-        self.bytes = 0
-        """What the log holds since its start, about."""
+        self.writer = coordinator.new_writer(partition, lambda error: self.handle(Stored(error_code=error)))
         self.snapshot_under_way = False
         self.snapshot_not_before_s = 0.0
         self.trim_wanted: _Trim | None = None
@@ -427,11 +420,6 @@ class _Place:
         self.is_ready = False
         self._coordinator = coordinator
         self._look_at_records = self._look_at_bytes = 0
-        self._appends: deque[_Append] = deque()
-        self._waiting: deque[tuple[_Append, Sequence[Row]]] = deque()
-        self._waiting_bytes = 0
-        self._settle_scheduled = False
-        self._room_task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def open(self, shard: Shard) -> None:
@@ -441,9 +429,9 @@ class _Place:
         self.shard = shard
         self.is_ready = True
         now = self._coordinator.now()
-        self._run(shard.loaded(now), now)
+        self._run(shard.loaded(now))
         for name in self.deleted_topics:
-            self._run(shard.handle(TopicDeleted(topic=name), now), now)
+            self._run(shard.handle(TopicDeleted(topic=name), now))
         self._after()
 
     def close(self, error: ErrorCode) -> None:
@@ -458,49 +446,43 @@ class _Place:
             for effect in self.shard.close(error):
                 if isinstance(effect, Reply):
                     effect.token(effect.response)
-            self._fail_appends(error)
-
-    def _fail_appends(self, error: ErrorCode) -> None:
-        """Whoever waits for an append is told as well; what is durable nevertheless is in the log."""
-        self._waiting.clear()
-        while self._appends:
-            self._appends.popleft()
-            for effect in self.shard.handle(Stored(error_code=error), self._coordinator.now()):
-                if isinstance(effect, Reply):
-                    effect.token(effect.response)
+            self.writer.close(error)
 
     def handle(self, event: Event) -> None:
         """Let the shard decide, and do what follows."""
-        now = self._coordinator.now()
-        self._run(self.shard.handle(event, now), now)
+        self._run(self.shard.handle(event, self._coordinator.now()))
         self._after()
 
-    def _run(self, effects: Sequence[Effect], now: Now) -> None:
+    def _run(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Append):
-                self._append(effect.rows, now.wall_ms)
+                self.writer.append(effect.rows)
             else:
                 effect.token(effect.response)
 
     def _after(self) -> None:
+        if self.closed:
+            return
         self._arm()
-        if not self.snapshot_under_way and (self.records >= self._look_at_records or self.bytes >= self._look_at_bytes):
+        if not self.snapshot_under_way and self._is_past_look:
             self._look_at_length()
+
+    @property
+    def _is_past_look(self) -> bool:
+        return self.writer.records >= self._look_at_records or self.writer.bytes >= self._look_at_bytes
 
     def _look_at_length(self) -> None:
         """Have the log written anew, if it is long for what it holds; else say when that is to be looked at again."""
         self._look_at_records = max(SNAPSHOT_MIN_RECORDS, SNAPSHOT_RATIO * self.shard.live_record_count)
         self._look_at_bytes = max(SNAPSHOT_MIN_BYTES, SNAPSHOT_RATIO * self.shard.live_bytes)
-        if (
-            self.records >= self._look_at_records or self.bytes >= self._look_at_bytes
-        ) and asyncio.get_running_loop().time() >= self.snapshot_not_before_s:
+        if self._is_past_look and asyncio.get_running_loop().time() >= self.snapshot_not_before_s:
             self._coordinator.snapshot_later(self)
 
     # ---- time ---------------------------------------------------------------------------------------------------------
 
     def _arm(self) -> None:
         due_ms = self.shard.next_deadline_ms
-        if due_ms is None or self.closed:
+        if due_ms is None:
             return
         due_s = due_ms / 1000
         if self._timer is None or due_s < self._timer.when():
@@ -517,105 +499,7 @@ class _Place:
         else:
             self.handle(Tick())
 
-    # ---- appends ------------------------------------------------------------------------------------------------------
-
-    def _append(self, rows: Sequence[Row], timestamp_ms: int) -> None:
-        append = _Append()
-        self._appends.append(append)
-        if self._waiting or not self._try_append(append, rows, timestamp_ms):
-            self._wait_for_room(append, rows)
-
-    def _try_append(self, append: _Append, rows: Sequence[Row], timestamp_ms: int) -> bool:
-        """Append, or end the append with an error; False: no room in the log."""
-        partition = self.partition
-        batch = build_batch([Record(key=row.key, value=row.value, timestamp_ms=timestamp_ms) for row in rows])
-
-        def done(error: StorageError | None) -> None:
-            self._ended(append, ErrorCode.NONE if error is None else _code_of(error))
-
-        try:
-            if len(batch) > partition.config.max_message_bytes:
-                raise PayloadTooLarge(f"a batch of {len(batch)} bytes (max.message.bytes)")
-            if partition.append_own(batch, len(rows), timestamp_ms, done) == NO_ROOM:
-                return False
-        except (StorageError, WalError, KafkaError) as error:
-            log.warning(
-                "records of groups are refused: %(error)s (%(partition)s)", {"partition": partition, "error": error}
-            )
-            self._ended(append, _code_of(error))
-            return True
-        self.records += len(rows)
-        self.bytes += len(batch)
-        return True
-
-    def _ended(self, append: _Append, error: ErrorCode) -> None:
-        # The shard hears of it outside of the WAL's callback, once for all that ended in it.
-        append.error = error
-        if not self._settle_scheduled:
-            self._settle_scheduled = True
-            asyncio.get_running_loop().call_soon(self.settle)
-
-    def settle(self) -> None:
-        """Tell the shard of appends that ended, in order."""
-        self._settle_scheduled = False
-        while self._appends and self._appends[0].error is not None:
-            error = self._appends.popleft().error
-            assert error is not None
-            self.handle(Stored(error_code=error))
-
-    def _wait_for_room(self, append: _Append, rows: Sequence[Row]) -> None:
-        size_bytes = sum(len(row.key) + len(row.value or b"") for row in rows)
-        if self._waiting_bytes + size_bytes > MAX_WAITING_BYTES:
-            self._ended(append, ErrorCode.COORDINATOR_NOT_AVAILABLE)
-            return
-        self._waiting_bytes += size_bytes
-        self._waiting.append((append, rows))
-        if self._room_task is None:
-            self._room_task = self._coordinator._start(self._append_with_room(), f"groups: room {self.partition}")
-
-    async def _append_with_room(self) -> None:
-        try:
-            while self._waiting and not self.closed:
-                append, rows = self._waiting[0]
-                if self._try_append(append, rows, self._coordinator.now().wall_ms):
-                    self._waiting.popleft()
-                    self._waiting_bytes -= sum(len(row.key) + len(row.value or b"") for row in rows)
-                else:
-                    await self._coordinator._storage.room()
-        finally:
-            self._room_task = None
-
-    async def append_snapshot(self, rows: Sequence[Row]) -> bool:
-        """Append rows as they are now, and return when they are durable; False where that failed.
-
-        Rows are as of this moment: where there is no room the snapshot is given up, rather than written later with old values.
-        """
-        ended: asyncio.Future[StorageError | None] = asyncio.get_running_loop().create_future()
-
-        def done(error: StorageError | None) -> None:
-            if not ended.done():
-                ended.set_result(error)
-
-        timestamp_ms = self._coordinator.now().wall_ms
-        batch = build_batch([Record(key=row.key, value=row.value, timestamp_ms=timestamp_ms) for row in rows])
-        if self._waiting or self.partition.append_own(batch, len(rows), timestamp_ms, done) == NO_ROOM:
-            return False
-        self.records += len(rows)
-        self.bytes += len(batch)
-        error = await ended
-        if error is not None:
-            raise error
-        return True
-
 
 def _batch_at(buffer: Buffer, position: int) -> bytes:
     size_bytes = batch_bounds(buffer, position).size_bytes
     return bytes(memoryview(buffer)[position : position + size_bytes])
-
-
-def _code_of(error: BaseException) -> ErrorCode:
-    if isinstance(error, StreamClosed):
-        return ErrorCode.NOT_COORDINATOR
-    if isinstance(error, PayloadTooLarge):
-        return ErrorCode.MESSAGE_TOO_LARGE
-    return ErrorCode.COORDINATOR_NOT_AVAILABLE

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from broker.groups import coordinator as coordinator_module
+from broker.groups import writer as writer_module
 from broker.groups.coordinator import OFFSETS_TOPIC, GroupCoordinator, partition_of
+from broker.groups.events import Commit, CommittedOffset
 from broker.groups.records import OffsetKey, decode_key, decode_offset_value
 from broker.node import Node
 from broker.partition import NO_ROOM
@@ -39,6 +41,7 @@ from protocol.messages.offset_fetch import (
     OffsetFetchRequestTopics,
 )
 from protocol.messages.sync_group import SyncGroupRequest, SyncGroupRequestAssignment
+from protocol.record_set import iter_batches
 from s3stream.objectstore import Unavailable
 from tests.broker.conftest import StartNode
 from tests.broker.groups.driving import subscription
@@ -455,26 +458,53 @@ async def test_commits_wait_while_the_log_is_full(start_node: StartNode) -> None
 async def test_what_waits_for_room_is_bounded(node: Node, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     await find(wire)
     await wire.create_topic("t")
-    monkeypatch.setattr(coordinator_module, "MAX_WAITING_BYTES", 100)
-    topic = node.running.broker.topics.by_name[OFFSETS_TOPIC]
-    partition = topic.partitions[partition_of("g", 4)]
-    monkeypatch.setattr(type(partition), "append_own", lambda *_: NO_ROOM)
-    others = [await Wire.connect(node.bootstrap_servers) for _ in range(4)]
-    for other in others:
-        request = OffsetCommitRequest(
-            group_id="g",
-            topics=[OffsetCommitRequestTopic(name="t", partitions=[OffsetCommitRequestPartition(committed_offset=1)])],
-        )
-        other.send("OffsetCommit", 8, request)
+    monkeypatch.setattr(writer_module, "MAX_WAITING_BYTES", 200)
     place = node.running.broker.groups._places[partition_of("g", 4)]
-    await eventually(lambda: len(place._appends) == 4, "four commits")
-    assert [append.error for append in place._appends] == [None, None, *[E.COORDINATOR_NOT_AVAILABLE] * 2]
+    monkeypatch.setattr(type(place.partition), "append_own", lambda *_: NO_ROOM)
+    request = OffsetCommitRequest(
+        group_id="g",
+        topics=[OffsetCommitRequestTopic(name="t", partitions=[OffsetCommitRequestPartition(committed_offset=1)])],
+    )
+    others = [await Wire.connect(node.bootstrap_servers) for _ in range(3)]
+    for count, other in enumerate(others, 1):
+        other.send("OffsetCommit", 8, request)
+        if count < 3:
+            await eventually(lambda n=count: len(place.writer._waiting) == n, "a commit that waits")  # type: ignore[misc]
+        else:
+            await eventually(lambda: place.writer._appends[-1].error, "a commit that is refused")
     monkeypatch.undo()
     node.running.storage._wake_room()
     errors = [(await other.receive()).topics[0].partitions[0].error_code for other in others]
-    assert errors == [0, 0, E.COORDINATOR_NOT_AVAILABLE, E.COORDINATOR_NOT_AVAILABLE]
+    assert errors == [0, 0, E.COORDINATOR_NOT_AVAILABLE]
     for other in others:
         other.writer.close()
+
+
+async def test_commits_of_one_moment_share_a_batch(node: Node, wire: Wire) -> None:
+    await find(wire)
+    await wire.create_topic("t", 10)
+    answers: list[list[int]] = []
+    for partition in range(10):
+        node.running.broker.groups.submit(
+            "g",
+            Commit(
+                token=answers.append,
+                group_id="g",
+                member_id="",
+                group_instance_id=None,
+                generation_id=-1,
+                retention_ms=-1,
+                offsets=[CommittedOffset("t", partition, 7, 0, "")],
+            ),
+        )
+    await eventually(lambda: len(answers) == 10, "ten answers")
+    assert answers == [[0]] * 10
+    assert await committed(wire, *range(10)) == [7] * 10
+    data = await wire.fetch(OFFSETS_TOPIC, partition=partition_of("g", 4))
+    assert data.records is not None
+    assert not isinstance(data.records, list | tuple)
+    assert len(list(iter_batches(data.records))) == 1
+    assert len(records_in(data)) == 10
 
 
 async def test_nothing_is_answered_from_what_is_not_loaded(
