@@ -152,6 +152,7 @@ def _topics(value: Callable[[TopicTraffic], int], parts: Parts) -> Iterable[Samp
 def _held_back(parts: Parts) -> Mapping[str, float | Histogram]:
     server = parts.server
     return {
+        "large_requests": server.large_requests.waiting_count,
         "log_full": server.waiting_for_room_count,
         "receive_budget": server.budget.waiting_count,
         "send_budget": server.waiting_to_send_count,
@@ -315,6 +316,13 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "Groups that this node coordinates, by Kafka's name of their state.",
                 _by_value(lambda parts: dict(parts.group_lag.group_counts)),
             ),
+            _labelled(
+                "gauge",
+                "tidelog_offsets_partitions",
+                "state",
+                "Partitions of __consumer_offsets that this node leads: ready, loading, or unreadable (their groups are not served).",
+                _by_value(lambda parts: dict(parts.groups.place_counts)),
+            ),
             _gauge(
                 "tidelog_consumer_members",
                 "Members of all groups together.",
@@ -344,7 +352,8 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "gauge",
                 "tidelog_connections_held_back",
                 "reason",
-                "Connections whose requests wait: log_full (WAL or arena), receive_budget, send_budget.",
+                "Connections whose requests wait: log_full (WAL or arena), receive_budget (memory for requests that arrive), send_budget"
+                " (for responses that were not taken), large_requests (those take turns).",
                 _by_value(_held_back),
             ),
             _counter(

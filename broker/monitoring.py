@@ -11,14 +11,13 @@ Always true:
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
-from prometheus_client.registry import Collector
 
 from broker.config import InvalidSettings, Listener
 from broker.event_loop import EventLoopWatch
@@ -28,7 +27,7 @@ from broker.listening import bind
 
 __all__ = ["Monitoring"]
 
-log = logging.getLogger("tidelog.monitoring")
+T = TypeVar("T")
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """The format that every scraper reads; names and labels need nothing newer."""
@@ -38,6 +37,13 @@ FRESH_S = 0.5
 
 READ_TIMEOUT_S = 5.0
 """A loop that does not come to reading the figures in this time is stuck: say so, while the scraper still listens."""
+
+TOO_BUSY = f"the event loop was too busy for {READ_TIMEOUT_S:.0f} s"
+
+RENDER_STEP_BYTES = 16 << 10
+"""About two milliseconds of rendering."""
+
+RENDER_PAUSE_S = 0.001
 
 STUCK_AFTER_S = 10.0
 """A loop that has not turned for so long is not alive. Collections and fresh memory stop it for a tenth of a second at worst."""
@@ -56,9 +62,7 @@ class Monitoring:
         self._page_at: float | None = None
         self._reading = asyncio.Lock()
         """Of the server's thread: one reader at a time."""
-        self._snapshot = _Snapshot()
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self._snapshot)
         ProcessCollector(registry=self._registry)
         GCCollector(registry=self._registry)
         self.event_loop = EventLoopWatch(clock)
@@ -113,7 +117,7 @@ class Monitoring:
         if path == "/healthz":
             return _verdict("alive", self._unhealthy())
         if path == "/readyz":
-            return _verdict("ready", self._unhealthy() or self._unready())
+            return _verdict("ready", self._unhealthy() or await self._unready())
         text = "" if path != "/" else "/metrics\n/healthz\n/readyz\n"
         return HttpAnswer(status=200 if text else 404, body=text.encode() or b"try /metrics, /healthz or /readyz\n")
 
@@ -122,8 +126,45 @@ class Monitoring:
         silent_s = self.event_loop.silent_s
         return f"the event loop has not turned for {silent_s:.0f} s" if silent_s > STUCK_AFTER_S else ""
 
-    def _unready(self) -> str:
+    async def _unready(self) -> str:
         """Why clients should not come here now; empty: they may."""
+        try:
+            return await self._on_loop(self._look)
+        except TimeoutError:
+            return TOO_BUSY
+
+    async def _metrics(self) -> HttpAnswer:
+        async with self._reading:
+            now = self._clock()
+            if self._page_at is None or not 0 <= now - self._page_at < FRESH_S:
+                try:
+                    families = await self._on_loop(self._read)
+                except TimeoutError:
+                    return _verdict("", TOO_BUSY)
+                self._page = await self._render(families)
+                self._page_at = now
+        return HttpAnswer(status=200, body=self._page, content_type=CONTENT_TYPE)
+
+    async def _on_loop(self, look: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What a look on the broker's loop finds. Raises TimeoutError."""
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(look(), self._loop))
+
+    async def _render(self, families: list[Metric]) -> bytes:
+        """The page, made in steps: the broker's thread waits for the interpreter during each."""
+        parts: list[bytes] = []
+        size = 0
+        for family in (*families, *self._registry.collect()):
+            parts.append(generate_latest(_Only(family)))
+            size += len(parts[-1])
+            if size >= RENDER_STEP_BYTES:
+                size = 0
+                await asyncio.sleep(RENDER_PAUSE_S)
+        return b"".join(parts)
+
+    # ---- on the broker's loop ---------------------------------------------------------------------------------------
+
+    async def _look(self) -> str:
         parts = self._parts
         if self._state or parts is None:
             return self._state
@@ -132,36 +173,22 @@ class Monitoring:
         loading = parts.partitions.loading_count
         if loading:
             return f"the state of {loading} partitions is not rebuilt yet"
-        return "some consumer groups are not read yet" if parts.groups.is_loading else ""
-
-    async def _metrics(self) -> HttpAnswer:
-        async with self._reading:
-            now = self._clock()
-            if self._page_at is None or not 0 <= now - self._page_at < FRESH_S:
-                try:
-                    async with asyncio.timeout(READ_TIMEOUT_S):
-                        reading = asyncio.run_coroutine_threadsafe(self._read(), self._loop)
-                        self._snapshot.families = await asyncio.wrap_future(reading)
-                except TimeoutError:
-                    return _verdict("", f"the event loop was too busy for {READ_TIMEOUT_S:.0f} s")
-                self._page = generate_latest(self._registry)
-                self._page_at = now
-        return HttpAnswer(status=200, body=self._page, content_type=CONTENT_TYPE)
-
-    # ---- on the broker's loop ---------------------------------------------------------------------------------------
+        loading = parts.groups.place_counts["loading"]
+        return f"{loading} partitions of consumer groups are not read yet" if loading else ""
 
     async def _read(self) -> list[Metric]:
         return [] if self._parts is None else list(BrokerCollector(self._parts).collect())
 
 
-class _Snapshot(Collector):
-    """What was read on the other thread."""
+class _Only(CollectorRegistry):
+    """One metric, as the library wants it."""
 
-    def __init__(self) -> None:
-        self.families: list[Metric] = []
+    def __init__(self, family: Metric) -> None:
+        super().__init__()
+        self._family = family
 
     def collect(self) -> Iterable[Metric]:
-        return self.families
+        return (self._family,)
 
 
 def _verdict(good: str, bad: str) -> HttpAnswer:

@@ -166,6 +166,14 @@ class GroupCoordinator:
         return any(not place.is_ready for place in self._places.values())
 
     @property
+    def place_counts(self) -> dict[str, int]:
+        """Partitions of `__consumer_offsets` that this node leads, by what is known of their groups."""
+        counts = {"ready": 0, "loading": 0, "unreadable": 0}
+        for place in self._places.values():
+            counts["ready" if place.is_ready else "loading" if place.failure is None else "unreadable"] += 1
+        return counts
+
+    @property
     def memory_bytes(self) -> int:
         """About what all groups take in memory."""
         return self._budget.used_bytes
