@@ -380,15 +380,18 @@ class GroupCoordinator:
             place.snapshot_not_before_s = asyncio.get_running_loop().time() + SNAPSHOT_RETRY_DELAY_S
 
     async def _write_snapshot(self, place: _Place) -> _Trim | None:
-        """Append every live record; what may be trimmed then, or None where there was no room for all."""
+        """Append every live record; what may be trimmed then, or None where not all could be written."""
         # Records below are in the shard; those that are not durable yet, or come now, are at or past it.
         place.writer.settle()
+        failures = place.writer.failures
         wanted = _Trim(place.partition.stream.confirmed_offset, place.writer.records, place.writer.bytes)
         rows = place.shard.snapshot()
         while part := list(islice(rows, SNAPSHOT_ROWS)):
             if place.closed or not await place.writer.append_now(part):
                 return None
-        return wanted
+        # What was under way was left out, for its newer version. Where that one failed, the log before is still needed.
+        await place.writer.all_ended()
+        return None if place.closed or place.writer.failures != failures else wanted
 
     async def _trim(self, place: _Place, wanted: _Trim) -> None:
         await place.partition.stream.trim(wanted.log_start_offset)

@@ -48,13 +48,20 @@ _REFUSALS = (StorageError, WalError, KafkaError)
 class _Append:
     """One append that has not ended."""
 
-    __slots__ = ("error", "rows", "size_bytes")
+    __slots__ = ("error", "rows", "size_bytes", "waiter")
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
         self.size_bytes = sum(len(row.key) + len(row.value or b"") + _RECORD_BYTES for row in rows)
         self.error: ErrorCode | None = None
         """None: not known yet."""
+        self.waiter: asyncio.Future[None] | None = None
+        """Waits until its end was told."""
+
+    def told(self) -> None:
+        """Its end was told."""
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
 
 
 class Writer:
@@ -77,6 +84,8 @@ class Writer:
         self.records = 0
         self.bytes = 0
         """What was appended, and what the owner counts as there from before."""
+        self.failures = 0
+        """Appends that ended with an error."""
         self._appends: deque[_Append] = deque()
         """All that have not ended, oldest first."""
         self._gathered: list[_Append] = []
@@ -189,9 +198,20 @@ class Writer:
         """Tell of appends that ended; those that come after one that did not must wait."""
         self._settle_scheduled = False
         while self._appends and self._appends[0].error is not None:
-            error = self._appends.popleft().error
-            assert error is not None
-            self._on_ended(error)
+            append = self._appends.popleft()
+            assert append.error is not None
+            if append.error:
+                self.failures += 1
+            self._on_ended(append.error)
+            append.told()
+
+    async def all_ended(self) -> None:
+        """Return when the end of every append so far was told."""
+        if self._appends:
+            last = self._appends[-1]
+            if last.waiter is None:
+                last.waiter = asyncio.get_running_loop().create_future()
+            await asyncio.shield(last.waiter)
 
     def close(self, error: ErrorCode) -> None:
         """End everything with an error: what is durable nevertheless is in the log."""
@@ -199,8 +219,9 @@ class Writer:
         self._waiting.clear()
         self._gathered.clear()
         while self._appends:
-            self._appends.popleft()
+            append = self._appends.popleft()
             self._on_ended(error)
+            append.told()
 
 
 def _code_of(error: BaseException) -> ErrorCode:

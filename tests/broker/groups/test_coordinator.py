@@ -14,7 +14,7 @@ from broker.groups.coordinator import OFFSETS_TOPIC, GroupCoordinator, partition
 from broker.groups.events import Commit, CommittedOffset
 from broker.groups.records import OffsetKey, decode_key, decode_offset_value
 from broker.node import Node
-from broker.partition import NO_ROOM
+from broker.partition import NO_ROOM, Partition
 from protocol.errors import ErrorCode
 from protocol.messages.delete_groups import DeleteGroupsRequest
 from protocol.messages.delete_topics import DeleteTopicsRequest, DeleteTopicState
@@ -41,7 +41,8 @@ from protocol.messages.offset_fetch import (
     OffsetFetchRequestTopics,
 )
 from protocol.messages.sync_group import SyncGroupRequest, SyncGroupRequestAssignment
-from protocol.record_set import iter_batches
+from protocol.record_set import iter_batches, iter_records
+from s3stream.errors import StorageError
 from s3stream.objectstore import Unavailable
 from tests.broker.conftest import StartNode
 from tests.broker.groups.driving import subscription
@@ -324,6 +325,46 @@ async def test_a_trim_that_failed_is_tried_again_without_another_snapshot(
     assert place.partition.stream.next_offset <= 41  # of at most one record: the newest may have been on its way
     await commit(wire, {0: 40})
     await eventually(lambda: place.partition.log_start_offset == trims[0], "a trimmed log")
+
+
+async def test_a_commit_that_fails_while_a_snapshot_passes_it_leaves_the_one_before(
+    start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[Any] = []
+    append_own = Partition.append_own
+
+    def hold(self: Partition, records: bytes, count: int, timestamp_ms: int, on_done: Any) -> int:
+        """Keep the one commit of offset 200 under way until the test says how it ends."""
+        values = [
+            decode_offset_value(record.value)
+            for record in iter_records(records, max_output_bytes=1 << 20)
+            if record.value is not None
+        ]
+        if not held and any(value.offset == 200 for value in values):
+            held.append(on_done)
+            return 0
+        return append_own(self, records, count, timestamp_ms, on_done)
+
+    async with start_node(**SETTINGS) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        await wire.create_topic("t", partitions=8)
+        await find(wire)
+        assert await commit(wire, dict.fromkeys(range(8), 100)) == [0] * 8
+        coordinator = node.running.broker.groups
+        place = coordinator._places[partition_of("g", 4)]
+        monkeypatch.setattr(Partition, "append_own", hold)
+        async with await Wire.connect(node.bootstrap_servers) as other:
+            second = asyncio.create_task(commit(other, {7: 200}))
+            await eventually(lambda: held, "a commit under way")
+            written = place.partition.stream.confirmed_offset
+            coordinator.snapshot_later(place)
+            await eventually(lambda: place.partition.stream.confirmed_offset == written + 7, "a snapshot without it")
+            held[0](StorageError("planted"))
+            assert await second == [E.COORDINATOR_NOT_AVAILABLE]
+        await eventually(lambda: not place.snapshot_under_way, "the end of the snapshot")
+        assert await committed(wire, 7) == [100]
+    async with start_node(**SETTINGS) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        await ready(wire)
+        assert await committed(wire, *range(8)) == [100] * 8
 
 
 async def test_offsets_expire(start_node: StartNode) -> None:
