@@ -12,6 +12,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from broker.abandon import abandon, add_wal
 from broker.config import BrokerSettings, InvalidSettings, settings_from
 from broker.config_reference import as_json, as_text
 from broker.file_limit import connections_that_fit
@@ -65,6 +66,10 @@ examples:
 """
 
 
+_TOOLS = {"inspect": inspect, "verify": verify, "wal": abandon}
+"""Commands that look at what brokers keep; see each for its exit status."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(arguments)
@@ -75,11 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         settings = _settings(options)
         with configured(settings.logging_format, settings.logging_level):
-            if options.command == "inspect":
-                return _run(inspect(options, settings))
-            if options.command == "verify":
-                return _run(verify(options, settings))
-            return _run(_serve(settings))
+            tool = _TOOLS.get(options.command)
+            return _run(_serve(settings) if tool is None else tool(options, settings))
     except _CANNOT_START as error:
         print(f"tidelog: {error}", file=sys.stderr)
         return 1 if options.command in ("serve", "dev") else EXIT_NOT_CHECKED
@@ -99,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("--json", action="store_true", help="as an array of objects, for programs")
     add_inspect(commands)
     add_verify(commands)
+    add_wal(commands)
     for command in (serve, dev):
         command.add_argument(
             "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides", help="one setting; repeatable"

@@ -226,7 +226,9 @@ class DelayedFetch:
         elif not stream.log_start_offset <= offset <= stream.confirmed_offset:
             entry.error = ErrorCode.OFFSET_OUT_OF_RANGE
         else:
-            return offset != stream.confirmed_offset
+            return offset != stream.confirmed_offset and not (
+                stream.gaps and stream.past_gap(offset) == stream.confirmed_offset
+            )
         return False
 
     def _failed(self) -> bool:

@@ -74,8 +74,8 @@ def register_node(tables: Tables, command: RegisterNode) -> Decision[NodeRegistr
             raise NodeRefused(
                 f"node {command.node_id} comes up with WAL {command.wal_id}, but {held} partitions are open on its former "
                 f"WAL {former.wal_id}, which may hold acknowledged records that no object holds. Start the node with "
-                "that WAL's directory; or, if the disk is lost for good, give it up with abandon, which accepts the "
-                "loss of what was not uploaded."
+                "that WAL's directory; or, if the disk is lost for good, give it up with `tidelog wal abandon "
+                f"{former.wal_id}`, which accepts the loss of what was not uploaded."
             )
     for other in tables.nodes.values():
         if other.node_id != command.node_id and other.wal_id == command.wal_id:

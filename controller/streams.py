@@ -149,6 +149,7 @@ def _opened(stream: StreamState) -> OpenedStream:
         leader_epoch=stream.leader_epoch + 1,
         log_start_offset=stream.log_start_offset,
         committed_end_offset=stream.committed_end_offset,
+        gaps=stream.gaps,
     )
 
 

@@ -105,6 +105,9 @@ class OpenedStream:
     leader_epoch: int
     log_start_offset: int
     committed_end_offset: int
+    gaps: tuple[tuple[int, int], ...] = ()
+    """Offsets that an operator gave up with a lost WAL, each [start, end): nothing was or ever will be there. They change
+    only by an abandon, which closes the stream."""
 
 
 class StreamMetadata(Protocol):

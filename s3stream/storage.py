@@ -254,7 +254,9 @@ class Storage:
         former = self.streams.get(found.stream_id)
         if former is not None:
             former.close(StreamFenced(f"stream {found.stream_id} was opened again with a newer leader epoch"))
-        stream = Stream(self, found.stream_id, found.leader_epoch, found.log_start_offset, found.committed_end_offset)
+        stream = Stream(
+            self, found.stream_id, found.leader_epoch, found.log_start_offset, found.committed_end_offset, found.gaps
+        )
         self.streams[found.stream_id] = stream
         return stream
 

@@ -59,6 +59,7 @@ class Stream:
         "_storage",
         "closed",
         "confirmed_offset",
+        "gaps",
         "leader_epoch",
         "listener",
         "log_start_offset",
@@ -70,7 +71,13 @@ class Stream:
     )
 
     def __init__(
-        self, storage: Storage, stream_id: StreamId, leader_epoch: int, log_start: int, end_offset: int
+        self,
+        storage: Storage,
+        stream_id: StreamId,
+        leader_epoch: int,
+        log_start: int,
+        end_offset: int,
+        gaps: tuple[tuple[int, int], ...] = (),
     ) -> None:
         self._storage = storage
         self.stream_id = stream_id
@@ -78,6 +85,8 @@ class Stream:
         self.log_start_offset = log_start
         self.confirmed_offset = end_offset
         """High watermark: exclusive end of what is durable."""
+        self.gaps = gaps
+        """Offsets that were given up, in order: see `OpenedStream`."""
         self.next_offset = end_offset
         """Log end offset: what the next append gets."""
         self.closed: StreamClosed | None = None
@@ -103,6 +112,13 @@ class Stream:
             return TailRead([], 0, None)
         return self.tail.read(self._storage.arena, offset, confirmed_offset, max_bytes, max_payloads)
 
+    def past_gap(self, offset: int) -> int:
+        """The offset itself, or, where it was given up, the first one after it that was not."""
+        for start, end in self.gaps:
+            if start <= offset < end:
+                offset = end
+        return offset
+
     def confirmed_bytes_from(self, offset: int) -> int:
         """Bytes between an earlier confirmed offset and the one of now, as far as the log cache holds them."""
         return self.tail.size_between(offset, self.confirmed_offset)
@@ -126,6 +142,7 @@ class Stream:
                     f"offset {offset} of stream {self.stream_id} is outside "
                     f"[{self.log_start_offset}, {self.confirmed_offset}]"
                 )
+            offset = self.past_gap(offset)
             cached = self.read_cached(offset, max_bytes)
             if cached is not None:
                 return StreamRead(list(cached.payloads), cached.size_bytes, cached.block)
@@ -224,7 +241,7 @@ class Stream:
         """
         offset = max(offset, self.log_start_offset)
         bounds = self._storage.payload_format.bounds
-        while offset < self.confirmed_offset:
+        while (offset := self.past_gap(offset)) < self.confirmed_offset:
             cached = self.tail.positions(offset, self.confirmed_offset, REPLAY_PAYLOADS)
             if cached is not None:
                 positions, offset = cached

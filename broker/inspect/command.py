@@ -25,7 +25,16 @@ from s3stream.metadata import ObjectId
 from s3stream.objectstore import NotFound, ObjectStoreError
 from wal.config import FileWalConfig, parse_wal_uri
 
-__all__ = ["EXIT_CLEAN", "EXIT_FINDINGS", "EXIT_NOT_CHECKED", "add_inspect", "add_places", "inspect"]
+__all__ = [
+    "EXIT_CLEAN",
+    "EXIT_FINDINGS",
+    "EXIT_NOT_CHECKED",
+    "add_inspect",
+    "add_places",
+    "at_least_one",
+    "inspect",
+    "wal_path",
+]
 
 EXIT_CLEAN: Final = 0
 EXIT_FINDINGS: Final = 1
@@ -90,6 +99,14 @@ def add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
 
 
+def at_least_one(text: str) -> int:
+    """For argparse: a number that must be positive."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
 async def inspect(options: argparse.Namespace, settings: BrokerSettings) -> int:
     """Print what was asked for; returns the exit status.
 
@@ -108,7 +125,7 @@ async def inspect(options: argparse.Namespace, settings: BrokerSettings) -> int:
 
 async def _rows(stack: AsyncExitStack, options: argparse.Namespace, settings: BrokerSettings) -> AsyncIterator[Row]:
     uri = absolute_uri(settings.object_store_uri)
-    wal = _wal_path(getattr(options, "path", None) or settings.wal_uri)
+    wal = wal_path(getattr(options, "path", None) or settings.wal_uri)
     if options.inspected == "wal":
         if wal is None:
             raise InvalidSettings(f"{settings.wal_uri} keeps nothing that could be looked at")
@@ -163,7 +180,7 @@ async def _object_rows(bucket: Bucket, options: argparse.Namespace) -> AsyncIter
         yield row
 
 
-def _wal_path(uri: str) -> Path | None:
+def wal_path(uri: str) -> Path | None:
     """The directory that a WAL URI, or a path, names."""
     if "://" not in uri and not uri.startswith("file:"):
         return Path(uri).absolute()

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 
 from broker.config import BrokerSettings
 from broker.inspect.bucket import Bucket, open_bucket
-from broker.inspect.command import EXIT_CLEAN, EXIT_FINDINGS, EXIT_NOT_CHECKED, add_places
+from broker.inspect.command import EXIT_CLEAN, EXIT_FINDINGS, EXIT_NOT_CHECKED, add_places, at_least_one
 from broker.inspect.rows import Row, emit
 from broker.verify.findings import MultipartRow, UnreferencedRow
 from broker.verify.verify import DEFAULT_PARALLEL, Progress, Verification
@@ -47,7 +47,7 @@ def add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command.add_argument("--quick", action="store_true", help="leave out the blocks: read the ends of objects only")
     command.add_argument(
         "--parallel",
-        type=_at_least_one,
+        type=at_least_one,
         default=DEFAULT_PARALLEL,
         metavar="N",
         help=f"objects checked at a time, each with some 8 MiB in memory (default: {DEFAULT_PARALLEL})",
@@ -101,13 +101,6 @@ async def _has_cluster(bucket: Bucket) -> bool:
     async for _ in bucket.store.list(prefix):
         return True
     return False
-
-
-def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return number
 
 
 def _write_to_terminal(text: str) -> None:

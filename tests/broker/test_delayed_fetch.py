@@ -33,6 +33,7 @@ class Cold:
     closed = None
     log_start_offset = 0
     confirmed_offset = 10
+    gaps = ()
 
     def __init__(self, memory: Memory, index: int) -> None:
         self.memory = memory
@@ -162,6 +163,7 @@ class Tail:
     """A partition, and its stream, whose log cache holds batches of one record each; it counts how often it is read."""
 
     closed = None
+    gaps = ()
     log_start_offset = 0
 
     def __init__(self) -> None:

@@ -1,0 +1,159 @@
+"""`tidelog wal abandon`: give up a WAL that is lost for good, and record what that costs.
+
+Always true:
+- Without `--yes` nothing is changed: it tells what would be.
+- A WAL that is still here is refused: the broker recovers it, and nothing is lost.
+- What is given up is a recorded gap in each partition that was open on the WAL: offsets from the end of what was uploaded to where
+  the partition goes on, past everything that may have been acknowledged (I2). Nothing that was uploaded is touched.
+
+That no broker runs on the WAL any more is the operator's word. One that does goes on acknowledging what nobody will see until it hears
+of the abandon; so it must be stopped, or its machine gone, first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+from broker.config import BrokerSettings
+from broker.inspect.bucket import PATIENCE_MS, open_bucket, stream_name
+from broker.inspect.command import EXIT_CLEAN, EXIT_NOT_CHECKED, add_places, at_least_one, wal_path
+from broker.inspect.rows import NoteRow, Row, emit, offsets, plural, when
+from broker.inspect.wal import open_wal_disk
+from broker.node import wall_clock_ms
+from broker.wiring import absolute_uri
+from controller.config import ControllerSettings
+from controller.controller import Controller
+from controller.errors import NodeRefused
+from controller.image import Image
+from s3stream.config import ObjectStoreSettings
+from s3stream.open import open_object_store
+from wal.errors import WalError
+from wal.header import choose_header
+from wal.survey import WalSurvey
+
+__all__ = ["abandon", "add_wal"]
+
+DEFAULT_SLACK_OFFSETS: Final = 1_000_000_000
+"""Offsets left out in each partition. A lost WAL of 512 MiB held fewer records than that, unless they were compressed to a
+byte each; and of 2^63 offsets nobody misses them."""
+
+_DESCRIPTION = """\
+Give up a WAL whose disk is lost for good, so that its node can start with an empty one. What was acknowledged and not
+uploaded is lost; that is recorded as a gap in the offsets of each partition. Stop the broker first, wherever it runs.
+Without --yes it tells what it would do, and does nothing.
+"""
+
+
+class AbandonedRow(Row, frozen=True, kw_only=True):
+    """One partition that was open on the WAL."""
+
+    partition: str
+    stream_id: int
+    committed_end_offset: int
+    """Everything below is in objects, and stays."""
+    resume_offset: int
+    newest_timestamp_ms: int
+    """Of what is in objects: what came later is lost."""
+
+    def text(self) -> str:
+        return (
+            f"{self.partition}: offsets {offsets(self.committed_end_offset, self.resume_offset)} are given up, of which those "
+            f"are lost that were acknowledged and not uploaded; the newest record that stays is of {when(self.newest_timestamp_ms)}"
+        )
+
+
+def add_wal(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `wal abandon` to the command line."""
+    wal = commands.add_parser("wal", help="give up a write-ahead log that is lost")
+    kinds = wal.add_subparsers(dest="wal_command", required=True, metavar="action")
+    command = kinds.add_parser(
+        "abandon", help="give up a lost WAL, and its unuploaded records", description=_DESCRIPTION
+    )
+    command.add_argument("wal_id", metavar="WAL_ID", help="32 hex digits, as the refusal to start names it")
+    add_places(command)
+    command.add_argument("--yes", action="store_true", help="do it")
+    command.add_argument(
+        "--slack-offsets",
+        type=at_least_one,
+        default=DEFAULT_SLACK_OFFSETS,
+        metavar="N",
+        help=f"offsets to leave out; more than can have been acknowledged since the last upload (default: {DEFAULT_SLACK_OFFSETS})",
+    )
+
+
+async def abandon(options: argparse.Namespace, settings: BrokerSettings) -> int:
+    """Abandon, or tell what that would do; returns the exit status.
+
+    Raises:
+        InvalidSettings, ControllerError, StorageError, ObjectStoreError: it cannot be done; the message says why.
+    """
+    rng = random.Random()
+    uri = absolute_uri(settings.object_store_uri)
+    await _refuse_what_is_here(wal_path(settings.wal_uri), options.wal_id)
+    async with open_bucket(uri, rng) as bucket:
+        image = (await bucket.replica()).image
+    if not any(stream.wal_id == options.wal_id for stream in image.state.tables.streams.values()):
+        raise NodeRefused(f"no partition is open on a WAL {options.wal_id}: there is nothing to abandon")
+    await emit(_rows(image, options), as_json=options.json)
+    if not options.yes:
+        return EXIT_NOT_CHECKED
+    patience = ObjectStoreSettings(request_timeout_ms=PATIENCE_MS // 3, deadline_ms=PATIENCE_MS)
+    store, paths = open_object_store(uri, rng=rng, settings=patience)
+    try:
+        controller = await Controller.start(
+            store=store,
+            paths=paths,
+            settings=ControllerSettings(cluster_id=settings.cluster_id, command_timeout_ms=2 * PATIENCE_MS),
+            now_ms=wall_clock_ms,
+            rng=rng,
+        )
+        try:
+            await controller.abandon_wal(options.wal_id, slack_offsets=options.slack_offsets)
+        finally:
+            await controller.close()
+    finally:
+        await store.close()
+    return EXIT_CLEAN
+
+
+async def _refuse_what_is_here(path: Path | None, wal_id: str) -> None:
+    if path is None:
+        return
+    try:
+        async with open_wal_disk(path) as disk:
+            found_id = choose_header(await WalSurvey(disk).head()).wal_id
+    except WalError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return
+        raise NodeRefused(
+            f"{error}. If this is the WAL that is to be given up, move {path} away first; the node starts with an empty directory"
+        ) from error
+    if found_id == wal_id:
+        raise NodeRefused(
+            f"the WAL {wal_id} is here, in {path}: start the broker, which recovers it. If its recovery fails and the WAL is to be "
+            "given up nevertheless, move the directory away first"
+        )
+
+
+async def _rows(image: Image, options: argparse.Namespace) -> AsyncIterator[Row]:
+    count = 0
+    for stream in image.state.tables.streams.values():
+        if stream.wal_id != options.wal_id:
+            continue
+        count += 1
+        yield AbandonedRow(
+            partition=stream_name(image, stream.stream_id),
+            stream_id=stream.stream_id,
+            committed_end_offset=stream.committed_end_offset,
+            resume_offset=stream.committed_end_offset + options.slack_offsets,
+            newest_timestamp_ms=max((value.max_timestamp_ms for value in stream.ranges), default=-1),
+        )
+    if not options.yes:
+        yield NoteRow(
+            message=f"nothing was done. To give up the WAL of these {plural(count, 'partition')}, make sure that no broker runs "
+            "on it any more, and say --yes"
+        )

@@ -1,0 +1,116 @@
+"""A lost WAL that was given up: what was uploaded is served, what is new goes on past a gap, and nobody gets stuck in it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from broker.__main__ import main
+from broker.node import Node
+from controller.errors import NodeRefused
+from tests.broker.conftest import StartNode
+from tests.broker.kept import upload_all
+from tests.broker.wire import Wire, batch, eventually
+
+GAP = 1000
+
+
+@pytest.fixture
+async def lost(start_node: StartNode, tmp_path: Path) -> str:
+    """A bucket whose node lost its disk with one acknowledged record on it; returns the WAL's id."""
+    async with start_node(upload_interval_ms=600_000) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        await wire.create_topic("t")
+        await wire.produce("t", batch(b"0", b"1", producer_id=5, producer_epoch=0, base_sequence=0))
+        await upload_all(node)
+        await wire.produce("t", batch(b"lost", producer_id=5, producer_epoch=0, base_sequence=2))
+        await asyncio.to_thread(shutil.copytree, tmp_path / "objects", tmp_path / "bucket")
+        return node.running.wal_id
+
+
+async def abandon(tmp_path: Path, wal_id: str, *arguments: str) -> int:
+    """On a machine that does not have the WAL (any more)."""
+    places = ["--bucket", (tmp_path / "bucket").as_uri(), "--set", f"wal.uri={(tmp_path / 'new-wal').as_uri()}"]
+    command = ["--log-level", "error", "wal", "abandon", wal_id, "--slack-offsets", str(GAP), *places, *arguments]
+    return await asyncio.to_thread(main, command)
+
+
+@pytest.fixture
+async def node(start_node: StartNode, lost: str, tmp_path: Path) -> AsyncIterator[Node]:
+    """The node again, on a new disk, after the old one was given up."""
+    places = {
+        "wal_uri": f"{(tmp_path / 'new-wal').as_uri()}?capacity=16MiB",
+        "object_store_uri": (tmp_path / "bucket").as_uri(),
+    }
+    with pytest.raises(NodeRefused, match="give it up with `tidelog wal abandon"):
+        async with start_node(**places):
+            pass
+    assert await abandon(tmp_path, lost, "--yes") == 0
+    async with start_node(**places) as running:
+        yield running
+
+
+async def test_the_partition_goes_on_past_the_gap(node: Node) -> None:
+    async with await Wire.connect(node.bootstrap_servers) as wire:
+        await eventually(lambda: not node.running.broker.partitions.loading_count, "the partition's state")
+        assert (await wire.produce("t", batch(b"new"))).base_offset == 2 + GAP
+        assert await wire.fetch_all("t") == [b"0", b"1", b"new"]
+        for offset in (2, 500, 2 + GAP):
+            assert await wire.fetch_values("t", offset) == [b"new"], "as Kafka after compaction: the next that there is"
+        await upload_all(node)
+        assert await wire.fetch_all("t") == [b"0", b"1", b"new"]
+        # What the idempotent producer sent last is known up to the upload; its retry of what was lost is taken.
+        again = await wire.produce("t", batch(b"lost", producer_id=5, producer_epoch=0, base_sequence=2))
+        assert (again.error_code, again.base_offset) == (0, 3 + GAP)
+
+
+async def test_whoever_reads_at_the_old_end_waits_for_what_is_new(node: Node) -> None:
+    async with await Wire.connect(node.bootstrap_servers) as reader, await Wire.connect(node.bootstrap_servers) as wire:
+        waiting = asyncio.create_task(reader.fetch_values("t", 2, max_wait_ms=30_000))
+        await eventually(lambda: node.running.broker.waiting_fetches.fetch_count == 1, "a fetch that waits")
+        assert not waiting.done()
+        await wire.produce("t", batch(b"new"))
+        assert await waiting == [b"new"]
+
+
+async def test_the_bucket_is_sound_afterwards(node: Node, tmp_path: Path) -> None:
+    async with await Wire.connect(node.bootstrap_servers) as wire:
+        await eventually(lambda: not node.running.broker.partitions.loading_count, "the partition's state")
+        await wire.produce("t", batch(b"new"))
+        await upload_all(node)
+    command = ["--log-level", "error", "verify", "--bucket", (tmp_path / "bucket").as_uri()]
+    assert await asyncio.to_thread(main, command) == 0
+
+
+async def test_nothing_is_done_before_it_is_confirmed(
+    lost: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(path.name for path in (tmp_path / "bucket/metadata/log").iterdir())
+
+    assert await abandon(tmp_path, lost, "--json") == 2
+
+    partition, note = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (partition["partition"], partition["committed_end_offset"], partition["resume_offset"]) == (
+        "t-0",
+        2,
+        2 + GAP,
+    )
+    assert note["message"].startswith("nothing was done.")
+    assert sorted(path.name for path in (tmp_path / "bucket/metadata/log").iterdir()) == before
+
+
+async def test_a_wal_that_is_here_or_unknown_is_refused(
+    lost: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = ["--set", f"wal.uri={(tmp_path / 'wal').as_uri()}"]
+    assert await abandon(tmp_path, lost, "--yes", *here) == 2
+    assert "is here, in" in capsys.readouterr().err
+    await asyncio.to_thread((tmp_path / "wal/wal").write_bytes, bytes(1 << 16))
+    assert await abandon(tmp_path, lost, "--yes", *here) == 2
+    assert "neither copy of the WAL header is intact" in capsys.readouterr().err
+    assert await abandon(tmp_path, "00" * 16, "--yes") == 2
+    assert "there is nothing to abandon" in capsys.readouterr().err
