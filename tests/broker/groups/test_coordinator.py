@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -269,6 +270,18 @@ async def test_a_silent_member_loses_its_place(node: Node, wire: Wire) -> None:
     await find(wire)
     await join_alone(wire, session_timeout_ms=50)
     [group] = node.running.broker.groups
+    await eventually(lambda: not group.members, "the end of the session")
+
+
+async def test_nobody_is_given_up_right_after_the_loop_was_blocked(node: Node, wire: Wire) -> None:
+    await find(wire)
+    joined = await join_alone(wire, session_timeout_ms=100)
+    [group] = node.running.broker.groups
+    time.sleep(0.8)  # noqa: ASYNC251 (that is what is tested)
+    await asyncio.sleep(0.01)
+    assert joined.member_id in group.members  # its heartbeat may wait in its socket
+    beat = HeartbeatRequest(group_id="g", generation_id=1, member_id=joined.member_id)
+    assert (await wire.call("Heartbeat", 4, beat)).error_code == 0
     await eventually(lambda: not group.members, "the end of the session")
 
 
