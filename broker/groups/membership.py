@@ -37,6 +37,9 @@ __all__ = ["NEW_MEMBER_JOIN_TIMEOUT_MS", "GroupLimits", "Membership", "StoredCha
 NEW_MEMBER_JOIN_TIMEOUT_MS = 300_000
 """A member whose first JoinGroup waits for so long is given up: it does not know its id, so it cannot show that it lives (Kafka's)."""
 
+_LEAST_WAIT_MS = 100
+"""How long is waited once more for static members, whatever rebalance timeout they asked for: zero is allowed."""
+
 _CLIENT_ID_IN_MEMBER_ID = 249
 """Characters of a client id that begin its member ids, as many as a name of Kafka's has: ids are kept, and strings end at 32 KiB."""
 
@@ -328,7 +331,8 @@ class Membership:
         if group.members and not group.elect_joined_leader():
             # Only static members are left, and none of them is back: until one is, or their sessions end.
             group.rebalance_timer.kind = TimerKind.REBALANCE
-            self._timers.set(group.rebalance_timer, now.monotonic_ms + group.rebalance_timeout_ms)
+            wait_ms = max(group.rebalance_timeout_ms, _LEAST_WAIT_MS)
+            self._timers.set(group.rebalance_timer, now.monotonic_ms + wait_ms)
             return
         self._timers.cancel(group.rebalance_timer)
         group.next_generation(now.wall_ms)

@@ -68,8 +68,9 @@ class Timers:
             self._bound()
 
     def pop_due(self, now_ms: int) -> Iterator[Timer]:
-        """Timers that are due, each unset before it is given; those set meanwhile are looked at as well."""
+        """Timers that are due, each unset before it is given. Those that are set meanwhile have to wait, however soon they are due."""
         heap = self._heap
+        found: list[Timer] = []
         while heap and heap[0][0] <= now_ms:
             at_ms, _, timer = heapq.heappop(heap)
             if timer.queued_ms != at_ms:
@@ -79,10 +80,13 @@ class Timers:
                 continue
             if timer.due_ms > now_ms:
                 self._push(timer)
-                continue
-            timer.due_ms = None
-            self._set_count -= 1
-            yield timer
+            else:
+                found.append(timer)
+        for timer in found:
+            if timer.due_ms is not None and timer.due_ms <= now_ms:  # what came before it may have moved it
+                timer.due_ms = None
+                self._set_count -= 1
+                yield timer
 
     def _push(self, timer: Timer) -> None:
         assert timer.due_ms is not None, "only what is set is queued"

@@ -47,8 +47,13 @@ class Groups(RuleBasedStateMachine):
         client.requests.append(token)
         return token
 
-    @rule(number=clients, protocols=st.sampled_from(PROTOCOLS), version=st.sampled_from([3, 8, 9]))
-    def join(self, number: int, protocols: dict[str, bytes], version: int) -> None:
+    @rule(
+        number=clients,
+        protocols=st.sampled_from(PROTOCOLS),
+        version=st.sampled_from([3, 8, 9]),
+        rebalance_timeout_ms=st.sampled_from([0, 4_000, 30_000]),
+    )
+    def join(self, number: int, protocols: dict[str, bytes], version: int, rebalance_timeout_ms: int) -> None:
         client = self.clients[number]
         self.d.join(
             self.token(client, "join"),
@@ -56,6 +61,7 @@ class Groups(RuleBasedStateMachine):
             instance_id=client.instance_id,
             protocols=protocols,
             version=version,
+            rebalance_timeout_ms=rebalance_timeout_ms,
         )
         self.hear(client)
 

@@ -425,6 +425,20 @@ def test_a_static_member_may_be_away_for_its_session() -> None:
     assert d.replies["a again"].error_code == 0
 
 
+def test_static_members_without_patience_are_waited_for_all_the_same() -> None:
+    d = Driver()
+    a = d.join("a", instance_id="a", rebalance_timeout_ms=0).member_id
+    d.sync("sync", a, 1, {a: b"A"}, instance_id="a")
+    asked = d.join("dynamic?", rebalance_timeout_ms=0)
+    assert d.join("dynamic", asked.member_id, rebalance_timeout_ms=0) is None
+    d.leave(asked.member_id)
+    for _ in range(9):
+        d.after(1_000)  # its session: nobody else is left who could lead
+        assert d.group().state is GroupState.PREPARING_REBALANCE
+    d.after(1_000)
+    assert d.group().state is GroupState.EMPTY
+
+
 def test_a_static_member_whose_assignment_is_under_way_starts_over() -> None:
     d = Driver()
     a, b = static(d)

@@ -31,6 +31,19 @@ def test_a_deadline_may_come_nearer_or_be_cancelled() -> None:
     assert len(timers) == 0
 
 
+def test_what_is_set_meanwhile_has_to_wait() -> None:
+    timers, again, other = Timers(), Timer("again", None), Timer("other", None)
+    timers.set(again, 10)
+    timers.set(other, 10)
+    for timer in timers.pop_due(10):
+        assert timer is again
+        timers.set(again, 10)  # without end, were it given once more
+        timers.cancel(other)
+    assert timers.next_ms == 10
+    assert list(timers.pop_due(10)) == [again]
+    assert list(timers.pop_due(1_000)) == []
+
+
 def test_the_heap_does_not_keep_what_was_cancelled() -> None:
     timers = Timers()
     for number in range(10_000):
