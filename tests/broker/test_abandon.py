@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 from broker.__main__ import main
 from broker.node import Node
 from controller.errors import NodeRefused
+from s3stream.compactor import Compactor
+from s3stream.config import CompactionSettings
+from s3stream.paths import Paths
 from tests.broker.conftest import StartNode
 from tests.broker.kept import upload_all
 from tests.broker.wire import Wire, batch, eventually
@@ -82,6 +86,34 @@ async def test_the_bucket_is_sound_afterwards(node: Node, tmp_path: Path) -> Non
         await eventually(lambda: not node.running.broker.partitions.loading_count, "the partition's state")
         await wire.produce("t", batch(b"new"))
         await upload_all(node)
+    command = ["--log-level", "error", "verify", "--bucket", (tmp_path / "bucket").as_uri()]
+    assert await asyncio.to_thread(main, command) == 0
+
+
+async def test_compaction_merges_on_either_side_of_the_gap_and_not_over_it(node: Node, tmp_path: Path) -> None:
+    async with await Wire.connect(node.bootstrap_servers) as wire:
+        await eventually(lambda: not node.running.broker.partitions.loading_count, "the partition's state")
+        for number in range(2):
+            await wire.produce("t", batch(b"new %d" % number))
+            await upload_all(node)
+        controller = node.running.broker.controller
+        compactor = Compactor(
+            store=node.running.store,
+            paths=Paths(),
+            metadata=controller.bind(1, controller.image.nodes[1].node_epoch),
+            settings=CompactionSettings(fan_in=2),
+            block_size_bytes=64 << 10,
+            rng=random.Random(0),
+        )
+        while await compactor.run_once():
+            pass
+        (stream,) = [each for each in controller.image.state.tables.streams.values() if each.ranges]
+        assert [(each.base_offset, each.end_offset, each.record_count) for each in stream.ranges] == [
+            (0, 2, 2),
+            (2 + GAP, 4 + GAP, 2),
+        ]
+        assert await wire.fetch_all("t") == [b"0", b"1", b"new 0", b"new 1"]
+        assert await wire.fetch_values("t", 500) == [b"new 0", b"new 1"]
     command = ["--log-level", "error", "verify", "--bucket", (tmp_path / "bucket").as_uri()]
     assert await asyncio.to_thread(main, command) == 0
 
