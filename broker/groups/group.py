@@ -19,7 +19,15 @@ from broker.groups.subscription import subscribed_topics
 from broker.groups.timers import Timer
 from protocol.messages.join_group import JoinGroupRequestProtocol, JoinGroupResponseMember
 
-__all__ = ["CONSUMER_PROTOCOL_TYPE", "Group", "GroupState", "Member", "TimerKind", "protocols_of"]
+__all__ = [
+    "CONSUMER_PROTOCOL_TYPE",
+    "Group",
+    "GroupState",
+    "Member",
+    "TimerKind",
+    "protocols_of",
+    "protocols_size_bytes",
+]
 
 CONSUMER_PROTOCOL_TYPE = "consumer"
 """Members whose metadata is a consumer's subscription; Kafka Connect has another."""
@@ -27,6 +35,7 @@ CONSUMER_PROTOCOL_TYPE = "consumer"
 _MEMBER_OVERHEAD_BYTES = 1_500
 _GROUP_OVERHEAD_BYTES = 2_500
 _PENDING_MEMBER_BYTES = 600
+_PROTOCOL_OVERHEAD_BYTES = 250
 """What the interpreter takes for one of the kind, with its dictionaries and timers; rounded up."""
 
 
@@ -111,12 +120,15 @@ class Member:
     @property
     def size_bytes(self) -> int:
         """About what it takes in memory."""
-        return _MEMBER_OVERHEAD_BYTES + len(self.assignment) + self.protocols_bytes
+        names_bytes = (
+            len(self.member_id) + len(self.client_id) + len(self.client_host) + len(self.group_instance_id or "")
+        )
+        return _MEMBER_OVERHEAD_BYTES + 2 * names_bytes + len(self.assignment) + self.protocols_bytes
 
     @property
     def protocols_bytes(self) -> int:
         """What it says takes."""
-        return sum(len(name) + len(metadata) for name, metadata in self.protocols)
+        return protocols_size_bytes(self.protocols)
 
     def matches(self, protocols: tuple[tuple[str, bytes], ...]) -> bool:
         """Whether it would join with what it joined with before."""
@@ -133,6 +145,11 @@ class Member:
 def protocols_of(protocols: Iterable[JoinGroupRequestProtocol]) -> tuple[tuple[str, bytes], ...]:
     """The protocols of a JoinGroup request as a member keeps them."""
     return tuple((protocol.name, protocol.metadata) for protocol in protocols)
+
+
+def protocols_size_bytes(protocols: Iterable[tuple[str, bytes]]) -> int:
+    """About what a member's protocols take in memory."""
+    return sum(len(name) + len(metadata) + _PROTOCOL_OVERHEAD_BYTES for name, metadata in protocols)
 
 
 class Group:
@@ -227,7 +244,8 @@ class Group:
         """About what it takes in memory."""
         pending_bytes = _PENDING_MEMBER_BYTES * len(self.pending_members)
         record_bytes = 0 if self.record is None else len(self.record)
-        return _GROUP_OVERHEAD_BYTES + self._members_bytes + pending_bytes + record_bytes + self.offsets.size_bytes
+        overhead_bytes = _GROUP_OVERHEAD_BYTES + 2 * len(self.group_id)
+        return overhead_bytes + self._members_bytes + pending_bytes + record_bytes + self.offsets.size_bytes
 
     def next_generation(self, wall_ms: int) -> None:
         """Close the join phase: with members a protocol is chosen, without the group is empty."""
@@ -315,7 +333,9 @@ class Group:
         """A static member came back under another member id (KIP-345)."""
         assert member.group_instance_id is not None, "only static members are renamed"
         old_id = member.member_id
+        self._count(member, -1)
         member.member_id = member_id
+        self._count(member, 1)
         self.members = {(member_id if key == old_id else key): value for key, value in self.members.items()}
         self.static_members[member.group_instance_id] = member_id
         if self.leader == old_id:

@@ -40,7 +40,14 @@ from broker.groups.events import (
     Tick,
     TopicDeleted,
 )
-from broker.groups.group import CONSUMER_PROTOCOL_TYPE, Group, GroupState, TimerKind
+from broker.groups.group import (
+    CONSUMER_PROTOCOL_TYPE,
+    Group,
+    GroupState,
+    TimerKind,
+    protocols_of,
+    protocols_size_bytes,
+)
 from broker.groups.membership import GroupLimits, Membership, StoredChange, join_error
 from broker.groups.records import (
     OffsetValue,
@@ -184,7 +191,7 @@ class Shard:
         if group is None and request.member_id:
             self._reply(event.token, join_error(ErrorCode.UNKNOWN_MEMBER_ID, request.member_id))
             return
-        size_bytes = sum(len(protocol.name) + len(protocol.metadata) for protocol in request.protocols)
+        size_bytes = protocols_size_bytes(protocols_of(request.protocols))
         member = None if group is None else group.members.get(request.member_id)
         more_bytes = size_bytes if member is None else size_bytes - member.protocols_bytes
         fits = self._budget.has_room(more_bytes) or (member is not None and more_bytes <= 0)

@@ -5,7 +5,7 @@ Versions: 0–6.
 - v6 answers an unknown group with error 69 (KIP-1043); before, it is a group without members in state "Dead".
 
 Behaviour: members' metadata and assignments, and the protocol, are told in state "Stable" only, as in Kafka: else they are of a generation
-that passes.
+that passes. A group that is named twice is described once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def handle(
     broker: Broker, connection: Connection, call: Call, request: DescribeGroupsRequest
 ) -> DescribeGroupsResponse:
     """Answer from memory."""
-    described = [_described(broker, call.version, group_id) for group_id in request.groups]
+    # Each once: an answer is much larger than a question.
+    described = [_described(broker, call.version, group_id) for group_id in dict.fromkeys(request.groups)]
     if request.include_authorized_operations:
         for group in described:
             if not group.error_code:

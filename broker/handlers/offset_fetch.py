@@ -5,7 +5,8 @@ Versions: 1–10.
 - v7+ `require_stable` (KIP-447); v8+ many groups at once (KIP-709); v9+ member epochs (KIP-848); v10 topic ids.
 
 Behaviour: what is not committed, of groups that do not exist as well, is offset −1 without an error. An unknown topic id is error 100 for
-each of its partitions; offsets of topics that are no more are left out where all are asked for by id.
+each of its partitions; offsets of topics that are no more are left out where all are asked for by id. A group or a partition
+that is named twice is answered once.
 
 Not done: transactions, so nothing is ever unstable; member epochs, which mean nothing to classic groups.
 """
@@ -51,7 +52,8 @@ _NOTHING = OffsetValue(-1)
 def handle(broker: Broker, connection: Connection, call: Call, request: OffsetFetchRequest) -> OffsetFetchResponse:
     """Answer from memory."""
     if call.version >= _MANY_GROUPS_SINCE:
-        return OffsetFetchResponse(groups=[_group(broker, call.version, wanted) for wanted in request.groups])
+        wanted = {group.group_id: group for group in request.groups}
+        return OffsetFetchResponse(groups=[_group(broker, call.version, group) for group in wanted.values()])
     topics = None
     if request.topics is not None:
         topics = [
@@ -90,7 +92,9 @@ def _group(broker: Broker, version: int, wanted: OffsetFetchRequestGroup) -> Off
     if wanted.topics is None:
         found = _all_topics(broker, version, group)
     else:
-        found = [_topic(broker, version, group, topic) for topic in wanted.topics]
+        # Each partition once: an answer, with the text that was committed, may be much larger than a question.
+        seen: set[tuple[str, int]] = set()
+        found = [_topic(broker, version, group, topic, seen) for topic in wanted.topics]
     return OffsetFetchResponseGroup(group_id=wanted.group_id, topics=found)
 
 
@@ -110,7 +114,11 @@ def _all_topics(broker: Broker, version: int, group: Group | None) -> list[Offse
 
 
 def _topic(
-    broker: Broker, version: int, group: Group | None, wanted: OffsetFetchRequestTopics
+    broker: Broker,
+    version: int,
+    group: Group | None,
+    wanted: OffsetFetchRequestTopics,
+    seen: set[tuple[str, int]],
 ) -> OffsetFetchResponseTopics:
     name = wanted.name
     if version >= _TOPIC_IDS_SINCE:
@@ -119,7 +127,9 @@ def _topic(
             return _failed(wanted, ErrorCode.UNKNOWN_TOPIC_ID)
         name = topic.name
     offsets = {} if group is None else group.offsets.of_topic(name)
-    partitions = _partitions((index, offsets.get(index, _NOTHING)) for index in wanted.partition_indexes)
+    new = [index for index in dict.fromkeys(wanted.partition_indexes) if (name, index) not in seen]
+    seen.update((name, index) for index in new)
+    partitions = _partitions((index, offsets.get(index, _NOTHING)) for index in new)
     return OffsetFetchResponseTopics(name=name, topic_id=wanted.topic_id, partitions=partitions)
 
 

@@ -157,15 +157,14 @@ async def test_every_version_of_every_request_is_answered(wire: Wire) -> None:
         ]
     for version in range(8, 11):
         wanted = OffsetFetchRequestTopics(name="t", topic_id=topic_id, partition_indexes=[0])
-        groups = [
-            OffsetFetchRequestGroup(group_id="g", topics=[wanted]),
-            OffsetFetchRequestGroup(group_id="g", topics=None),
-            OffsetFetchRequestGroup(group_id="nobody", topics=None),
-        ]
-        answers = (await wire.call("OffsetFetch", version, OffsetFetchRequest(groups=groups))).groups
-        for answer in answers[:2]:
-            assert [each.committed_offset for each in answer.topics[0].partitions] == [10]
-        assert list(answers[2].topics) == []
+        for topics in ([wanted], None):
+            groups = [
+                OffsetFetchRequestGroup(group_id="g", topics=topics),
+                OffsetFetchRequestGroup(group_id="nobody", topics=None),
+            ]
+            some, none = (await wire.call("OffsetFetch", version, OffsetFetchRequest(groups=groups))).groups
+            assert [each.committed_offset for each in some.topics[0].partitions] == [10]
+            assert list(none.topics) == []
     for version in range(7):
         described = (await wire.call("DescribeGroups", version, DescribeGroupsRequest(groups=["g", "nobody"]))).groups
         assert (described[0].group_state, described[0].protocol_data) == ("Stable", "range")
@@ -190,6 +189,18 @@ async def test_every_version_of_every_request_is_answered(wire: Wire) -> None:
         left = await wire.call("LeaveGroup", version, leave)
         error = left.error_code if version < 3 else left.members[0].error_code
         assert error == (0 if version == 0 else E.UNKNOWN_MEMBER_ID)
+
+
+async def test_what_is_asked_twice_is_answered_once(wire: Wire) -> None:
+    await find(wire)
+    await wire.create_topic("t", 2)
+    await commit(wire, {0: 5, 1: 6})
+    wanted = OffsetFetchRequestTopics(name="t", partition_indexes=[0, 1, 0, 0])
+    groups = [OffsetFetchRequestGroup(group_id="g", topics=[wanted, wanted])] * 3
+    [answer] = (await wire.call("OffsetFetch", 9, OffsetFetchRequest(groups=groups))).groups
+    assert [[each.committed_offset for each in topic.partitions] for topic in answer.topics] == [[5, 6], []]
+    described = await wire.call("DescribeGroups", 5, DescribeGroupsRequest(groups=["g"] * 1_000))
+    assert len(described.groups) == 1
 
 
 async def test_topics_are_known_by_id(wire: Wire) -> None:
