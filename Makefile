@@ -31,6 +31,10 @@ test: $(VENV)/.installed-dev clients ## Run all tests (ARGS="-k wal" narrows the
 .PHONY: clients
 clients: $(CLIENTS) ## Build the Kafka clients in Java, Go and JavaScript that tests use, as far as their tools are here
 
+.PHONY: compat
+compat: $(VENV)/.installed-dev clients ## Write docs/compatibility.md from a run of all clients (ARGS=apis: only its APIs)
+	$(BIN)/python -m tests.interop.compat $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## Check style, format, types and the direction of imports
 	$(BIN)/ruff check .

@@ -54,9 +54,9 @@ from protocol.compiler import MAX_REQUEST_ELEMENTS
 from protocol.frames import parse_request_header
 from protocol.messages.api_versions import ApiVersion
 
-__all__ = ["HANDLERS", "Dispatch", "max_request_elements"]
+__all__ = ["HANDLERS", "MODULES", "Dispatch", "max_request_elements"]
 
-_MODULES: tuple[ModuleType, ...] = (
+MODULES: tuple[ModuleType, ...] = (
     alter_configs,
     api_versions,
     create_partitions,
@@ -107,7 +107,7 @@ class _Entry(NamedTuple):
     handle: Any
 
 
-HANDLERS = {module.API_KEY: _Entry(module.MIN_VERSION, module.MAX_VERSION, module.handle) for module in _MODULES}
+HANDLERS = {module.API_KEY: _Entry(module.MIN_VERSION, module.MAX_VERSION, module.handle) for module in MODULES}
 """Every API but Produce, which has a path of its own."""
 
 
