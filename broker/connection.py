@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from broker.server import Server
     from s3stream.log_cache import CacheBlock
 
-__all__ = ["MAX_OTHER_REQUEST_BYTES", "STUCK_TIMEOUT_S", "CloseConnection", "Connection", "Dispatcher"]
+__all__ = ["MAX_OTHER_REQUEST_BYTES", "STUCK_TIMEOUT_S", "CloseConnection", "Connection", "Dispatcher", "name_of"]
 
 log = logging.getLogger("tidelog.connection")
 
@@ -160,7 +160,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = stream = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
         peer = transport.get_extra_info("peername")
-        self.peer = str(peer)
+        self.peer = name_of(peer)
         self.address = plain_address(str(peer[0])) if peer else ""
         # No queue of our own making in the transport: whatever the kernel does not take pauses this connection,
         # and resume_writing means that nothing of ours is referenced any more.
@@ -459,6 +459,14 @@ def _no_size(size: int, max_request_bytes: int) -> str:
     if first in _HTTP:
         return "an HTTP request: this port speaks the Kafka protocol"
     return f"a request of {size} bytes (socket.request.max.bytes = {max_request_bytes})"
+
+
+def name_of(address: Any) -> str:
+    """`host:port` of a socket's address, as it stands in the log."""
+    if not address:
+        return "?"
+    host, port = address[0], address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def one_line(text: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from broker import connection as connections
 from broker import server
-from broker.connection import Connection
+from broker.connection import Connection, name_of
 from broker.node import Node
 from broker.receive import UNCHARGED_BYTES
 from protocol.apis import encode_request
@@ -21,7 +21,7 @@ from tests.broker.wire import Wire, batch, eventually, fetch_request, produce_re
 
 def server_side(node: Node, wire: Wire) -> Connection:
     """The broker's end of a connection."""
-    name = str(wire.writer.get_extra_info("sockname"))
+    name = name_of(wire.writer.get_extra_info("sockname"))
     return next(one for one in node.running.server._connections if one.peer == name)
 
 

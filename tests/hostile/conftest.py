@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from broker.connection import name_of
 from broker.testing import TidelogServer
 from protocol.apis import api_named, decode_response, encode_request
 from protocol.frames import parse_response_header
@@ -27,7 +28,7 @@ class Hostile:
     @property
     def name(self) -> str:
         """As it stands in the broker's log."""
-        return str(self.socket.getsockname())
+        return name_of(self.socket.getsockname())
 
     def __enter__(self) -> Hostile:
         return self
