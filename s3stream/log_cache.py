@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from s3stream.metadata import StreamId
-from s3stream.object_writer import DataBlock, join_small
+from s3stream.object_writer import DataBlock, is_joined, join_small
 from s3stream.objectstore import Buffer
 from wal.arena import Arena
 
@@ -168,6 +168,11 @@ class CacheBlock:
         self.state = BlockState.OPEN
         self.parts: dict[StreamId, tuple[StreamTail, BlockPart]] = {}
         self.pins: dict[PinHolder, int] = {}
+
+    @property
+    def copied_bytes(self) -> int:
+        """What an upload of this block copies, because it lies in small payloads."""
+        return sum(part.size_bytes for _, part in self.parts.values() if is_joined(len(part.sizes), part.size_bytes))
 
     def pin(self, holder: PinHolder) -> None:
         """Keep this block and every later one in memory until `unpin`."""

@@ -27,6 +27,7 @@ __all__ = [
     "assemble_object",
     "build_object",
     "build_objects",
+    "is_joined",
     "join_small",
     "plan_objects",
 ]
@@ -142,9 +143,12 @@ class BuiltObject:
 
 def join_small(parts: list[Buffer], size_bytes: int) -> list[Buffer]:
     """Join the payloads of a block where they are small on average; leave large ones as they are."""
-    if len(parts) > 1 and size_bytes < _JOIN_BELOW_BYTES * len(parts):
-        return [b"".join(parts)]
-    return parts
+    return [b"".join(parts)] if is_joined(len(parts), size_bytes) else parts
+
+
+def is_joined(count: int, size_bytes: int) -> bool:
+    """Whether so many payloads of so many bytes are copied into one part."""
+    return count > 1 and size_bytes < _JOIN_BELOW_BYTES * count
 
 
 def plan_objects(streams: Iterable[StreamSource], *, stream_object_min_bytes: int) -> list[list[StreamSource]]:

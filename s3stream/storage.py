@@ -40,6 +40,11 @@ TOUCH_STEP_BYTES = 2 << 20
 TOUCH_PAUSE_S = 0.002
 """One huge page at a time takes about 0.3 ms; 512 MiB are touched in about a second."""
 
+MAX_PENDING = 1 << 15
+"""Payloads that wait for the WAL. With what their senders are to be told each takes some 250 bytes, which for the smallest ones is
+several times what they hold. A write takes milliseconds, in which nobody sends so many unless they came all at once: then the rest
+waits in the socket, and the event loop has time for what the WAL and others have to say."""
+
 SPARE_BYTES = 64 << 10
 """Besides a payload twice, which may not fit before the arena's end: frame headers and padding. With more free, it is the log
 that has no room."""
@@ -117,6 +122,7 @@ class Storage:
             on_committed=self._committed,
             on_failed=self._fail,
             parallelism=settings.upload_parallelism,
+            copy_budget_bytes=settings.memory_bytes // 16,
             block_size_bytes=settings.block_size_bytes,
             stream_object_min_bytes=settings.stream_object_min_bytes,
             rng=rng,
@@ -280,6 +286,8 @@ class Storage:
         """
         if self.failed is not None:
             raise self.failed
+        if len(self._pending) >= MAX_PENDING:
+            return None
         if self._block.size_bytes >= self._upload_size_bytes:
             self.seal()
         view = self._wal.reserve(size)
@@ -379,6 +387,8 @@ class Storage:
             elif on_done is not None:
                 on_done(stream.closed)
         self.commit_batches.observe(before - len(pending))
+        if len(pending) <= MAX_PENDING // 2 < before:
+            self._wake_room()
         for stream in touched:
             if stream.listener is not None:
                 stream.listener()

@@ -7,6 +7,7 @@ Always true:
 - An object store that fails is tried again for ever, with back-off: the WAL keeps what was acknowledged, and a full
   WAL holds producers back. Nothing is given up here.
 - A commit whose reply was lost is sent again under the same object ids, which makes it idempotent.
+- Small payloads are copied for a PUT: what all PUTs hold in copies is bounded, one block aside, and given up when it is put.
 - A stream that was deleted or fenced is skipped by the commit and closed here; it never holds up the others.
 """
 
@@ -19,7 +20,7 @@ from collections.abc import Callable
 
 from s3stream.errors import MetadataUnavailable, ObjectExpired, StorageFenced
 from s3stream.log_cache import BlockState, CacheBlock
-from s3stream.metadata import CommitObjects, CommitResult, ObjectId, SkipReason, StreamMetadata
+from s3stream.metadata import CommitObjects, CommitResult, NewObject, ObjectId, SkipReason, StreamMetadata
 from s3stream.object_writer import BuiltObject, StreamSource, assemble_object, plan_objects
 from s3stream.objectstore import ObjectStore, ObjectStoreError
 from s3stream.paths import Paths
@@ -46,6 +47,7 @@ class Uploader:
         on_committed: Callable[[CacheBlock, CommitResult], None],
         on_failed: Callable[[BaseException], None],
         parallelism: int,
+        copy_budget_bytes: int,
         block_size_bytes: int,
         stream_object_min_bytes: int,
         rng: random.Random,
@@ -58,6 +60,7 @@ class Uploader:
         self._on_committed = on_committed
         self._on_failed = on_failed
         self._slots = asyncio.Semaphore(parallelism)
+        self._copies = _CopyBudget(copy_budget_bytes)
         self._block_size_bytes = block_size_bytes
         self._stream_object_min_bytes = stream_object_min_bytes
         self._rng = rng
@@ -115,13 +118,13 @@ class Uploader:
             await self._wait_durable(block.wal_end_offset)
             async with self._slots:
                 began = self._clock()
-                built = await self._put(block)
+                objects = await self._put(block)
                 self.put_durations.observe(self._clock() - began)
             crashpoint.reach("upload.put")
             if previous is not None:
                 await asyncio.shield(previous)
             began = self._clock()
-            result = await self._commit(block, built)
+            result = await self._commit(block, objects)
             self.commit_durations.observe(self._clock() - began)
             crashpoint.reach("upload.committed")
             block.state = BlockState.COMMITTED
@@ -141,8 +144,16 @@ class Uploader:
             self._durable_waiters.append((wal_offset, event))
             await event.wait()
 
-    async def _put(self, block: CacheBlock) -> list[BuiltObject]:
-        """Put the block's objects under fresh ids; returns them once all are there."""
+    async def _put(self, block: CacheBlock) -> list[NewObject]:
+        """Put the block's objects under fresh ids; returns what is to be committed once all are there."""
+        copied_bytes = block.copied_bytes
+        await self._copies.take(copied_bytes)
+        try:
+            return await self._put_objects(block)
+        finally:
+            self._copies.give(copied_bytes)
+
+    async def _put_objects(self, block: CacheBlock) -> list[NewObject]:
         data = self._describe(block)
         if not data:
             return []
@@ -159,7 +170,7 @@ class Uploader:
                         key = self._paths.data_object(item.new_object.object_id)
                         await self._store.put(key, item.parts, crc32c=item.crc32c)
                         done.add(item.new_object.object_id)
-                return built
+                return [item.new_object for item in built]
             except (ObjectStoreError, MetadataUnavailable):
                 delay_s = await self._back_off(delay_s)
 
@@ -179,22 +190,20 @@ class Uploader:
                 await asyncio.sleep(0)
         return built
 
-    async def _commit(self, block: CacheBlock, built: list[BuiltObject]) -> CommitResult:
+    async def _commit(self, block: CacheBlock, objects: list[NewObject]) -> CommitResult:
         delay_s = RETRY_FIRST_DELAY_S
-        if not built:
+        if not objects:
             return CommitResult(skipped={})
         while True:
             try:
-                result = await self._metadata.commit_objects(
-                    CommitObjects(objects=tuple(item.new_object for item in built))
-                )
+                result = await self._metadata.commit_objects(CommitObjects(objects=tuple(objects)))
             except MetadataUnavailable:
                 delay_s = await self._back_off(delay_s)
             except ObjectExpired:
-                built = await self._put(block)  # we took longer than the collector's patience: new ids
+                objects = await self._put(block)  # we took longer than the collector's patience: new ids
             else:
-                self.uploaded_objects += len(built)
-                self.uploaded_bytes += sum(item.new_object.size_bytes for item in built)
+                self.uploaded_objects += len(objects)
+                self.uploaded_bytes += sum(item.size_bytes for item in objects)
                 _refuse_gaps(result)
                 return result
 
@@ -202,6 +211,33 @@ class Uploader:
         self.failed_attempts += 1
         await asyncio.sleep(delay_s * (0.5 + self._rng.random()))
         return min(delay_s * 2, RETRY_MAX_DELAY_S)
+
+
+class _CopyBudget:
+    """Memory for copies of payloads. Whoever finds nothing held may take more than there is: blocks may be larger than that."""
+
+    __slots__ = ("_held_bytes", "_most_bytes", "_waiting")
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._held_bytes = 0
+        self._waiting: list[asyncio.Future[None]] = []
+
+    async def take(self, size: int) -> None:
+        """Return when there is room for `size` bytes, which are held from then on."""
+        while size and self._held_bytes and self._held_bytes + size > self._most_bytes:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            await waiter
+        self._held_bytes += size
+
+    def give(self, size: int) -> None:
+        """So much is held no more."""
+        self._held_bytes -= size
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 def _refuse_gaps(result: CommitResult) -> None:

@@ -8,9 +8,12 @@ import struct
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from s3stream import storage as storage_module
+from s3stream import upload
 from s3stream.config import MIB, StorageSettings
 from s3stream.errors import OffsetOutOfRange, StorageError, StorageFenced, StreamClosed
 from s3stream.memory import Bucket, Fault, MemoryObjectStore
@@ -578,3 +581,53 @@ async def test_recovery_of_many_streams_in_turn_with_and_without_memory_for_them
                 assert await contents(streams[stream_id]) == payloads
             sent[ONE].append(await put_durably(storage, streams[ONE]))
             assert await contents(streams[ONE]) == sent[ONE]
+
+
+async def test_what_waits_for_the_log_is_bounded_however_small_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_module, "MAX_PENDING", 20)
+    async with world.engine() as (storage, streams):
+        for _ in range(3):
+            acknowledged: list[StorageError | None] = []
+            for _ in range(20):
+                assert put(storage, streams[ONE], on_done=acknowledged.append)
+            assert put(storage, streams[ONE]) is None, "all of it came at once"
+            await storage.room()
+            assert len(acknowledged) >= 10
+        await put_durably(storage, streams[ONE])
+        assert streams[ONE].confirmed_offset == 61
+
+
+async def test_copies_of_small_payloads_are_bounded_while_they_are_put(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_object = world.store.put
+    take = upload._CopyBudget.take
+    held: list[int] = []
+
+    async def slowly(*arguments: Any, **named: Any) -> Any:
+        await asyncio.sleep(0.02)  # so that PUTs would be under way together
+        return await put_object(*arguments, **named)
+
+    async def noting(budget: upload._CopyBudget, size: int) -> None:
+        await take(budget, size)
+        held.append(budget._held_bytes)
+
+    monkeypatch.setattr(world.store, "put", slowly)
+    monkeypatch.setattr(upload._CopyBudget, "take", noting)
+    async with world.engine() as (storage, streams):
+        storage._upload_size_bytes = 64 << 10
+        storage.uploads._copies = upload._CopyBudget(100 << 10)
+        for _ in range(400):
+            await put_durably(storage, streams[ONE], 1000)
+        storage.seal()
+        await storage.uploads.drain()
+        assert len(held) > 3
+        assert 0 < max(held) <= 100 << 10, "one block at a time"
+        held.clear()
+        for _ in range(20):
+            await put_durably(storage, streams[ONE], 40_000)
+        storage.seal()
+        await storage.uploads.drain()
+        assert max(held) == 0, "large payloads are not copied"
