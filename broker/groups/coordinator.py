@@ -72,6 +72,8 @@ SNAPSHOT_MIN_RECORDS = 10_000
 SNAPSHOT_MIN_BYTES = 4 << 20
 """Below that a log is replayed in a moment, however little of it is live."""
 
+SNAPSHOT_POLL_S = 0.01
+
 SNAPSHOT_RETRY_DELAY_S = 30.0
 """Between two snapshots of one partition, also where the first one failed: its trim needs the object store."""
 

@@ -135,6 +135,14 @@ class Shard:
             limits=limits, timers=self._timers, effects=self._effects, store=self._store_group
         )
         self._replayed: dict[bytes, bytes] = {}
+        self.appends_started = 0
+        """`Append` effects so far."""
+        self.appends_ended = 0
+        """`Stored` events so far."""
+        self._left_out: set[bytes] = set()
+        """Keys that the last snapshot left out, since a newer record of each was on its way."""
+        self.snapshot_is_whole = True
+        """False where such a record came to nothing: then what was before the snapshot is still needed."""
         self._handlers: dict[type, Any] = {
             Join: self._join,
             Sync: self._sync,
@@ -162,11 +170,6 @@ class Shard:
     def next_deadline_ms(self) -> int | None:
         """Monotonic time by which a `Tick` is due; None while nothing can expire."""
         return self._timers.next_ms
-
-    @property
-    def appends_under_way(self) -> int:
-        """`Append` effects that no `Stored` came for yet."""
-        return len(self._under_way)
 
     def close(self, error: ErrorCode) -> list[Effect]:
         """The shard is no longer here: everybody who waits is told `error`. Nothing may be handled any more."""
@@ -401,13 +404,18 @@ class Shard:
 
     def _store_group(self, group: Group, record: bytes, change: StoredChange) -> None:
         group.records_under_way += 1
-        self._under_way.append((record, change))
-        self._effects.append(Append(rows=[Row(encode_group_key(group.group_id), record)]))
+        self._append([Row(encode_group_key(group.group_id), record)], record, change)
 
     def _store_offsets(self, rows: Sequence[Row], change: _StoredOffsets) -> None:
         for topic, partition, _ in change.offsets:
             change.group.offsets.submitted(topic, partition)
-        self._under_way.append((None, change))
+        self._append(rows, None, change)
+
+    def _append(
+        self, rows: Sequence[Row], record: bytes | None, change: StoredChange | _StoredOffsets | _StoredTombstone
+    ) -> None:
+        self.appends_started += 1
+        self._under_way.append((record, change))
         self._effects.append(Append(rows=rows))
 
     def _remove_offsets(self, change: _StoredOffsets) -> None:
@@ -433,8 +441,8 @@ class Shard:
         self._remove_offsets(_StoredOffsets(group=group, offsets=[(*key, None) for key in keys]))
         if group.record is not None or group.records_under_way:
             group.records_under_way += 1
-            self._under_way.append((None, _StoredTombstone(group=group, token=token)))
-            self._effects.append(Append(rows=[Row(encode_group_key(group.group_id), None)]))
+            tombstone = Row(encode_group_key(group.group_id), None)
+            self._append([tombstone], None, _StoredTombstone(group=group, token=token))
         elif keys:
             # No record of its own: the last tombstone of an offset is the end of it.
             _, change = self._under_way[-1]
@@ -447,8 +455,11 @@ class Shard:
 
     def _stored(self, event: Stored, now: Now) -> None:
         record, change = self._under_way.popleft()
+        self.appends_ended += 1
         error = event.error_code
         group = change.group
+        if error and self._left_out:
+            self._check_left_out(change)
         if isinstance(change, _StoredOffsets):
             self._offsets_stored(change, error)
         else:
@@ -463,6 +474,16 @@ class Shard:
             else:
                 self._membership.stored(change, _membership_error(error), now)
         self._charge(group)
+
+    def _check_left_out(self, change: StoredChange | _StoredOffsets | _StoredTombstone) -> None:
+        group_id = change.group.group_id
+        keys = (
+            {encode_offset_key(group_id, topic, partition) for topic, partition, _ in change.offsets}
+            if isinstance(change, _StoredOffsets)
+            else {encode_group_key(group_id)}
+        )
+        if not self._left_out.isdisjoint(keys):
+            self.snapshot_is_whole = False
 
     def _offsets_stored(self, change: _StoredOffsets, error: ErrorCode) -> None:
         group = change.group
@@ -573,19 +594,31 @@ class Shard:
         """Every live record, but for those whose newer version is on its way to the log.
 
         May be iterated bit by bit, with events in between: a row is as of the moment when it is asked for, so append it
-        before the next event. What is not shown is in the log, or will be, past the point where the first row was asked for.
+        before the next event. What is left out is in the log, or will be, past the point where the first row was asked for,
+        unless its append fails: when all appends have ended that were started before the last row, `snapshot_is_whole` tells.
         """
+        self._left_out = set()
+        self.snapshot_is_whole = True
         for group_id in list(self.groups):
             group = self.groups.get(group_id)
             if group is None:
                 continue
-            if group.record is not None and not group.records_under_way:
-                yield Row(encode_group_key(group_id), group.record)
+            if group.record is not None:
+                key = encode_group_key(group_id)
+                if group.records_under_way:
+                    self._left_out.add(key)
+                else:
+                    yield Row(key, group.record)
             for topic in group.offsets.topics:
                 for partition in list(group.offsets.of_topic(topic)):
                     value = group.offsets.get(topic, partition)
-                    if value is not None and not group.offsets.is_under_way(topic, partition):
-                        yield Row(encode_offset_key(group_id, topic, partition), encode_offset_value(value))
+                    if value is None:
+                        continue
+                    key = encode_offset_key(group_id, topic, partition)
+                    if group.offsets.is_under_way(topic, partition):
+                        self._left_out.add(key)
+                    else:
+                        yield Row(key, encode_offset_value(value))
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

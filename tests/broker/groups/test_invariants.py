@@ -134,6 +134,16 @@ class Groups(RuleBasedStateMachine):
     def expire(self) -> None:
         self.d.expire()
 
+    @rule(error=st.sampled_from([E.NONE, E.COORDINATOR_NOT_AVAILABLE]))
+    def write_the_log_anew(self, error: ErrorCode) -> None:
+        start = len(self.d.log)
+        self.d.log += list(self.d.shard.snapshot())
+        while self.d.waiting:  # what is on its way comes through, or the first of it does not
+            self.d.store(error)
+            error = E.NONE
+        if self.d.shard.snapshot_is_whole:
+            del self.d.log[:start]
+
     @rule()
     def crash(self) -> None:
         for client in self.clients:

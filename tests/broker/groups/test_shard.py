@@ -313,6 +313,29 @@ def test_a_snapshot_leaves_out_what_is_on_its_way() -> None:
     assert [decode_key(row.key)[2] for row in d.shard.snapshot()] == [1]  # type: ignore[index]
 
 
+def test_a_snapshot_is_not_whole_where_what_it_left_out_comes_to_nothing() -> None:
+    d = Driver()
+    [one] = d.stable("one")
+    d.commit("first", {("t", 0): 1, ("t", 1): 1}, member_id=one, generation_id=1)
+    d.holds_appends = True
+    d.commit("second", {("t", 0): 2}, member_id=one, generation_id=1)
+    list(d.shard.snapshot())
+    d.commit("third", {("t", 1): 2}, member_id=one, generation_id=1)
+    d.store()  # as expected: what was left out is in the log
+    d.store(E.COORDINATOR_NOT_AVAILABLE)  # the snapshot has the first commit of this one
+    assert d.shard.snapshot_is_whole
+    d.commit("fourth", {("t", 0): 3}, member_id=one, generation_id=1)
+    list(d.shard.snapshot())
+    d.store(E.COORDINATOR_NOT_AVAILABLE)  # the second commit is before the snapshot, and nowhere else
+    assert not d.shard.snapshot_is_whole
+    d.leave(one)
+    assert d.waiting
+    list(d.shard.snapshot())
+    assert d.shard.snapshot_is_whole
+    d.store(E.COORDINATOR_NOT_AVAILABLE)
+    assert not d.shard.snapshot_is_whole
+
+
 def test_what_is_not_known_in_the_log_is_not_taken() -> None:
     d = Driver()
     assert not d.shard.replay(b"\0\3\0\1g", b"?")
