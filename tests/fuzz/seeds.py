@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from broker.groups import records
 from broker.leader_epochs import LeaderEpochs
 from broker.partition import encode_state
 from broker.producer_state import ProducerStates
@@ -79,11 +80,11 @@ def objects() -> Iterator[bytes]:
 
 
 def metadata_entry() -> Iterator[bytes]:
-    records = [
+    entries = [
         ProducerIdsAllocated(node_id=1, end_producer_id=2000),
         StreamsTrimmed(log_start_offsets=((StreamId(1), 5), (StreamId(2), 7)), trimmed_at_ms=9),
     ]
-    for chosen in (records, records[:1], []):
+    for chosen in (entries, entries[:1], []):
         yield b"".join(encode_entry(EntryHeader(index=7, controller_epoch=3, nonce=bytes(16)), encode_records(chosen)))
 
 
@@ -102,6 +103,26 @@ def partition_state() -> Iterator[bytes]:
     yield encode_state(producers, epochs)
 
 
+def group_records() -> Iterator[bytes]:
+    yield b"k" + records.encode_offset_key("group", "topic", 3)
+    yield b"k" + records.encode_group_key("group")
+    yield b"o" + records.encode_offset_value(records.OffsetValue(5, 1, "mine", 1_000))
+    yield b"o" + records.encode_offset_value(records.OffsetValue(5, 1, "mine", 1_000, 2_000))
+    member = records.MemberValue("member", "instance", "client", "/127.0.0.1", 1, 2, b"subscription", b"assignment")
+    group = records.GroupValue("consumer", 7, "range", "member", 1_000, (member, member))
+    yield b"g" + records.encode_group_value(group)
+
+
+def subscriptions() -> Iterator[bytes]:
+    yield bytes.fromhex("0001 00000002 0001 74 0002 7475 00000000 00000000")
+    yield bytes.fromhex("0000 00000001 0001 74 00000002 00000000 00000001 00000000")
+
+
+def http_heads() -> Iterator[bytes]:
+    yield b"GET /metrics?x=1 HTTP/1.1\r\nHost: broker"
+    yield b"HEAD / HTTP/1.0"
+
+
 SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     make.__name__: make
     for make in (
@@ -115,6 +136,9 @@ SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
         objects,
         metadata_entry,
         metadata_snapshot,
+        group_records,
+        subscriptions,
+        http_heads,
         partition_state,
     )
 }

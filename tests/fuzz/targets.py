@@ -12,6 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from broker.errors import KafkaError
+from broker.groups import records
+from broker.groups.subscription import assigned_partitions, subscribed_topics
+from broker.http_server import HttpRequest, parse_request
 from broker.leader_epochs import LeaderEpochs
 from broker.partition import decode_state
 from broker.producer_state import ProducerStateCorrupt, ProducerStates
@@ -88,12 +91,12 @@ def batches(data: bytes) -> None:
         if mark is not None
     ]
     try:
-        records = list(iter_records(data, max_output_bytes=CAP_BYTES))
+        read = list(iter_records(data, max_output_bytes=CAP_BYTES))
     except Malformed as error:
         if "utf-8" in str(error):
             return  # names of headers are not looked at by a walk
         raise AssertionError("a walk took what reading refuses") from error
-    assert [(one.offset, one.timestamp_ms, one.key is not None) for one in records] == marks
+    assert [(one.offset, one.timestamp_ms, one.key is not None) for one in read] == marks
 
 
 def stored_batches(data: bytes) -> None:
@@ -170,6 +173,35 @@ def _sealed_object(whole: bytearray) -> bytes:
     return bytes(whole)
 
 
+def group_records(data: bytes) -> None:
+    """What coordinators keep of groups: a key, an offset or a group, as the first byte says; what is read is written as it was."""
+    kind, data = data[:1], data[1:]
+    if kind == b"k":
+        records.decode_key(data)
+    elif kind == b"o":
+        offset = records.decode_offset_value(data)
+        assert records.decode_offset_value(records.encode_offset_value(offset))[0] == offset.offset
+    elif kind == b"g":
+        group = records.decode_group_value(data)
+        assert len(records.decode_group_value(records.encode_group_value(group)).members) == len(group.members)
+    else:
+        raise Malformed("no kind")
+
+
+def subscriptions(data: bytes) -> None:
+    """What members say that they subscribe to, and what they are assigned: read by the broker, written by clients."""
+    topics = subscribed_topics([data])
+    partitions = assigned_partitions(data)
+    assert topics is None or len(topics) <= len(data)
+    assert partitions is None or len(partitions) <= len(data)
+
+
+def http_heads(data: bytes) -> None:
+    """A request to the port for figures and probes."""
+    found = parse_request(data + b"\r\n\r\n")
+    assert isinstance(found, HttpRequest) or found.status in (400, 405, 505)
+
+
 def metadata_entry(data: bytes) -> None:
     """An entry of the metadata log, with a checksum that is right."""
     whole = bytearray(data)
@@ -222,6 +254,9 @@ TARGETS = {
         Target(name="objects", run=objects, refusals=(ObjectCorrupt, UnsupportedObjectFormat)),
         Target(name="metadata_entry", run=metadata_entry, refusals=_METADATA),
         Target(name="metadata_snapshot", run=metadata_snapshot, refusals=_METADATA),
+        Target(name="group_records", run=group_records, refusals=(Malformed,)),
+        Target(name="subscriptions", run=subscriptions, refusals=()),
+        Target(name="http_heads", run=http_heads, refusals=()),
         Target(name="partition_state", run=partition_state, refusals=(ProducerStateCorrupt,)),
     )
 }
