@@ -36,9 +36,6 @@ def handle(
             DescribedTransaction(
                 transactional_id=transactional_id,
                 error_code=ErrorCode.TRANSACTIONAL_ID_NOT_FOUND if transactional_id else ErrorCode.INVALID_REQUEST,
-                producer_id=-1,
-                producer_epoch=-1,
-                transaction_start_time_ms=-1,
             )
             for transactional_id in request.transactional_ids
         ]

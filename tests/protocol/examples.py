@@ -118,9 +118,9 @@ def _value(kind: Kind, name: str) -> st.SearchStrategy[Any]:
         return messages(kind.layout)
     if name.endswith("error_code"):
         return st.sampled_from([int(code) for code in ErrorCode])
-    if name in ("log_append_time_ms", "retention_time_ms"):
-        # kio turns these into dates and durations, which cannot hold every int64.
-        return st.integers(min_value=-1, max_value=2**41)
+    if name in ("log_append_time_ms", "retention_time_ms", "transaction_start_time_ms"):
+        # kio turns these into dates and durations, which cannot hold every int64; of some it knows no "none".
+        return st.integers(min_value=0 if name == "transaction_start_time_ms" else -1, max_value=2**41)
     if kind.name in _RANGES:
         top = 2 ** _RANGES[kind.name]
         return st.integers(min_value=-top, max_value=top - 1)
