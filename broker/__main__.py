@@ -82,6 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
         with configured(settings.logging_format, settings.logging_level):
             tool = _TOOLS.get(options.command)
             return _run(_serve(settings) if tool is None else tool(options, settings))
+    except KeyboardInterrupt:  # of a tool; a broker has handlers of its own, once it runs
+        return 128 + signal.SIGINT
     except _CANNOT_START as error:
         print(f"tidelog: {error}", file=sys.stderr)
         return 1 if options.command in ("serve", "dev") else EXIT_NOT_CHECKED

@@ -154,6 +154,6 @@ async def _rows(image: Image, options: argparse.Namespace) -> AsyncIterator[Row]
         )
     if not options.yes:
         yield NoteRow(
-            message=f"nothing was done. To give up the WAL of these {plural(count, 'partition')}, make sure that no broker runs "
+            message=f"nothing was done. To give up this WAL ({plural(count, 'partition')}), make sure that no broker runs "
             "on it any more, and say --yes"
         )
