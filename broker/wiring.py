@@ -41,14 +41,17 @@ from controller.controller import Controller
 from controller.image import Applied
 from s3stream.collector import Collector
 from s3stream.compactor import Compactor
-from s3stream.config import CollectionSettings, CompactionSettings, ReadSettings, StorageSettings
+from s3stream.config import CollectionSettings, CompactionSettings, ObjectStoreSettings, ReadSettings, StorageSettings
 from s3stream.instrumented import InstrumentedObjectStore
 from s3stream.object_reader import ObjectReader
 from s3stream.objectstore import ObjectStore
 from s3stream.open import open_object_store
 from s3stream.probe import probe
 from s3stream.storage import Storage
+from s3stream.wal_objects import StoreForWal
 from wal.arena import ALIGNMENT_BYTES, Arena
+from wal.config import OBJECTS_PREFIX, ObjectWalConfig
+from wal.objects import WalObjects
 from wal.open import open_wal
 
 __all__ = ["Running", "start_broker", "storage_settings"]
@@ -66,6 +69,10 @@ LOAD_WAIT_S = 0.5
 
 COLLECTION_INTERVAL_MS = 60_000
 """How often objects to be deleted are looked for."""
+
+WAL_REQUEST_TIMEOUT_MS = 10_000
+WAL_DEADLINE_MS = 20_000
+"""One attempt of a WAL in a bucket, and all of one request; it has its own patience beyond that."""
 
 MIB = 1 << 20
 
@@ -141,12 +148,26 @@ def coordinator_settings(settings: BrokerSettings) -> CoordinatorSettings:
 
 
 def absolute_uri(uri: str) -> str:
-    """`file:data/wal?…` and `file://./data/wal?…` → `file:///…`, from the working directory."""
+    """`file:data/wal?…` and `file://./data/wal?…` → `file:///…`, from the working directory; behind `objects+` as well."""
+    if uri.startswith(OBJECTS_PREFIX):
+        return OBJECTS_PREFIX + absolute_uri(uri.removeprefix(OBJECTS_PREFIX))
     parts = urlsplit(uri)
     if parts.scheme != "file" or (parts.path.startswith("/") and parts.netloc not in (".", "..")):
         return uri
     path = Path(parts.netloc + parts.path).absolute()
     return path.as_uri() + (f"?{parts.query}" if parts.query else "")
+
+
+def wal_store_settings(config: ObjectWalConfig) -> ObjectStoreSettings:
+    """How a WAL in a bucket speaks to it: with connections of its own, so that uploads never hold up an acknowledgement, and
+    with short attempts, since it tries again and hedges by itself."""
+    return ObjectStoreSettings(
+        request_timeout_ms=WAL_REQUEST_TIMEOUT_MS,
+        deadline_ms=WAL_DEADLINE_MS,
+        retry_max_delay_ms=1_000,
+        max_connections=2 * config.parallelism + 4,  # every PUT and its hedge, and reads, lists and deletions
+        local_threads=min(config.parallelism, 4),
+    )
 
 
 def advertised_listeners(settings: BrokerSettings, bound: tuple[Listener, ...]) -> dict[str, Listener]:
@@ -206,6 +227,16 @@ async def start_broker(
         )
         stack.push_async_callback(controller.close, timeout_ms=CONTROLLER_CLOSE_TIMEOUT_MS)
 
+        async def open_objects(config: ObjectWalConfig) -> WalObjects:
+            opened = open_object_store(config.store_uri, rng=rng, settings=wal_store_settings(config))
+            store = InstrumentedObjectStore(wrap_store(opened.store), clock=clock)
+            try:
+                await probe(store, opened.paths, f"{rng.getrandbits(64):016x}")
+            except BaseException:
+                await store.close()
+                raise
+            return StoreForWal(store, opened.paths.prefix)
+
         arena = Arena(storage_config.arena_bytes)
         wal = await open_wal(
             absolute_uri(settings.wal_uri),
@@ -214,6 +245,7 @@ async def start_broker(
             node_id=settings.node_id,
             rng=rng,
             clock=clock,
+            open_objects=open_objects,
         )
         stack.push_async_callback(wal.close)
 

@@ -6,20 +6,25 @@ import asyncio
 import errno
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from wal.aio_disk import AioDisk
 from wal.arena import Arena
-from wal.config import FileWalConfig, NullWalConfig, WalConfig, WalIo, parse_wal_uri
+from wal.config import FileWalConfig, NullWalConfig, ObjectWalConfig, WalConfig, WalIo, parse_wal_uri
 from wal.directory import WalDirectory
 from wal.disk import Disk, ThreadDisk
-from wal.errors import WalUnavailable
+from wal.errors import WalConfigInvalid, WalUnavailable
 from wal.file_wal import FileWal
 from wal.header import WalHeader
 from wal.log import WriteAheadLog
 from wal.null_wal import NullWal
+from wal.object_wal import ObjectWal
+from wal.objects import WalObjects
 
-__all__ = ["open_wal"]
+__all__ = ["OpenObjects", "open_wal"]
+
+OpenObjects = Callable[[ObjectWalConfig], Awaitable[WalObjects]]
+"""Opens the object store that a WAL's URI names. It comes from above: this package knows of no object store."""
 
 _WAL_ID_BITS = 128
 
@@ -32,8 +37,9 @@ async def open_wal(
     node_id: int,
     rng: random.Random,
     clock: Callable[[], float] | None = None,
+    open_objects: OpenObjects | None = None,
 ) -> WriteAheadLog:
-    """Open the WAL that a URI names; a file WAL is made where there is none.
+    """Open the WAL that a URI names; it is made where there is none.
 
     The caller recovers it before the first append, and closes it.
 
@@ -44,6 +50,7 @@ async def open_wal(
         node_id: Likewise.
         rng: Gives a new WAL its `wal_id`.
         clock: See `FileWal.open`.
+        open_objects: For a WAL in a bucket.
 
     Raises:
         WalError: see `wal.errors`; every message says what to do.
@@ -51,7 +58,44 @@ async def open_wal(
     config = parse_wal_uri(uri) if isinstance(uri, str) else uri
     if isinstance(config, NullWalConfig):
         return NullWal(arena=arena, wal_id=_new_wal_id(rng), cluster_id=cluster_id)
+    if isinstance(config, ObjectWalConfig):
+        if open_objects is None:
+            raise WalConfigInvalid(f"a WAL in {config.store_uri} is not to be had here: use file:///path?capacity=1GiB")
+        return await _open_in_bucket(
+            config,
+            await open_objects(config),
+            arena=arena,
+            cluster_id=cluster_id,
+            node_id=node_id,
+            rng=rng,
+            clock=clock,
+        )
     return await _open_file(config, arena=arena, cluster_id=cluster_id, node_id=node_id, rng=rng, clock=clock)
+
+
+async def _open_in_bucket(
+    config: ObjectWalConfig,
+    objects: WalObjects,
+    *,
+    arena: Arena,
+    cluster_id: str,
+    node_id: int,
+    rng: random.Random,
+    clock: Callable[[], float] | None,
+) -> ObjectWal:
+    try:
+        return await ObjectWal.open(
+            arena=arena,
+            objects=objects,
+            cluster_id=cluster_id,
+            node_id=node_id,
+            config=config,
+            rng=rng,
+            clock=clock,
+        )
+    except BaseException:
+        await objects.close()
+        raise
 
 
 async def _open_file(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wal.config import FileWalConfig, NullWalConfig, WalIo, parse_wal_uri
+from wal.config import FileWalConfig, NullWalConfig, ObjectWalConfig, WalIo, parse_wal_uri
 from wal.errors import WalConfigInvalid
 
 
@@ -18,6 +18,16 @@ from wal.errors import WalConfigInvalid
         ("file:///w?io=thread", FileWalConfig(path=Path("/w"), io=WalIo.THREAD)),
         ("file:///w?capacity=1048576", FileWalConfig(path=Path("/w"), capacity_bytes=1 << 20)),
         ("file://localhost/w%20x?capacity=2GiB", FileWalConfig(path=Path("/w x"), capacity_bytes=2 << 30)),
+        (
+            "s3://b/p?region=r&batch_interval_ms=20",
+            ObjectWalConfig(store_uri="s3://b/p?region=r", batch_interval_ms=20),
+        ),
+        (
+            "objects+file:///o?capacity=8MiB&batch_size=64KiB&parallelism=2&hedge_ms=0",
+            ObjectWalConfig(
+                store_uri="file:///o", capacity_bytes=8 << 20, batch_size_bytes=64 << 10, parallelism=2, hedge_ms=0
+            ),
+        ),
         ("null://", NullWalConfig()),
     ],
 )
@@ -36,6 +46,10 @@ def test_a_uri_names_a_log(uri: str, config: object) -> None:
         ("file:///w?kapacity=1GiB", r"unknown options \['kapacity'\]"),
         ("file://elsewhere/w", "three slashes"),
         ("file:///", "path of a directory is missing"),
+        ("s3://bucket?batch_interval_ms=soon", "not a number from 0 to 60000"),
+        ("s3://bucket?parallelism=0", "not a number from 1 to 64"),
+        ("s3://bucket?capacity=1MiB&batch_size=1MiB", "more than a quarter of capacity"),
+        ("objects+file:///o?batch_size=1KiB", "not at least 4096"),
         ("null://x", "takes nothing behind it"),
         ("ftp://x/y", "scheme 'ftp' is unknown"),
         ("/var/lib/wal", "scheme '' is unknown"),

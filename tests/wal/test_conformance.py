@@ -10,15 +10,24 @@ from pathlib import Path
 
 import pytest
 
+from s3stream.memory import Bucket, MemoryObjectStore
+from s3stream.open import open_object_store
+from s3stream.wal_objects import StoreForWal
 from tests.wal.driving import Listener, append, append_durably, recover
 from wal.arena import Arena
+from wal.config import ObjectWalConfig
 from wal.errors import PayloadTooLarge
 from wal.log import WriteAheadLog
+from wal.objects import WalObjects
 from wal.open import open_wal
 
 Reopen = Callable[[], Awaitable[WriteAheadLog]]
 
-KINDS = {"file": "file://{directory}?capacity=1MiB"}
+KINDS = {
+    "file": "file://{directory}?capacity=1MiB",
+    "objects in a directory": "objects+file://{directory}?capacity=1MiB&batch_size=64KiB&batch_interval_ms=1",
+    "objects in memory": "objects+mem://?capacity=1MiB&batch_size=64KiB&batch_interval_ms=0",
+}
 KINDS_THAT_KEEP_NOTHING = {"null": "null://"}
 
 MIB = 1 << 20
@@ -29,9 +38,15 @@ def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Reopen:
     """Opens the same log again and again, as one process after another would."""
     uri = (KINDS | KINDS_THAT_KEEP_NOTHING)[request.param].format(directory=tmp_path)
     rng = random.Random(1)
+    bucket = Bucket()
+
+    async def open_objects(config: ObjectWalConfig) -> WalObjects:
+        if config.store_uri.startswith("mem:"):
+            return StoreForWal(MemoryObjectStore(bucket))
+        return StoreForWal(open_object_store(config.store_uri, rng=rng).store)
 
     async def opened() -> WriteAheadLog:
-        return await open_wal(uri, arena=Arena(MIB), cluster_id="tide", node_id=1, rng=rng)
+        return await open_wal(uri, arena=Arena(MIB), cluster_id="tide", node_id=1, rng=rng, open_objects=open_objects)
 
     return opened
 
