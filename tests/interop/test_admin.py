@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.interop.clients.base import Client, Record
+from tests.interop.clients.confluent import Confluent
+from tests.interop.clients.driver import Driver
+from tests.interop.conftest import CLIENTS, installed
 
 pytestmark = pytest.mark.interop
 
@@ -47,3 +50,30 @@ def test_producing_creates_the_topic(client: Client, topic: str) -> None:
     assert client.partitions(topic) is None
     client.produce(topic, [Record(key=b"k", value=b"v")])
     assert client.partitions(topic) == {0}
+
+
+@pytest.mark.parametrize("name", ["java", "franz_go", "sarama", "kafkajs", "platformatic"])
+def test_administrators_in_other_languages(name: str, bootstrap: str, confluent: Confluent, topic: str) -> None:
+    """Partitions, configurations, records and groups; those in Python have `test_administration.py`."""
+    client = installed(CLIENTS[name](bootstrap))
+    assert isinstance(client, Driver)
+    client.create_topic(topic, 1, {"retention.ms": "7200000"})
+    assert client.call("config", topic=topic, name="retention.ms") == "7200000"
+    client.call("set_config", topic=topic, name="retention.ms", value="3600000")
+    assert client.call("config", topic=topic, name="retention.ms") == "3600000"
+
+    client.call("create_partitions", topic=topic, partitions=3)
+    assert client.partitions(topic) == {0, 1, 2}
+
+    confluent.produce(topic, [Record(value=b"v")] * 10)
+    client.call("delete_records", topic=topic, partition=0, offset=4)
+    assert confluent.watermarks(topic) == (4, 10)
+
+    member = confluent.join(topic, topic, assignor="range")
+    seen = 0
+    while seen < 6:
+        seen += len(member.progress().records)
+    member.leave()
+    assert topic in client.call("groups")
+    client.call("delete_group", group=topic)
+    assert topic not in client.call("groups")

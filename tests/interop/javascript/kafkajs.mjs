@@ -6,7 +6,7 @@ import kafkajs from 'kafkajs'
 import snappy from 'kafkajs-snappy'
 import { DEADLINE_MS, Log, base64, bytes, serve, sleep, versionOf } from './serve.mjs'
 
-const { CompressionCodecs, CompressionTypes, Kafka, Partitioners, logLevel } = kafkajs
+const { CompressionCodecs, CompressionTypes, ConfigResourceTypes, Kafka, Partitioners, logLevel } = kafkajs
 
 CompressionCodecs[CompressionTypes.Snappy] = snappy
 CompressionCodecs[CompressionTypes.LZ4] = () => ({
@@ -166,6 +166,42 @@ const committed = request =>
     return Object.fromEntries(found.partitions.map(({ partition, offset }) => [partition, Number(offset)]))
   })
 
+const create_partitions = request =>
+  administer(request, admin =>
+    admin.createPartitions({ topicPartitions: [{ topic: request.topic, count: request.partitions }] }),
+  ).then(() => null)
+
+const topicResource = request => ({ type: ConfigResourceTypes.TOPIC, name: request.topic })
+
+const config = request =>
+  administer(request, async admin => {
+    const { resources } = await admin.describeConfigs({ resources: [topicResource(request)], includeSynonyms: false })
+    return resources[0].configEntries.find(({ configName }) => configName === request.name)?.configValue
+  })
+
+/** KafkaJS has only AlterConfigs, which sets everything that is not named back to its default. */
+const set_config = request =>
+  administer(request, admin =>
+    admin.alterConfigs({
+      validateOnly: false,
+      resources: [{ ...topicResource(request), configEntries: [{ name: request.name, value: request.value }] }],
+    }),
+  ).then(() => null)
+
+const delete_records = request =>
+  administer(request, async admin => {
+    await admin.fetchTopicOffsets(request.topic) // else KafkaJS knows no leader of the partition
+    await admin.deleteTopicRecords({
+      topic: request.topic,
+      partitions: [{ partition: request.partition, offset: String(request.offset) }],
+    })
+  })
+
+const groups = request =>
+  administer(request, async admin => (await admin.listGroups()).groups.map(({ groupId }) => groupId))
+
+const delete_group = request => administer(request, admin => admin.deleteGroups([request.group])).then(() => null)
+
 async function join(request) {
   const log = new Log(request.limit)
   let assigned = []
@@ -221,5 +257,11 @@ await serve({
   delete_topic,
   partitions,
   committed,
+  create_partitions,
+  config,
+  set_config,
+  delete_records,
+  groups,
+  delete_group,
   join,
 })

@@ -1,7 +1,7 @@
 // @platformatic/kafka fitted to the interop tests.
 import { randomUUID } from 'node:crypto'
 import zlib from 'node:zlib'
-import { Admin, Consumer, Producer } from '@platformatic/kafka'
+import { Admin, ConfigResourceTypes, Consumer, IncrementalAlterConfigOperationTypes, Producer } from '@platformatic/kafka'
 import { DEADLINE_MS, Log, base64, bytes, serve, sleep, versionOf } from './serve.mjs'
 
 const options = request => ({
@@ -143,6 +143,48 @@ const committed = request =>
     return Object.fromEntries(found.map(({ partitionIndex, committedOffset }) => [partitionIndex, Number(committedOffset)]))
   })
 
+const create_partitions = request =>
+  administer(request, admin =>
+    admin.createPartitions({ topics: [{ name: request.topic, count: request.partitions, assignments: null }] }),
+  )
+
+const topicResource = request => ({ resourceType: ConfigResourceTypes.TOPIC, resourceName: request.topic })
+
+const config = request =>
+  administer(request, async admin => {
+    const [found] = await admin.describeConfigs({
+      resources: [{ ...topicResource(request), configurationKeys: [request.name] }],
+    })
+    return found.configs.find(({ name }) => name === request.name)?.value
+  })
+
+const set_config = request =>
+  administer(request, admin =>
+    admin.incrementalAlterConfigs({
+      resources: [
+        {
+          ...topicResource(request),
+          configs: [
+            { name: request.name, value: request.value, configOperation: IncrementalAlterConfigOperationTypes.SET },
+          ],
+        },
+      ],
+    }),
+  )
+
+const delete_records = request =>
+  administer(request, admin =>
+    admin.deleteRecords({
+      topics: [
+        { name: request.topic, partitions: [{ partition: request.partition, offset: BigInt(request.offset) }] },
+      ],
+    }),
+  ).then(() => null)
+
+const groups = request => administer(request, async admin => [...(await admin.listGroups()).keys()])
+
+const delete_group = request => administer(request, admin => admin.deleteGroups({ groups: [request.group] }))
+
 async function join(request) {
   const log = new Log(request.limit)
   const consumer = new Consumer({
@@ -189,5 +231,11 @@ await serve({
   delete_topic,
   partitions,
   committed,
+  create_partitions,
+  config,
+  set_config,
+  delete_records,
+  groups,
+  delete_group,
   join,
 })

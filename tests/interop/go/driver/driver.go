@@ -52,6 +52,8 @@ type Request struct {
 	InstanceID  string            `json:"instance_id"`
 	Limit       int               `json:"limit"`
 	Member      int               `json:"member"`
+	Name        string            `json:"name"`
+	Value       string            `json:"value"`
 }
 
 // Progress is what a group member has and what it read since it was last asked.
@@ -77,6 +79,12 @@ type Client interface {
 	Partitions(Request) ([]int32, error)
 	Join(Request) (Member, error)
 	Committed(Request) (map[int32]int64, error)
+	CreatePartitions(Request) error
+	Config(Request) (*string, error)
+	SetConfig(Request) error
+	DeleteRecords(Request) error
+	Groups(Request) ([]string, error)
+	DeleteGroup(Request) error
 }
 
 // Version tells which version of a module this program was built with.
@@ -136,6 +144,18 @@ func answer(client Client, version string, members map[int]Member, request Reque
 		return client.Partitions(request)
 	case "committed":
 		return client.Committed(request)
+	case "create_partitions":
+		return nil, client.CreatePartitions(request)
+	case "config":
+		return client.Config(request)
+	case "set_config":
+		return nil, client.SetConfig(request)
+	case "delete_records":
+		return nil, client.DeleteRecords(request)
+	case "groups":
+		return client.Groups(request)
+	case "delete_group":
+		return nil, client.DeleteGroup(request)
 	case "join":
 		member, err := client.Join(request)
 		if err != nil {

@@ -115,7 +115,7 @@ func consumed(record *kgo.Record) driver.Record {
 
 func (franz) OffsetForTimestamp(request driver.Request) (*int64, error) {
 	var found *int64
-	return found, administer(request, func(ctx context.Context, admin *kadm.Client) error {
+	err := administer(request, func(ctx context.Context, admin *kadm.Client) error {
 		offsets, err := admin.ListOffsetsAfterMilli(ctx, request.TimestampMs, request.Topic)
 		if err != nil {
 			return err
@@ -127,6 +127,7 @@ func (franz) OffsetForTimestamp(request driver.Request) (*int64, error) {
 		found = &offset.Offset // where there is none, kadm asks again, for the end
 		return offset.Err
 	})
+	return found, err
 }
 
 func (franz) CreateTopic(request driver.Request) error {
@@ -149,7 +150,7 @@ func (franz) DeleteTopic(request driver.Request) error {
 
 func (franz) Partitions(request driver.Request) ([]int32, error) {
 	var found []int32
-	return found, administer(request, func(ctx context.Context, admin *kadm.Client) error {
+	err := administer(request, func(ctx context.Context, admin *kadm.Client) error {
 		topics, err := admin.ListTopics(ctx, request.Topic)
 		if err != nil {
 			return err
@@ -161,11 +162,12 @@ func (franz) Partitions(request driver.Request) ([]int32, error) {
 		found = topic.Partitions.Numbers()
 		return topic.Err
 	})
+	return found, err
 }
 
 func (franz) Committed(request driver.Request) (map[int32]int64, error) {
 	found := map[int32]int64{}
-	return found, administer(request, func(ctx context.Context, admin *kadm.Client) error {
+	err := administer(request, func(ctx context.Context, admin *kadm.Client) error {
 		offsets, err := admin.FetchOffsets(ctx, request.Group)
 		offsets.Each(func(offset kadm.OffsetResponse) {
 			if offset.Topic == request.Topic {
@@ -173,6 +175,69 @@ func (franz) Committed(request driver.Request) (map[int32]int64, error) {
 			}
 		})
 		return err
+	})
+	return found, err
+}
+
+func (franz) CreatePartitions(request driver.Request) error {
+	return administer(request, func(ctx context.Context, admin *kadm.Client) error {
+		created, err := admin.UpdatePartitions(ctx, int(request.Partitions), request.Topic)
+		return errors.Join(err, created.Error())
+	})
+}
+
+func (franz) Config(request driver.Request) (*string, error) {
+	var found *string
+	err := administer(request, func(ctx context.Context, admin *kadm.Client) error {
+		configs, err := admin.DescribeTopicConfigs(ctx, request.Topic)
+		if err != nil {
+			return err
+		}
+		topic, err := configs.On(request.Topic, nil)
+		for _, config := range topic.Configs {
+			if config.Key == request.Name {
+				found = config.Value
+			}
+		}
+		return errors.Join(err, topic.Err)
+	})
+	return found, err
+}
+
+func (franz) SetConfig(request driver.Request) error {
+	return administer(request, func(ctx context.Context, admin *kadm.Client) error {
+		change := kadm.AlterConfig{Op: kadm.SetConfig, Name: request.Name, Value: &request.Value}
+		altered, err := admin.AlterTopicConfigs(ctx, []kadm.AlterConfig{change}, request.Topic)
+		if err != nil {
+			return err
+		}
+		return altered[0].Err
+	})
+}
+
+func (franz) DeleteRecords(request driver.Request) error {
+	return administer(request, func(ctx context.Context, admin *kadm.Client) error {
+		var before kadm.Offsets
+		before.Add(kadm.Offset{Topic: request.Topic, Partition: request.Partition, At: request.Offset})
+		deleted, err := admin.DeleteRecords(ctx, before)
+		return errors.Join(err, deleted.Error())
+	})
+}
+
+func (franz) Groups(request driver.Request) ([]string, error) {
+	var found []string
+	err := administer(request, func(ctx context.Context, admin *kadm.Client) error {
+		groups, err := admin.ListGroups(ctx)
+		found = groups.Groups()
+		return err
+	})
+	return found, err
+}
+
+func (franz) DeleteGroup(request driver.Request) error {
+	return administer(request, func(ctx context.Context, admin *kadm.Client) error {
+		deleted, err := admin.DeleteGroup(ctx, request.Group)
+		return errors.Join(err, deleted.Err)
 	})
 }
 

@@ -149,7 +149,7 @@ func (ibm) DeleteTopic(request driver.Request) error {
 
 func (ibm) Partitions(request driver.Request) ([]int32, error) {
 	var found []int32
-	return found, administer(request, func(admin sarama.ClusterAdmin) error {
+	err := administer(request, func(admin sarama.ClusterAdmin) error {
 		topics, err := admin.DescribeTopics([]string{request.Topic})
 		if err != nil {
 			return err
@@ -165,11 +165,12 @@ func (ibm) Partitions(request driver.Request) ([]int32, error) {
 		}
 		return nil
 	})
+	return found, err
 }
 
 func (ibm) Committed(request driver.Request) (map[int32]int64, error) {
 	found := map[int32]int64{}
-	return found, administer(request, func(admin sarama.ClusterAdmin) error {
+	err := administer(request, func(admin sarama.ClusterAdmin) error {
 		answer, err := admin.ListConsumerGroupOffsets(request.Group, nil)
 		if err != nil {
 			return err
@@ -178,6 +179,61 @@ func (ibm) Committed(request driver.Request) (map[int32]int64, error) {
 			found[partition] = block.Offset
 		}
 		return nil
+	})
+	return found, err
+}
+
+func (ibm) CreatePartitions(request driver.Request) error {
+	return administer(request, func(admin sarama.ClusterAdmin) error {
+		return admin.CreatePartitions(request.Topic, request.Partitions, nil, false)
+	})
+}
+
+func (ibm) Config(request driver.Request) (*string, error) {
+	var found *string
+	err := administer(request, func(admin sarama.ClusterAdmin) error {
+		entries, err := admin.DescribeConfig(sarama.ConfigResource{Type: sarama.TopicResource, Name: request.Topic})
+		for _, entry := range entries {
+			if entry.Name == request.Name {
+				found = &entry.Value
+			}
+		}
+		return err
+	})
+	return found, err
+}
+
+func (ibm) SetConfig(request driver.Request) error {
+	return administer(request, func(admin sarama.ClusterAdmin) error {
+		change := sarama.IncrementalAlterConfigsEntry{
+			Operation: sarama.IncrementalAlterConfigsOperationSet, Value: &request.Value,
+		}
+		changes := map[string]sarama.IncrementalAlterConfigsEntry{request.Name: change}
+		return admin.IncrementalAlterConfig(sarama.TopicResource, request.Topic, changes, false)
+	})
+}
+
+func (ibm) DeleteRecords(request driver.Request) error {
+	return administer(request, func(admin sarama.ClusterAdmin) error {
+		return admin.DeleteRecords(request.Topic, map[int32]int64{request.Partition: request.Offset})
+	})
+}
+
+func (ibm) Groups(request driver.Request) ([]string, error) {
+	found := []string{}
+	err := administer(request, func(admin sarama.ClusterAdmin) error {
+		groups, err := admin.ListConsumerGroups()
+		for group := range groups {
+			found = append(found, group)
+		}
+		return err
+	})
+	return found, err
+}
+
+func (ibm) DeleteGroup(request driver.Request) error {
+	return administer(request, func(admin sarama.ClusterAdmin) error {
+		return admin.DeleteConsumerGroup(request.Group)
 	})
 }
 

@@ -21,7 +21,12 @@ import java.util.concurrent.ExecutionException;
 import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
 import org.apache.kafka.clients.admin.Admin;
+import org.apache.kafka.clients.admin.AlterConfigOp;
+import org.apache.kafka.clients.admin.ConfigEntry;
+import org.apache.kafka.clients.admin.GroupListing;
+import org.apache.kafka.clients.admin.NewPartitions;
 import org.apache.kafka.clients.admin.NewTopic;
+import org.apache.kafka.clients.admin.RecordsToDelete;
 import org.apache.kafka.clients.admin.TopicDescription;
 import org.apache.kafka.clients.consumer.ConsumerRecord;
 import org.apache.kafka.clients.consumer.KafkaConsumer;
@@ -30,7 +35,9 @@ import org.apache.kafka.clients.consumer.OffsetAndTimestamp;
 import org.apache.kafka.clients.producer.KafkaProducer;
 import org.apache.kafka.clients.producer.ProducerRecord;
 import org.apache.kafka.clients.producer.RecordMetadata;
+import org.apache.kafka.common.KafkaFuture;
 import org.apache.kafka.common.TopicPartition;
+import org.apache.kafka.common.config.ConfigResource;
 import org.apache.kafka.common.errors.UnknownTopicOrPartitionException;
 import org.apache.kafka.common.header.Header;
 import org.apache.kafka.common.header.internals.RecordHeader;
@@ -81,6 +88,12 @@ public final class Driver {
             case "delete_topic" -> deleteTopic(request);
             case "partitions" -> partitions(request);
             case "committed" -> committed(request);
+            case "create_partitions" -> createPartitions(request);
+            case "config" -> config(request);
+            case "set_config" -> setConfig(request);
+            case "delete_records" -> deleteRecords(request);
+            case "groups" -> groups(request);
+            case "delete_group" -> deleteGroup(request);
             case "join" -> join(request);
             case "progress" -> member(request).progress();
             case "leave" -> member(request).leave();
@@ -203,6 +216,58 @@ public final class Driver {
             });
         }
         return found;
+    }
+
+    private Object createPartitions(JsonNode request) throws Exception {
+        NewPartitions wanted = NewPartitions.increaseTo(request.get("partitions").asInt());
+        try (Admin admin = Admin.create(settings(request))) {
+            return wait(admin.createPartitions(Map.of(request.get("topic").asText(), wanted)).all());
+        }
+    }
+
+    private Object config(JsonNode request) throws Exception {
+        ConfigResource topic = topic(request);
+        try (Admin admin = Admin.create(settings(request))) {
+            ConfigEntry found = wait(admin.describeConfigs(List.of(topic)).all())
+                    .get(topic)
+                    .get(request.get("name").asText());
+            return found == null ? null : found.value();
+        }
+    }
+
+    private Object setConfig(JsonNode request) throws Exception {
+        ConfigEntry entry = new ConfigEntry(request.get("name").asText(), request.get("value").asText());
+        AlterConfigOp change = new AlterConfigOp(entry, AlterConfigOp.OpType.SET);
+        try (Admin admin = Admin.create(settings(request))) {
+            return wait(admin.incrementalAlterConfigs(Map.of(topic(request), List.of(change))).all());
+        }
+    }
+
+    private Object deleteRecords(JsonNode request) throws Exception {
+        RecordsToDelete before = RecordsToDelete.beforeOffset(request.get("offset").asLong());
+        try (Admin admin = Admin.create(settings(request))) {
+            return wait(admin.deleteRecords(Map.of(place(request), before)).all());
+        }
+    }
+
+    private Object groups(JsonNode request) throws Exception {
+        try (Admin admin = Admin.create(settings(request))) {
+            return wait(admin.listGroups().all()).stream().map(GroupListing::groupId).toList();
+        }
+    }
+
+    private Object deleteGroup(JsonNode request) throws Exception {
+        try (Admin admin = Admin.create(settings(request))) {
+            return wait(admin.deleteConsumerGroups(List.of(request.get("group").asText())).all());
+        }
+    }
+
+    private static <T> T wait(KafkaFuture<T> future) throws Exception {
+        return future.get(DEADLINE.toSeconds(), TimeUnit.SECONDS);
+    }
+
+    private static ConfigResource topic(JsonNode request) {
+        return new ConfigResource(ConfigResource.Type.TOPIC, request.get("topic").asText());
     }
 
     private Object join(JsonNode request) {
