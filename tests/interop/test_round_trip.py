@@ -13,7 +13,7 @@ from protocol.record_set import iter_batches
 from protocol.records import parse_batch_header
 from tests.interop.clients.base import CODECS, Client, Record
 from tests.interop.clients.confluent import Confluent
-from tests.interop.conftest import CLIENTS, installed
+from tests.interop.conftest import installed_clients
 
 pytestmark = pytest.mark.interop
 
@@ -73,7 +73,7 @@ def test_keys_values_headers_and_timestamps_come_back(client: Client, bootstrap:
 
 @pytest.mark.parametrize("codecs", [("none", "gzip", "lz4"), ("snappy",), ("zstd",)], ids="-".join)
 def test_every_client_reads_what_every_other_wrote(bootstrap: str, topic: str, codecs: tuple[str, ...]) -> None:
-    clients = [installed(make(bootstrap)) for make in CLIENTS.values()]
+    clients = installed_clients(bootstrap)
     sent: list[Record] = []
     for writer in [client for client in clients if set(codecs) <= set(client.codecs)]:
         for codec in codecs:
