@@ -71,13 +71,23 @@ def test_confluent_shares_partitions_and_resumes(bootstrap: str, filled: str) ->
         return [len(each.assignment()) for each in (first, second)] == [2, 2]
 
     wait_until(both_have_two, "an even assignment")
-    wait_until(lambda: read(first) or read(second) or set(seen) == _all_values(), "every record")
+    everything = [ck.TopicPartition(filled, partition) for partition in range(PARTITIONS)]
+
+    def all_is_committed() -> bool:
+        for each in (first, second):
+            read(each)
+            with contextlib.suppress(ck.KafkaException):  # it read nothing since its last commit
+                each.commit(asynchronous=False)
+        return [found.offset for found in first.committed(everything, DEADLINE_S)] == [
+            RECORDS // PARTITIONS
+        ] * PARTITIONS
+
+    wait_until(all_is_committed, "a commit of everything")
+    assert set(seen) == _all_values()
     for each in (first, second):
-        with contextlib.suppress(ck.KafkaException):  # it read nothing since its last commit
-            each.commit(asynchronous=False)
         each.close()
     third = consumer()
-    committed = third.committed([ck.TopicPartition(filled, partition) for partition in range(PARTITIONS)], 10)
+    committed = third.committed(everything, DEADLINE_S)
     assert [found.offset for found in committed] == [RECORDS // PARTITIONS] * PARTITIONS
     third.close()
 
