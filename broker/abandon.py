@@ -31,11 +31,17 @@ from controller.errors import NodeRefused
 from controller.image import Image
 from s3stream.config import ObjectStoreSettings
 from s3stream.open import open_object_store
+from s3stream.wal_objects import StoreForWal
+from wal.config import ObjectWalConfig, parse_wal_uri
 from wal.errors import WalError
 from wal.header import choose_header
+from wal.identity import read_identity
+from wal.slot import identity_key
 from wal.survey import WalSurvey
 
 __all__ = ["abandon", "add_wal"]
+
+_PATIENCE: Final = ObjectStoreSettings(request_timeout_ms=PATIENCE_MS // 3, deadline_ms=PATIENCE_MS)
 
 DEFAULT_SLACK_OFFSETS: Final = 1_000_000_000
 """Offsets left out in each partition. A lost WAL of 512 MiB held fewer records than that, unless they were compressed to a
@@ -94,6 +100,7 @@ async def abandon(options: argparse.Namespace, settings: BrokerSettings) -> int:
     rng = random.Random()
     uri = absolute_uri(settings.object_store_uri)
     await _refuse_what_is_here(wal_path(settings.wal_uri), options.wal_id)
+    await _refuse_what_is_in_its_bucket(settings, options.wal_id, rng)
     async with open_bucket(uri, rng) as bucket:
         image = (await bucket.replica()).image
     if not any(stream.wal_id == options.wal_id for stream in image.state.tables.streams.values()):
@@ -101,8 +108,7 @@ async def abandon(options: argparse.Namespace, settings: BrokerSettings) -> int:
     await emit(_rows(image, options), as_json=options.json)
     if not options.yes:
         return EXIT_NOT_CHECKED
-    patience = ObjectStoreSettings(request_timeout_ms=PATIENCE_MS // 3, deadline_ms=PATIENCE_MS)
-    store, paths = open_object_store(uri, rng=rng, settings=patience)
+    store, paths = open_object_store(uri, rng=rng, settings=_PATIENCE)
     try:
         controller = await Controller.start(
             store=store,
@@ -136,6 +142,28 @@ async def _refuse_what_is_here(path: Path | None, wal_id: str) -> None:
         raise NodeRefused(
             f"the WAL {wal_id} is here, in {path}: start the broker, which recovers it. If its recovery fails and the WAL is to be "
             "given up nevertheless, move the directory away first"
+        )
+
+
+async def _refuse_what_is_in_its_bucket(settings: BrokerSettings, wal_id: str, rng: random.Random) -> None:
+    config = parse_wal_uri(absolute_uri(settings.wal_uri)) if "://" in settings.wal_uri else None
+    if not isinstance(config, ObjectWalConfig):
+        return
+    opened = open_object_store(config.store_uri, rng=rng, settings=_PATIENCE)
+    objects = StoreForWal(opened.store, opened.paths.prefix)
+    key = identity_key(settings.node_id)
+    aside = f"delete the object {key} below the prefix of wal.uri first; the node then begins a new WAL"
+    try:
+        data = await objects.read(key)
+        found_id = "" if data is None else read_identity(data, key).wal_id
+    except WalError as error:
+        raise NodeRefused(f"{error}. If this is the WAL that is to be given up, {aside}") from error
+    finally:
+        await objects.close()
+    if found_id == wal_id:
+        raise NodeRefused(
+            f"the WAL {wal_id} is in {objects.uri}: start the broker, which recovers it. If its recovery fails and the WAL is to be "
+            f"given up nevertheless, {aside}"
         )
 
 

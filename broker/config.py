@@ -171,7 +171,10 @@ class BrokerSettings:
     )
     wal_uri: str = _data(
         "file://./data/wal?capacity=512MiB",
-        "The write-ahead log: file:///dir?capacity=512MiB (null:// for benchmarks only). What was acknowledged and is not "
+        "The write-ahead log: file:///dir?capacity=512MiB on a local disk; or s3://bucket/prefix?batch_interval_ms=100 in a "
+        "bucket, with nothing on the local disk (objects+file:///dir for development); null:// for benchmarks only. In a bucket it "
+        "also takes batch_size=4MiB, parallelism=8 (PUTs under way), hedge_ms=500 (a second PUT beside one that takes longer; 0: never) "
+        "and the options of object.store.uri. What was acknowledged and is not "
         "uploaded yet is at most this capacity or half of memory.bytes, whichever is smaller; then producers wait.",
     )
     memory_bytes: int = _data(

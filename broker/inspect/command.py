@@ -128,7 +128,7 @@ async def _rows(stack: AsyncExitStack, options: argparse.Namespace, settings: Br
     wal = wal_path(getattr(options, "path", None) or settings.wal_uri)
     if options.inspected == "wal":
         if wal is None:
-            raise InvalidSettings(f"{settings.wal_uri} keeps nothing that could be looked at")
+            raise InvalidSettings(f"{settings.wal_uri} is no directory: this looks into file WALs only")
         return _wal_rows(uri, wal, list_frames=options.frames)
     bucket = await stack.enter_async_context(open_bucket(uri, random.Random()))
     if options.inspected == "metadata":

@@ -146,3 +146,18 @@ async def test_a_wal_that_is_here_or_unknown_is_refused(
     assert "neither copy of the WAL header is intact" in capsys.readouterr().err
     assert await abandon(tmp_path, "00" * 16, "--yes") == 2
     assert "there is nothing to abandon" in capsys.readouterr().err
+
+
+async def test_a_wal_that_is_in_its_bucket_is_refused(
+    start_node: StartNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wal_uri = f"objects+{(tmp_path / 'objects').as_uri()}"
+    async with start_node(wal_uri=wal_uri, shutdown_timeout_ms=0) as node:
+        async with await Wire.connect(node.bootstrap_servers) as wire:
+            await wire.create_topic("t")
+            await wire.produce("t", batch(b"in the log"))
+        wal_id = node.running.wal_id
+    places = ["--bucket", (tmp_path / "objects").as_uri(), "--set", f"wal.uri={wal_uri}"]
+    command = ["--log-level", "error", "wal", "abandon", wal_id, *places, "--yes"]
+    assert await asyncio.to_thread(main, command) != 0
+    assert "start the broker, which recovers it" in capsys.readouterr().err
