@@ -137,11 +137,11 @@ class Machine:
         if isinstance(failure, BaseException):
             raise failure
 
-    @staticmethod
-    def may_fail_with(error: BaseException) -> bool:
+    def may_fail_with(self, error: BaseException) -> bool:
         """Whether a broker may give up with this on a machine whose parts fail: the next start sees to the rest."""
         if isinstance(error, StorageFenced | WalFenced):
-            return _caused_by_disk(error)
+            # In a bucket, the fence of a former process may arrive late, and stop the one that came after it.
+            return _caused_by_a_fence(error) if self._scenario.wal_in_bucket else _caused_by_disk(error)
         return isinstance(error, ObjectStoreError | MetadataUnavailable | OSError | TimeoutError)
 
     # ---- what the world does to it
@@ -188,6 +188,12 @@ async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> object:
     finally:
         for task in tasks:
             task.cancel()
+
+
+def _caused_by_a_fence(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, WalFenced):
+        error = error.__cause__
+    return error is not None and error.__cause__ is None
 
 
 def _caused_by_disk(error: BaseException | None) -> bool:

@@ -25,11 +25,16 @@ from s3stream.errors import StorageError
 from s3stream.objectstore import ObjectStore, ObjectStoreError
 from s3stream.open import OpenedStore
 from s3stream.paths import Paths
+from s3stream.wal_objects import StoreForWal
 from tests.sim.loop import current_process
 from tests.sim.scenario import Scenario
 from wal.arena import Arena
+from wal.config import ObjectWalConfig
 from wal.disk import Disk
 from wal.file_wal import FileWal
+from wal.log import WriteAheadLog
+from wal.object_wal import ObjectWal
+from wal.open import OpenObjects
 
 __all__ = ["Ports", "broker_settings", "metadata_digest", "simulated_ports", "trim"]
 
@@ -114,9 +119,34 @@ def _open_object_store(uri: str, *, rng: random.Random, settings: object) -> Ope
 
 
 async def _open_wal(
-    uri: str, *, arena: Arena, cluster_id: str, node_id: int, rng: random.Random, clock: Callable[[], float]
-) -> FileWal:
+    uri: str,
+    *,
+    arena: Arena,
+    cluster_id: str,
+    node_id: int,
+    rng: random.Random,
+    clock: Callable[[], float],
+    open_objects: OpenObjects,
+) -> WriteAheadLog:
     ports = _ports()
+    scenario = ports.scenario
+    if scenario.wal_in_bucket:
+        return await ObjectWal.open(
+            arena=arena,
+            objects=StoreForWal(ports.store, ports.paths.prefix),
+            cluster_id=cluster_id,
+            node_id=node_id,
+            config=ObjectWalConfig(
+                store_uri="mem://",
+                capacity_bytes=scenario.wal_capacity_bytes,
+                batch_interval_ms=scenario.wal_batch_interval_ms,
+                batch_size_bytes=scenario.wal_capacity_bytes // 16,
+                parallelism=4,
+                hedge_ms=200,
+            ),
+            rng=rng,
+            clock=clock,
+        )
     return await FileWal.open(
         arena=arena,
         disk=ports.disk,

@@ -50,6 +50,9 @@ class Scenario:
     outage_s: float
     clock_jumps: bool
     clock_drift: float
+    wal_in_bucket: bool
+    """The WAL is in the bucket as well, so that the disk does not matter."""
+    wal_batch_interval_ms: int
     wal_capacity_bytes: int
     arena_bytes: int
     upload_size_bytes: int
@@ -90,6 +93,9 @@ def draw(seed: int) -> Scenario:
         outage_s=rng.uniform(0.5, 6.0),
         clock_jumps=rng.random() < 0.2,
         clock_drift=rng.uniform(-0.0002, 0.0002),
+        # Drawn apart, so that all else of a seed is the same whatever kind of WAL it has.
+        wal_in_bucket=not block_sized and random.Random(f"{seed} kind of WAL").random() < 0.25,
+        wal_batch_interval_ms=random.Random(f"{seed} interval").choice((0, 5, 50)),
         wal_capacity_bytes=wal_capacity_bytes,
         arena_bytes=arena_bytes // _ALIGNMENT_BYTES * _ALIGNMENT_BYTES,
         upload_size_bytes=rng.choice((32, 64, 256)) << 10,
