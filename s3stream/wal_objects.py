@@ -56,7 +56,7 @@ class StoreForWal:
         """See `WalObjects`."""
         with _translated():
             try:
-                return await self._store.get_range(self._root + key, 0, size_bytes)
+                return bytes(await self._store.get_range(self._root + key, 0, size_bytes))
             except NotFound:
                 return None
 
