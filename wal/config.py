@@ -137,7 +137,8 @@ def _parse_file(uri: str, host: str, path: str, options: dict[str, str]) -> File
 def _parse_objects(uri: str, options: dict[str, str]) -> ObjectWalConfig:
     problems: list[str] = []
     capacity_bytes = _size(options, "capacity", DEFAULT_CAPACITY_BYTES, problems)
-    batch_size_bytes = _size(options, "batch_size", DEFAULT_BATCH_SIZE_BYTES, problems, least=MIN_BATCH_SIZE_BYTES)
+    default = min(DEFAULT_BATCH_SIZE_BYTES, capacity_bytes // 4)
+    batch_size_bytes = _size(options, "batch_size", default, problems, least=MIN_BATCH_SIZE_BYTES)
     numbers: dict[str, int] = {}
     for name, (least, most) in _OBJECT_LIMITS.items():
         if (text := options.pop(name, None)) is not None:

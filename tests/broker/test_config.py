@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 
 from broker.config import SETTINGS, BrokerSettings, InvalidSettings, Listener, parse_listeners, settings_from
 from broker.setting import Kind, parse_size
-from broker.wiring import absolute_uri, storage_settings
-from wal.config import DEFAULT_CAPACITY_BYTES, FileWalConfig, parse_wal_uri
+from broker.wiring import absolute_uri, storage_settings, wal_store_settings
+from s3stream.open import open_object_store
+from wal.config import DEFAULT_CAPACITY_BYTES, FileWalConfig, ObjectWalConfig, parse_wal_uri
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
@@ -61,6 +63,22 @@ def test_the_default_log_is_no_larger_than_the_memory_that_mirrors_it() -> None:
     config = parse_wal_uri(absolute_uri(settings.wal_uri))
     assert isinstance(config, FileWalConfig)
     assert config.capacity_bytes == DEFAULT_CAPACITY_BYTES <= storage_settings(settings).arena_bytes
+
+
+@pytest.mark.parametrize("uri", ["objects+file:data/wal?capacity=8MiB", "objects+file://./data/wal?capacity=8MiB"])
+def test_a_log_in_a_local_object_store_may_have_a_relative_path(uri: str) -> None:
+    config = parse_wal_uri(absolute_uri(uri))
+    assert isinstance(config, ObjectWalConfig)
+    assert config.store_uri == (Path.cwd() / "data" / "wal").as_uri()
+
+
+def test_other_uris_are_left_alone() -> None:
+    uri = "s3://bucket/prefix?endpoint=http://127.0.0.1:9000&path_style=true&batch_interval_ms=20"
+    config = parse_wal_uri(absolute_uri(uri))
+    assert isinstance(config, ObjectWalConfig)
+    opened = open_object_store(config.store_uri, rng=random.Random(0), settings=wal_store_settings(config))
+    assert opened.store.uri == "s3://bucket?endpoint=http://127.0.0.1:9000"
+    assert opened.paths.prefix == "prefix"
 
 
 @pytest.mark.parametrize(
