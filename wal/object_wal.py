@@ -561,6 +561,9 @@ class ObjectWal:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if self._failure is None:  # for a trim that still waits for the store
+                self._failure = WalFenced(f"WAL {self.wal_id} is closed")
+            self._wake()
             await self._objects.close()
             self._closed.set_result(None)
 

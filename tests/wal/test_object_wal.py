@@ -396,12 +396,17 @@ async def test_closing_does_not_wait_for_ever_for_a_store_that_is_away(monkeypat
     monkeypatch.setattr("wal.object_wal.CLOSE_TIMEOUT_S", 0.01)
     store = MemoryObjectStore()
     wal, told = await started(store)
+    end = await append_durably(wal, b"acknowledged")
     store.outage = True
     append(wal, b"in doubt")
+    trim = asyncio.create_task(wal.trim(end))
+    await turns()
     await wal.close()
-    assert told.durable == []
+    assert told.durable == [end]
+    with pytest.raises(WalFenced, match="is closed"):
+        await trim
     store.outage = False
-    assert await payloads_of(store.bucket) == []
+    assert await payloads_of(store.bucket) == [b"acknowledged"]
 
 
 async def test_appends_go_on_after_an_outage_and_a_renewal_of_credentials() -> None:
