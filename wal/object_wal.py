@@ -42,7 +42,7 @@ from wal.slot_log import End, Patience, SlotLog
 
 __all__ = ["ObjectWal"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("tidelog.wal")
 
 RECOVERY_RUN_BYTES = 2 << 20
 """Frames that recovery hands over at a time, as the file WAL does."""
@@ -550,9 +550,8 @@ class ObjectWal:
                         await self._deleted.wait()
             if self._ready and self._failure is None and self.durable_offset < self.end_offset:
                 _log.warning(
-                    "WAL %s: %d bytes were not acknowledged, because the bucket did not answer",
-                    self.wal_id,
-                    self.end_offset - self.durable_offset,
+                    "closed before all was acknowledged: the bucket did not answer for %(size_bytes)d bytes (%(wal_id)s)",
+                    {"size_bytes": self.end_offset - self.durable_offset, "wal_id": self.wal_id},
                 )
         finally:
             if self._pump_handle is not None:

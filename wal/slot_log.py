@@ -47,7 +47,7 @@ from wal.slot import (
 
 __all__ = ["End", "Patience", "SlotLog"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("tidelog.wal")
 
 T = TypeVar("T")
 
@@ -112,7 +112,9 @@ class Patience:
                 failure = error
             if not warned and delay_s >= MAX_DELAY_S:
                 warned = True
-                _log.warning("the WAL's bucket does not answer, trying again until it does: %s", failure)
+                _log.warning(
+                    "the WAL's bucket does not answer: trying again until it does (%(error)s)", {"error": failure}
+                )
             await asyncio.sleep(delay_s * (0.5 + self._rng.random()))
             delay_s = min(2 * delay_s, MAX_DELAY_S)
 
