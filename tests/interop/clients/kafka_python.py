@@ -171,7 +171,9 @@ class _Member(ThreadedMember):
                 if self.full:
                     consumer.pause(*consumer.assignment())
                 offsets = {}
-                for place, messages in consumer.poll(timeout_ms=100).items():
+                # It returns as soon as there is something. A poll that times out while the group is being joined can leave
+                # kafka-python 3.0.12 with an assignment that it never takes up, and without heartbeats.
+                for place, messages in consumer.poll(timeout_ms=2000).items():
                     for message in messages:
                         if not self.full:
                             self.keep(message.partition, _record(message))
