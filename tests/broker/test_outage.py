@@ -76,7 +76,7 @@ def test_producers_wait_out_an_outage(tmp_path: Path) -> None:
     # Until then acknowledgements go on; from then on producers wait, and hear of no error.
     wait_until(log_is_full, "a full log")
     assert len(acknowledged) * VALUE_BYTES < 8 << 20
-    assert len(producer) == COUNT - len(acknowledged)
+    assert len(producer) >= COUNT - len(acknowledged)  # it counts librdkafka's own requests that wait, too
     assert errors == []
     assert tidelog.object_store.failures.total() > 0
 
