@@ -273,6 +273,14 @@ class BrokerSettings:
         60_000, "How long an object that nothing refers to is kept, so that reads under way finish.", unit="ms", least=0
     )
 
+    metadata_restore_window_ms: int = _retention(
+        21_600_000,
+        "How far back `tidelog restore` can go: so long, deleted data and the history of the metadata are kept in the object store. 0: not at all. "
+        "The same on all nodes.",
+        unit="ms",
+        least=0,
+    )
+
     socket_request_max_bytes: int = _network(
         104_857_600, "Largest request. A larger one closes its connection.", unit="bytes", least=1024, most=INT32_MAX
     )

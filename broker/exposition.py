@@ -197,6 +197,10 @@ def _objects(parts: Parts) -> Mapping[str, float | Histogram]:
     }
 
 
+def _unreferenced_bytes(parts: Parts) -> float:
+    return sum(value.size_bytes for value in parts.controller.image.state.tables.unreferenced.values())
+
+
 def _store_errors(parts: Parts) -> Iterable[Sample]:
     return [((operation, error), count) for (operation, error), count in sorted(parts.store.failures.items())]
 
@@ -589,8 +593,14 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "gauge",
                 "tidelog_objects",
                 "state",
-                "Data objects in the metadata: referenced, unreferenced (in their grace period), expired (about to be deleted).",
+                "Data objects in the metadata: referenced, unreferenced (kept for their grace period and the restore window), "
+                "expired (about to be deleted).",
                 _by_value(_objects),
+            ),
+            _gauge(
+                "tidelog_unreferenced_bytes",
+                "Size of the unreferenced data objects: what waits for its deletion.",
+                _unreferenced_bytes,
             ),
             _gauge("tidelog_partitions", "Partitions open on this node.", lambda parts: len(parts.partitions)),
             _gauge(

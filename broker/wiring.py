@@ -123,6 +123,7 @@ def storage_settings(settings: BrokerSettings) -> StorageSettings:
         collection=CollectionSettings(
             interval_ms=max(min(COLLECTION_INTERVAL_MS, settings.log_segment_delete_delay_ms), 10),
             grace_ms=max(settings.log_segment_delete_delay_ms, 1),
+            restore_window_ms=settings.metadata_restore_window_ms,
         ),
     )
 
@@ -220,6 +221,7 @@ async def start_broker(
                 cluster_id=settings.cluster_id,
                 max_partitions=settings.max_partitions_per_broker,
                 snapshot_interval_bytes=settings.metadata_log_max_record_bytes_between_snapshots,
+                restore_window_ms=settings.metadata_restore_window_ms,
             ),
             now_ms=now_ms,
             rng=rng,

@@ -31,6 +31,8 @@ class ControllerSettings:
     """A snapshot follows this many bytes of entries at the latest, but not before the log outgrows the last snapshot."""
     retained_entries: int = 100
     """Entries kept behind a snapshot, so that a node that is a little late need not load all of it."""
+    restore_window_ms: int = 0
+    """Entries and snapshots are kept that lead to any point of this past, by the store's clock; 0: no longer than needed to go on."""
     max_partitions: int = 100_000
     """Partitions of the cluster: all metadata is in every node's memory, some 2 KB for each."""
     object_id_block_size: int = 1_000
@@ -39,9 +41,8 @@ class ControllerSettings:
     def __post_init__(self) -> None:
         for name in self.__slots__:
             value = getattr(self, name)
-            if isinstance(value, int) and value < 1 and name != "retained_entries":
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        if self.retained_entries < 0:
-            raise ValueError(f"retained_entries is {self.retained_entries}; it must not be negative")
+            least = 0 if name in ("retained_entries", "restore_window_ms") else 1
+            if isinstance(value, int) and value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
         if self.retry_backoff_ms > self.max_retry_backoff_ms:
             raise ValueError("retry_backoff_ms must not exceed max_retry_backoff_ms")

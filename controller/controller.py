@@ -495,9 +495,13 @@ class Controller:
             replica.entries_since_snapshot = replica.bytes_since_snapshot = 0
             replica.snapshot_size_bytes = await self._log.put_snapshot(taken)
             crashpoint.reach("metadata.snapshot")
-            floor = Floor(index=max(taken.index + 1 - self._settings.retained_entries, 0), snapshot_index=taken.index)
+            base, window_ms = taken.index, self._settings.restore_window_ms
+            if window_ms:
+                base = await self._log.restore_base(window_ms)
+            first = min(base + 1, taken.index + 1 - self._settings.retained_entries)
+            floor = Floor(index=max(first, 0), snapshot_index=taken.index)
             await self._log.raise_floor(floor)
-            await self._log.delete_below(floor)
+            await self._log.delete_below(floor, base=base)
         except Exception as error:
             self._fail(error)
         finally:

@@ -4,8 +4,9 @@ Theory of operation:
 - Entry N is created with If-None-Match, so there is one entry N, whoever writes. Its writer reads the leader object after
   the PUT: only if that still names it does the entry count as committed. A deposed writer's entry may nevertheless be in
   the log, before its successor's leader-change entry; then everybody applies it, because all read the same sequence.
-- The floor is raised, by compare-and-swap, before entries below it are deleted. From then on a slot below the floor may
-  be empty, or even taken by a leader that slept since: so nothing that was read counts (neither an entry nor a 404)
+- The floor is raised, by compare-and-swap, before entries below it are deleted, and only past what leads to no point of
+  the restore window any more: the newest snapshot that is older than the window stays, with everything after it. From
+  then on a slot below the floor may be empty, or even taken by a leader that slept since: so nothing that was read counts (neither an entry nor a 404)
   until the floor, read afterwards, turns out to be at or below the first slot. Otherwise the snapshot is loaded.
 - A lost reply leaves a write open. It is settled by trying again: a conditional write that fails shows the key, and the
   nonce in it tells whether it is ours.
@@ -276,13 +277,36 @@ class MetadataLog:
                 return
             await backoff()
 
-    async def delete_below(self, floor: Floor) -> int:
-        """Delete what a durable floor makes superfluous; returns how many objects. What fails is found again next time."""
+    async def restore_base(self, window_ms: int) -> int:
+        """Index of the newest snapshot that was written before a window that ends now, by the store's clock; -1: there is none.
+
+        From it, every point within the window can be reached: a snapshot is written after its last entry.
+        """
+
+        async def base() -> int:
+            began_ms = await self._store.now_ms() - window_ms
+            found = -1
+            async for summary in self._store.list(self._paths.snapshot_prefix):
+                index = self._paths.snapshot_index(summary.key)
+                if index is not None and summary.last_modified_ms <= began_ms:
+                    found = max(found, index)
+            return found
+
+        return await self._until_known(base)
+
+    async def delete_below(self, floor: Floor, *, base: int | None = None) -> int:
+        """Delete what a durable floor makes superfluous; returns how many objects. What fails is found again next time.
+
+        Args:
+            floor: As it was raised.
+            base: The oldest snapshot that is needed; None: that of the floor.
+        """
         entries = await self._keys_below(self._paths.log_prefix, self._paths.log_index, floor.index)
         snapshots = await self._keys_below(
             self._paths.snapshot_prefix, self._paths.snapshot_index, floor.snapshot_index + 1
         )
-        keys = entries + snapshots[:-_KEPT_SNAPSHOTS]
+        needed = self._paths.snapshot(floor.snapshot_index if base is None else max(base, 0))
+        keys = entries + [key for key in snapshots[:-_KEPT_SNAPSHOTS] if key < needed]
         for start in range(0, len(keys), _DELETE_BATCH):
             await self._until_known(partial(self._store.delete_many, keys[start : start + _DELETE_BATCH]))
         return len(keys)

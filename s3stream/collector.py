@@ -3,10 +3,13 @@
 Always true:
 - An object is deleted only after its id was expired: from then on no commit can refer to it (I8). The metadata refuses
   to expire what is referenced, and its answer, not our question, says what is deleted.
-- Between the un-reference and the deletion lies a grace period, in which reads that began before come to their end.
+- Between the un-reference and the deletion lies a grace period, in which reads that began before come to their end; and the
+  restore window, in which an operator may take the metadata back to where the object was referenced. Their end is told by
+  the slower one of two clocks, this machine's, which stamped the un-reference, and the store's.
 - A crash anywhere is made up for by the next round: what is expired and not forgotten is deleted (again).
 - Orphans, put but never committed (their uploader died, or its commit was refused), are found by listing the bucket, and
-  treated as unreferenced once they are older than any upload is retried. Their age is by the store's own clock.
+  treated as unreferenced once they are older than any upload is retried. Their age is by the store's own clock. No point of
+  the past references them, so they do not wait for the restore window.
 """
 
 from __future__ import annotations
@@ -90,9 +93,18 @@ class Collector:
         deleted = 0
         for batch in self._batches(self._metadata.expired_objects()):
             deleted += await self._delete(batch)
-        for batch in self._batches(self._metadata.unreferenced_before(self._now_ms() - self._settings.grace_ms)):
+        for batch in self._batches(await self._due()):
             deleted += await self._delete(await self._metadata.expire_objects(batch))
         return deleted
+
+    async def _due(self) -> Sequence[ObjectId]:
+        """What has been unreferenced for long enough. The store is asked for its time only where it matters."""
+        kept_ms = self._settings.kept_ms
+        due = self._metadata.unreferenced_before(self._now_ms() - kept_ms)
+        if due and self._settings.restore_window_ms:
+            now_ms = min(self._now_ms(), await self._store.now_ms())
+            due = self._metadata.unreferenced_before(now_ms - kept_ms)
+        return due
 
     async def collect_orphans(self) -> int:
         """Delete objects that were never committed, and abort uploads never completed; returns how many objects."""

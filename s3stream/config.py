@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 __all__ = [
+    "CLOCK_SLACK_MS",
     "CollectionSettings",
     "CompactionSettings",
     "InvalidSettings",
@@ -20,6 +21,10 @@ __all__ = [
 
 KIB = 1 << 10
 MIB = 1 << 20
+
+CLOCK_SLACK_MS = 300_000
+"""How far a node's clock, which says when an object was un-referenced, may be behind the store's, by which the window of a
+restore is measured. Machines in order differ by milliseconds."""
 
 
 class InvalidSettings(ValueError):
@@ -130,6 +135,8 @@ class CollectionSettings:
     interval_ms: int = 60_000
     grace_ms: int = 600_000
     """From the un-reference to the deletion, so that reads in flight finish."""
+    restore_window_ms: int = 0
+    """The metadata can be restored to any point of this past, so objects stay as long, and a little longer; 0: it cannot."""
     orphan_age_ms: int = 86_400_000
     """An object that was put but never committed is deleted at this age; longer than any upload is retried."""
     orphan_scan_interval_ms: int = 3_600_000
@@ -137,9 +144,16 @@ class CollectionSettings:
     batch_size: int = 500
     """Objects expired and deleted at a time; S3 deletes up to 1,000 in a request."""
 
+    @property
+    def kept_ms(self) -> int:
+        """How long an object stays after its un-reference."""
+        return max(self.grace_ms, self.restore_window_ms + CLOCK_SLACK_MS if self.restore_window_ms else 0)
+
     def problems(self) -> list[str]:
         """What is wrong with these settings."""
-        found = _not_positive(self)
+        found = _not_positive(self, but="restore_window_ms")
+        if self.restore_window_ms < 0:
+            found.append(f"restore_window_ms must not be negative, is {self.restore_window_ms}")
         if self.batch_size > 1000:
             found.append("batch_size must be at most 1000")
         if self.orphan_age_ms < self.grace_ms:
@@ -196,7 +210,7 @@ class StorageSettings:
             raise InvalidSettings("; ".join(problems))
 
 
-def _not_positive(settings: object) -> list[str]:
+def _not_positive(settings: object, *, but: str = "") -> list[str]:
     names: tuple[str, ...] = settings.__slots__  # type: ignore[attr-defined]
-    values = ((name, getattr(settings, name)) for name in names)
+    values = ((name, getattr(settings, name)) for name in names if name != but)
     return [f"{name} must be positive, is {value}" for name, value in values if isinstance(value, int) and value <= 0]

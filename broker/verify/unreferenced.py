@@ -36,7 +36,7 @@ class _Bounds:
     def is_overdue(self, since_ms: int, *, orphan: bool) -> bool:
         """Whether something that is unreferenced since a time should be gone."""
         settings = self.settings
-        bound_ms = settings.grace_ms + _SLACK * settings.interval_ms
+        bound_ms = settings.kept_ms + _SLACK * settings.interval_ms
         if orphan:
             bound_ms = settings.orphan_age_ms + _SLACK * (settings.orphan_scan_interval_ms + settings.interval_ms)
         return self.alive_until_ms - max(since_ms, self.alive_from_ms) > bound_ms

@@ -124,7 +124,7 @@ async def test_a_partition_that_is_loading_keeps_what_its_state_is_rebuilt_from(
 async def test_objects_go_from_the_store(start_node: StartNode, tmp_path: Path) -> None:
     async with (
         asyncio.timeout(30),
-        start_node(log_segment_delete_delay_ms=50, upload_interval_ms=50) as node,
+        start_node(log_segment_delete_delay_ms=50, metadata_restore_window_ms=0, upload_interval_ms=50) as node,
         await Wire.connect(node.bootstrap_servers) as wire,
     ):
         await wire.create_topic("t")
@@ -140,7 +140,12 @@ async def test_objects_go_from_the_store(start_node: StartNode, tmp_path: Path) 
 async def test_objects_that_are_too_old_or_too_many_go_from_the_store(start_node: StartNode, tmp_path: Path) -> None:
     async with (
         asyncio.timeout(30),
-        start_node(log_segment_delete_delay_ms=50, upload_interval_ms=50, log_retention_check_interval_ms=50) as node,
+        start_node(
+            log_segment_delete_delay_ms=50,
+            metadata_restore_window_ms=0,
+            upload_interval_ms=50,
+            log_retention_check_interval_ms=50,
+        ) as node,
         await Wire.connect(node.bootstrap_servers) as wire,
     ):
         await wire.create_topic("old", retention_ms="1000")

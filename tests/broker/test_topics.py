@@ -304,7 +304,7 @@ async def test_what_a_deleted_topic_holds_is_deleted_too(start_node: StartNode, 
 
     async with (
         asyncio.timeout(30),
-        start_node(log_segment_delete_delay_ms=50, upload_interval_ms=50) as node,
+        start_node(log_segment_delete_delay_ms=50, metadata_restore_window_ms=0, upload_interval_ms=50) as node,
         await Wire.connect(node.bootstrap_servers) as wire,
     ):
         topic_id = await wire.create_topic("t")

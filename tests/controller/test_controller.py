@@ -321,6 +321,28 @@ def test_snapshots_bound_the_log_and_the_start() -> None:
     run(scenario)
 
 
+def test_entries_stay_for_as_long_as_a_restore_may_want_them() -> None:
+    async def scenario(world: World) -> None:
+        settings = {"snapshot_interval_entries": 20, "retained_entries": 5, "restore_window_ms": 60_000}
+        controller = await world.start(**settings)
+        world.stores[0]._now_ms = lambda: int(asyncio.get_running_loop().time() * 1_000)
+        metadata, (stream,) = await with_topic(controller)
+        for base in range(0, 2_000, 10):
+            await upload(metadata, stream, base, base + 10)
+            await asyncio.sleep(1)
+        first, *_ = [index for key in world.bucket.keys if (index := PATHS.log_index(key)) is not None]
+        snapshots = [index for key in world.bucket.keys if (index := PATHS.snapshot_index(key)) is not None]
+        written_ms = [world.bucket.objects[PATHS.snapshot(index)].modified_ms for index in snapshots]
+        now_ms = asyncio.get_running_loop().time() * 1_000
+        assert written_ms[0] <= now_ms - 60_000 < written_ms[1], "no more snapshots than needed"
+        assert first == snapshots[0] + 1, "the log goes on behind the oldest one"
+        again = await world.start(**settings)
+        assert world.stores[1].requests["get"] < 40, "a start reads the newest one"
+        assert digest(again.image.state) == digest(controller.image.state)
+
+    run(scenario)
+
+
 def test_a_follower_that_fell_behind_the_floor_loads_the_snapshot() -> None:
     async def scenario(world: World) -> None:
         follower = await world.start()

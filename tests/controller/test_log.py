@@ -182,6 +182,27 @@ async def test_a_snapshot_comes_back_and_only_the_newest_two_stay(bench: Bench) 
     assert await bench.log.load_snapshot(5) is not None
 
 
+async def test_what_leads_to_any_point_of_the_restore_window_stays(bench: Bench) -> None:
+    now_ms = 0
+    bench.store._now_ms = lambda: now_ms
+    machine = ready()[0]
+    for index in range(10):
+        now_ms = index * 100
+        await bench.fill(index)
+        if index in (2, 4, 6, 8):
+            await bench.log.put_snapshot(capture(machine.state, index))
+    now_ms = 1_000
+    assert [await bench.log.restore_base(window_ms) for window_ms in (10_000, 801, 800, 500, 1)] == [-1, -1, 2, 4, 8]
+
+    floor = Floor(index=5, snapshot_index=8)
+    await bench.log.raise_floor(floor)
+    assert await bench.log.delete_below(floor, base=4) == 6, "entries 0 to 4, and the snapshot before that of entry 4"
+    assert [await bench.log.load_snapshot(index) is not None for index in (2, 4, 6, 8)] == [False, True, True, True]
+    read = await bench.log.read(5, 10)
+    assert isinstance(read, Entries)
+    assert [entry.header.index for entry in read.entries] == [5, 6, 7, 8, 9]
+
+
 async def test_a_snapshot_belongs_to_its_index(bench: Bench) -> None:
     machine, _ = ready()
     await bench.log.put_snapshot(capture(machine.state, 7))

@@ -20,7 +20,11 @@ pytestmark = pytest.mark.interop
 def server(tmp_path: Path) -> Iterator[TidelogServer]:
     """A broker that uploads, applies retention and deletes soon."""
     running = TidelogServer(
-        tmp_path, upload_interval_ms=50, log_segment_delete_delay_ms=50, log_retention_check_interval_ms=50
+        tmp_path,
+        upload_interval_ms=50,
+        log_segment_delete_delay_ms=50,
+        metadata_restore_window_ms=0,
+        log_retention_check_interval_ms=50,
     )
     running.start()
     yield running

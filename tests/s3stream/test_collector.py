@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from s3stream.collector import Collector
-from s3stream.config import CollectionSettings
+from s3stream.config import CLOCK_SLACK_MS, CollectionSettings
 from s3stream.errors import ObjectExpired
 from s3stream.memory import Bucket, Faults, MemoryObjectStore
 from s3stream.metadata import CommitObjects, ObjectId, StreamId
@@ -34,12 +35,12 @@ class World:
         self.metadata.create(1)
         self.collector = self.new_collector()
 
-    def new_collector(self) -> Collector:
+    def new_collector(self, restore_window_ms: int = 0) -> Collector:
         return Collector(
             store=self.store,
             paths=PATHS,
             metadata=self.metadata,
-            settings=SETTINGS,
+            settings=replace(SETTINGS, restore_window_ms=restore_window_ms),
             now_ms=lambda: self.time_ms,
             rng=random.Random(0),
         )
@@ -77,6 +78,34 @@ async def test_an_unreferenced_object_is_deleted_after_its_grace_period() -> Non
     assert (world.metadata.unreferenced, world.metadata.expired) == ({}, {})
     assert first in world.metadata.gone
     assert await world.collector.collect() == 0
+
+
+async def test_within_the_restore_window_everything_stays() -> None:
+    world = World()
+    first, second = await world.upload(2)
+    collector = world.new_collector(restore_window_ms=50_000)
+    await world.trim(10)
+    world.pass_time(50_000 + CLOCK_SLACK_MS)
+    await collector.collect()
+    await collector.collect_orphans()
+    assert world.stored() == [first, second]
+    world.pass_time(1)
+    await collector.collect()
+    assert world.stored() == [second]
+
+
+async def test_the_restore_window_is_over_when_both_clocks_say_so() -> None:
+    world = World()
+    (object_id,) = await world.upload()
+    await world.trim(10)
+    store_ms = world.time_ms
+    world.store._now_ms = lambda: store_ms
+    collector = world.new_collector(restore_window_ms=50_000)
+    world.pass_time(10**9)
+    assert await collector.collect() == 0, "the clock here jumped ahead"
+    assert world.stored() == [object_id]
+    store_ms += 10**9
+    assert await collector.collect() == 1
 
 
 async def test_referenced_objects_stay_however_old() -> None:

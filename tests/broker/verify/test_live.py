@@ -73,6 +73,7 @@ async def test_no_false_finding_beside_a_broker_that_compacts_and_collects(
     async with (
         start_node(
             log_segment_delete_delay_ms=0,
+            metadata_restore_window_ms=0,
             metadata_log_max_record_bytes_between_snapshots=1 << 10,
             log_retention_bytes=1 << 20,
         ) as node,
