@@ -6,8 +6,9 @@ Always true:
   and be refused; callers compare nonces (cas.py).
 - Bodies are signed as UNSIGNED-PAYLOAD; instead of a SHA-256 of every byte, a CRC32C goes with the upload where the
   caller knows it, and S3 refuses a body that does not match.
-- What is handed to the transport is a copy, made piece by piece while it is sent: the caller's memory may be reused
-  as soon as a call has ended, also when it was cancelled or timed out.
+- The caller's memory may be reused as soon as a call has ended, also when it was cancelled or timed out (`s3_body`).
+- Credentials that are refused are looked for anew; once something succeeded, they are waited for until the deadline.
+- A refusal after an attempt whose outcome is open leaves it open: `Unavailable`.
 - A missing bucket is a mistake of the operator, never "no such object".
 """
 
@@ -15,26 +16,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import functools
+import logging
 import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import aiohttp
 from aiobotocore.config import AioConfig
-from aiobotocore.session import get_session
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.payload import Payload
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    CredentialRetrievalError,
-    NoCredentialsError,
-    PartialCredentialsError,
-)
+from botocore.exceptions import BotoCoreError, ClientError
 
 from s3stream.config import ObjectStoreSettings
 from s3stream.objectstore import (
@@ -47,8 +40,10 @@ from s3stream.objectstore import (
     PreconditionFailed,
     StoredObject,
     Unavailable,
-    WriteConflict,
 )
+from s3stream.s3_body import Body, Pieces, read_body, send_body
+from s3stream.s3_credentials import ChainCredentials, new_session
+from s3stream.s3_errors import CredentialsRefused, RangeNotSatisfiable, TryAgain, failure, refusal
 from wal.checksum import crc32c as checksum
 
 __all__ = ["S3ObjectStore"]
@@ -57,17 +52,14 @@ _T = TypeVar("_T")
 _Client = Any
 """An aiobotocore client: made at run time from S3's model, so there is no static type."""
 
-_SEND_PIECE_BYTES = 256 << 10
-"""Handed to the transport at a time: large enough for few system calls, small enough to stay in the CPU's cache."""
+_log: Final = logging.getLogger("tidelog.object_store")
+
 _CONNECT_TIMEOUT_S = 5
+_SILENCE_S = 2.0
+"""How long a request may be in trouble before the log tells: a start against a wrong endpoint should not look like a hang."""
 _DELETE_BATCH = 1000
 """S3's limit."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)\Z")
-_RETRIED_CODES = frozenset(
-    {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "ThrottlingException",
-     "TooManyRequests", "RequestLimitExceeded", "BandwidthLimitExceeded", "ExpiredToken", "IncompleteBody", "BadDigest"}
-)  # fmt: skip
-"""BadDigest and IncompleteBody: the body was damaged on its way."""
 
 
 class S3ObjectStore:
@@ -83,6 +75,9 @@ class S3ObjectStore:
         region: str | None = None,
         path_style: bool = False,
         send_checksums: bool = True,
+        ca_file: str | None = None,
+        encryption: Mapping[str, str | bool] | None = None,
+        profile: str | None = None,
         access_key_id: str | None = None,
         secret_access_key: str | None = None,
     ) -> None:
@@ -92,14 +87,21 @@ class S3ObjectStore:
             endpoint_url: of a store that is not AWS's.
             path_style: put the bucket in the path, not the host name; many other stores want it.
             send_checksums: send CRC32C with uploads; off for stores that refuse the header.
-            access_key_id, secret_access_key: by default the AWS chain: environment, files, container, instance.
+            ca_file: certificates (PEM) to trust instead of the usual ones.
+            encryption: at rest, by the store: S3's parameters of PutObject, sent with all that is written.
+            profile: of AWS's shared files; by default AWS_PROFILE, or `default`.
+            access_key_id, secret_access_key: by default the AWS chain, see `s3_credentials`.
         """
         self._bucket = bucket
         self._rng = rng
         self._settings = settings or ObjectStoreSettings()
         self._endpoint_url = endpoint_url
         self._send_checksums = send_checksums
-        self._credentials = {"aws_access_key_id": access_key_id, "aws_secret_access_key": secret_access_key}
+        self._ca_file = ca_file
+        self._encryption = dict(encryption or {})
+        self._new_session = partial(new_session, profile)
+        self._keys = {"aws_access_key_id": access_key_id, "aws_secret_access_key": secret_access_key}
+        self._credentials = ChainCredentials(self._new_session)
         self._config = AioConfig(
             region_name=region,
             signature_version="s3v4",
@@ -117,6 +119,9 @@ class S3ObjectStore:
         self._opening = asyncio.Lock()
         self._slots = asyncio.Semaphore(self._settings.max_connections)
         self._closed = False
+        self._answered = False
+        """Something succeeded: from then on a refusal of credentials is one that may pass."""
+        self._complained = False
         self.retries = 0
         """Attempts that had to be repeated."""
 
@@ -146,7 +151,7 @@ class S3ObjectStore:
 
         async def read(client: _Client) -> StoredObject:
             response = await client.get_object(Bucket=self._bucket, Key=key)
-            return StoredObject(data=bytes(await _read_body(response)), etag=response["ETag"])
+            return StoredObject(data=bytes(await read_body(response)), etag=response["ETag"])
 
         return await self._request(f"get {key}", read)
 
@@ -159,7 +164,7 @@ class S3ObjectStore:
             return b""
         try:
             return (await self._get_range(key, f"bytes={start}-{end - 1}"))[0]
-        except _RangeNotSatisfiable:
+        except RangeNotSatisfiable:
             return b""
 
     async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
@@ -168,7 +173,7 @@ class S3ObjectStore:
             raise ValueError(f"no size for a tail: {size}")
         try:
             tail, content_range = await self._get_range(key, f"bytes=-{size}")
-        except _RangeNotSatisfiable:
+        except RangeNotSatisfiable:
             return b"", 0
         data = bytes(tail)
         match = _CONTENT_RANGE.match(content_range)
@@ -199,13 +204,13 @@ class S3ObjectStore:
                     message = f"delete {failed['Key']}: {failed['Code']} {failed.get('Message', '')}"
                     if failed["Code"] == "AccessDenied":
                         raise AccessDenied(message)
-                    raise _TryAgain(message)
+                    raise TryAgain(message)
 
             await self._request(f"delete {len(objects)} objects", delete)
 
     async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> str:
         """See ObjectStore. What fits in one part is put at once."""
-        pieces = _Pieces(self._settings.multipart_part_size_bytes)
+        pieces = Pieces(self._settings.multipart_part_size_bytes)
         upload_id = ""
         uploaded: list[dict[str, Any]] = []
         try:
@@ -270,7 +275,9 @@ class S3ObjectStore:
 
     async def _put(self, key: str, parts: Sequence[Buffer], extra: dict[str, Any]) -> str:
         async def put(client: _Client) -> str:
-            response = await client.put_object(Bucket=self._bucket, Key=key, Body=_Body(parts), **extra)
+            response = await client.put_object(
+                Bucket=self._bucket, Key=key, Body=Body(parts), **self._encryption, **extra
+            )
             return str(response["ETag"])
 
         return await self._request(f"put {key}", put)
@@ -278,12 +285,12 @@ class S3ObjectStore:
     async def _get_range(self, key: str, byte_range: str) -> tuple[bytes | bytearray, str]:
         async def read(client: _Client) -> tuple[bytes | bytearray, str]:
             response = await client.get_object(Bucket=self._bucket, Key=key, Range=byte_range)
-            return await _read_body(response), response.get("ContentRange", "")
+            return await read_body(response), response.get("ContentRange", "")
 
         return await self._request(f"get {byte_range} of {key}", read)
 
     async def _create_multipart(self, key: str) -> str:
-        extra = {"ChecksumAlgorithm": "CRC32C"} if self._send_checksums else {}
+        extra = {**self._encryption, **({"ChecksumAlgorithm": "CRC32C"} if self._send_checksums else {})}
         response = await self._request(
             f"begin multipart {key}",
             lambda client: client.create_multipart_upload(Bucket=self._bucket, Key=key, **extra),
@@ -295,7 +302,7 @@ class S3ObjectStore:
 
         async def upload(client: _Client) -> dict[str, Any]:
             response = await client.upload_part(
-                Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=_Body(parts), **extra
+                Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=Body(parts), **extra
             )
             return {"PartNumber": number, "ETag": response["ETag"], **extra}
 
@@ -331,184 +338,96 @@ class S3ObjectStore:
         """Call until it succeeds, is refused, or the deadline passes."""
         settings = self._settings
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + settings.deadline_ms / 1000
+        began = loop.time()
+        deadline = began + settings.deadline_ms / 1000
         delay_s = settings.retry_first_delay_ms / 1000
+        earlier: ObjectStoreError | None = None
+        """Why an attempt before this one failed in a way that leaves its outcome open."""
         async with self._slots:
             while True:
+                generation = self._credentials.generation
                 try:
                     client = self._client or await self._open()
-                    limit = min(deadline, loop.time() + settings.request_timeout_ms / 1000)
-                    async with asyncio.timeout_at(limit):
-                        return await call(client)
-                except ClientError as error:
-                    reason = _refusal(what, error)
-                    if not isinstance(reason, _TryAgain):
-                        raise reason from error
-                except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
-                    raise AccessDenied(f"{what}: {error}; set AWS credentials, or the URI's") from error
-                except (BotoCoreError, aiohttp.ClientError, OSError, TimeoutError) as error:
-                    reason = _TryAgain(f"{what}: {error or type(error).__name__}")
-                    reason.__cause__ = error
-                except _TryAgain as error:
-                    reason = error
+                    async with asyncio.timeout_at(min(deadline, loop.time() + settings.request_timeout_ms / 1000)):
+                        result = await call(client)
+                except Exception as error:
+                    reason = _meaning(what, error)
+                else:
+                    self._note_answer()
+                    return result
+                if isinstance(reason, CredentialsRefused):
+                    if await self._renew(generation, deadline):
+                        continue
+                    if not self._answered:
+                        raise reason
+                elif isinstance(reason, TryAgain):
+                    earlier = reason
+                elif earlier is not None and type(reason) in (AccessDenied, ObjectStoreError):
+                    raise Unavailable(f"{reason} (after an attempt that may have succeeded: {earlier})") from reason
+                else:
+                    raise reason
+                self._note_trouble(reason, loop.time() - began)
                 pause_s = delay_s * (0.5 + self._rng.random())
                 if loop.time() + pause_s >= deadline:
+                    if isinstance(reason, CredentialsRefused) and earlier is None:
+                        raise reason
                     raise Unavailable(f"{reason} (given up after {settings.deadline_ms} ms)") from reason
                 self.retries += 1
                 await asyncio.sleep(pause_s)
                 delay_s = min(2 * delay_s, settings.retry_max_delay_ms / 1000)
+
+    async def _renew(self, generation: int, deadline: float) -> bool:
+        """Look for newer credentials; what hinders that is no news: the next attempt finds it, too."""
+        if any(self._keys.values()):
+            return False
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._credentials.renew(generation)
+        except (ObjectStoreError, BotoCoreError, ClientError, aiohttp.ClientError, OSError, TimeoutError):
+            return False
+
+    def _note_trouble(self, reason: ObjectStoreError, lasted_s: float) -> None:
+        if not self._complained and lasted_s >= min(_SILENCE_S, self._settings.deadline_ms / 2000):
+            self._complained = True
+            _log.warning("the object store does not answer: trying again (%(error)s)", {"error": reason})
+
+    def _note_answer(self) -> None:
+        self._answered = True
+        if self._complained:
+            self._complained = False
+            _log.info("the object store answers again")
 
     async def _open(self) -> _Client:
         async with self._opening:
             if self._closed:
                 raise Unavailable(f"{self.uri} is closed")
             if self._client is None:
+                session = self._new_session()
+                session.register_component("credential_provider", self._credentials)
                 client = await self._exit_stack.enter_async_context(
-                    _session().create_client(
-                        "s3", endpoint_url=self._endpoint_url, config=self._config, **self._credentials
+                    session.create_client(
+                        "s3", endpoint_url=self._endpoint_url, verify=self._ca_file, config=self._config, **self._keys
                     )
                 )
-                client.meta.events.register("before-send.s3", _send_body)
+                client.meta.events.register("before-send.s3", send_body)
                 self._client = client
             return self._client
 
 
-@functools.cache
-def _session() -> Any:
-    """One for all clients: it reads S3's model, megabytes of JSON, once."""
-    return get_session()
-
-
-class _TryAgain(ObjectStoreError):
-    """This attempt failed in a way that another may not."""
-
-
-class _RangeNotSatisfiable(ObjectStoreError):
-    """The object is shorter than that (S3: 416)."""
-
-
-def _refusal(what: str, error: ClientError) -> ObjectStoreError:
-    """What S3's answer means to us."""
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    message = f"{what}: {status} {code} {error.response.get('Error', {}).get('Message', '')}"
-    if code in _RETRIED_CODES or status >= 500 or status == 429:
-        return _TryAgain(message)
-    if code == "NoSuchBucket":
-        return AccessDenied(f"{message}; create the bucket, or correct the URI")
-    if status == 404:
-        return NotFound(message)
-    if status == 412:
-        return PreconditionFailed(message)
-    if status == 409:
-        return WriteConflict(message)
-    if status == 416:
-        return _RangeNotSatisfiable(message)
-    if status in (301, 307, 400) and code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "301"):
-        return AccessDenied(f"{message}; the bucket is in another region: say so in the URI")
-    if status in (401, 403):
-        return AccessDenied(f"{message}; check credentials, bucket policy and this machine's clock")
-    return ObjectStoreError(message)
-
-
-class _Body:
-    """Parts as botocore takes a file: it asks for the length only, and `_send_body` sends them."""
-
-    def __init__(self, parts: Sequence[Buffer]) -> None:
-        self.parts = parts
-        self.size = sum(map(len, parts))
-
-    def __len__(self) -> int:
-        return self.size
-
-    def read(self, _: int = -1) -> bytes:
-        """All of it; only a custom signer would ask."""
-        return b"".join(self.parts)
-
-
-class _BodyPayload(Payload):
-    """Sends parts piece by piece, each a copy that the transport may keep (see the top of this module)."""
-
-    def __init__(self, body: _Body) -> None:
-        super().__init__(body, content_type="application/octet-stream")
-        self._size = body.size
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        """See aiohttp."""
-        for piece in _copies(self._value.parts):
-            await writer.write(piece)
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """See aiohttp."""
-        body: _Body = self._value
-        return body.read().decode(encoding, errors)
-
-
-def _copies(parts: Sequence[Buffer]) -> Iterator[bytes]:
-    small: list[Buffer] = []
-    size = 0
-    for part in parts:
-        view = memoryview(part)
-        for begin in range(0, len(view), _SEND_PIECE_BYTES):
-            piece = view[begin : begin + _SEND_PIECE_BYTES]
-            if size + len(piece) > _SEND_PIECE_BYTES:
-                yield b"".join(small)
-                small, size = [], 0
-            small.append(piece)
-            size += len(piece)
-    if small:
-        yield b"".join(small)
-
-
-def _send_body(request: Any, **_: Any) -> None:
-    """Have aiohttp send a body's parts (a handler of botocore's event before-send)."""
-    if isinstance(request.body, _Body):
-        # Added because the body looks like a file. It costs a round trip, and is not part of the signature.
-        if "Expect" in request.headers:
-            del request.headers["Expect"]
-        request.body = _BodyPayload(request.body)
-
-
-async def _read_body(response: dict[str, Any]) -> bytes | bytearray:
-    """The whole body, piece by piece as it arrives: gathered by aiohttp and joined at the end it costs half as much again."""
-    async with response["Body"] as stream:
-        size = response.get("ContentLength")
-        if size is None:  # a store that sends it in chunks
-            whole: bytes = await stream.read()
-            return whole
-        data = bytearray(size)
-        view = memoryview(data)
-        position = 0
-        async for piece in stream.raw_stream.content.iter_any():
-            end = position + len(piece)
-            view[position:end] = piece
-            position = end
-        if position != size:  # aiohttp says so first
-            raise _TryAgain(f"a body of {size} bytes ended after {position}")
-        return data
-
-
-class _Pieces:
-    """Gathers buffers of any size into parts of one size, as S3 wants them (all but the last)."""
-
-    def __init__(self, part_size_bytes: int) -> None:
-        self._part_size = part_size_bytes
-        self._gathered: list[Buffer] = []
-        self._size = 0
-
-    def add(self, part: Buffer) -> Iterator[list[Buffer]]:
-        view = memoryview(part)
-        while self._size + len(view) >= self._part_size:
-            split = self._part_size - self._size
-            yield [*self._gathered, view[:split]]
-            self._gathered, self._size = [], 0
-            view = view[split:]
-        if len(view):
-            self._gathered.append(bytes(view))  # the source may reuse its buffer
-            self._size += len(view)
-
-    def rest(self) -> list[Buffer]:
-        return self._gathered
+def _meaning(what: str, error: Exception) -> ObjectStoreError:
+    """What an attempt's end means; what is no matter of stores is raised as it is."""
+    if isinstance(error, ClientError):
+        meaning = refusal(what, error)
+    elif isinstance(error, CredentialsRefused):
+        meaning = CredentialsRefused(f"{what}: {error}")
+    elif isinstance(error, ObjectStoreError):
+        return error
+    elif isinstance(error, BotoCoreError | aiohttp.ClientError | OSError | TimeoutError):
+        meaning = failure(what, error)
+    else:
+        raise error
+    meaning.__cause__ = error
+    return meaning
 
 
 def _begun_ms(upload: dict[str, Any]) -> int:

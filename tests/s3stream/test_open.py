@@ -61,6 +61,14 @@ async def test_another_store_that_speaks_s3() -> None:
         ("s3://bucket?region=a&region=b", "region is given twice"),
         ("s3://bucket/a//b", "key prefix"),
         ("mem://?x=1", "unknown options x"),
+        ("s3://bucket?endpoint=127.0.0.1:9000", "endpoint must be http://host:port or https://host:port"),
+        ("s3://bucket?endpoint=https://key:secret@host", "credentials do not belong in its endpoint"),
+        ("s3://bucket?ca=/no/such/file.pem", "ca=/no/such/file.pem has no certificates .*No such file"),
+        ("s3://bucket?ca=/etc/hostname&endpoint=http://127.0.0.1:9000", "ca is for an endpoint that begins with https"),
+        ("s3://bucket?ca=/etc/passwd", "ca=/etc/passwd has no certificates that can be read"),
+        ("s3://bucket?sse=aes", "sse must be one of AES256, aws:kms, aws:kms:dsse"),
+        ("s3://bucket?sse_kms_key_id=alias/a", "go with sse=aws:kms"),
+        ("s3://bucket?sse=AES256&sse_bucket_key=true", "go with sse=aws:kms"),
     ],
 )
 def test_what_cannot_be_understood_is_refused(uri: str, expected: str) -> None:

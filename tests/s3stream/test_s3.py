@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -20,92 +19,14 @@ from s3stream.objectstore import (
     Unavailable,
     WriteConflict,
 )
-from s3stream.s3 import S3ObjectStore, _copies
+from s3stream.s3_body import copies
 from tests.s3stream.moto import QUICK, new_bucket, open_bucket
+from tests.s3stream.scripted import CUT_SHORT, Answer, answer, error, hang_up, serving
 from wal.checksum import crc32c
 
 IMPATIENT = ObjectStoreSettings(
     request_timeout_ms=200, deadline_ms=400, retry_first_delay_ms=1, retry_max_delay_ms=20
 )  # fmt: skip
-
-
-CUT_SHORT = b"this is not all"
-
-
-@dataclass
-class Request:
-    method: str
-    target: str
-    headers: dict[str, str]
-    body: bytes
-
-
-Answer = Callable[[Request], bytes | None]
-"""What to send; None: close the connection without an answer."""
-
-
-def answer(status: str, body: bytes = b"", **headers: str) -> bytes:
-    fields = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{fields}\r\n".encode() + body
-
-
-def error(status: str, code: str) -> Answer:
-    body = f"<Error><Code>{code}</Code><Message>because</Message></Error>".encode()
-    return lambda _: answer(status, body)
-
-
-def ok(request: Request) -> bytes:
-    return answer("200 OK", b"content" if request.method == "GET" else b"", ETag='"tag"')
-
-
-def hang_up(_: Request) -> None:
-    return None
-
-
-@dataclass
-class Server:
-    """Speaks just enough HTTP; answers as scripted, then with `ok`."""
-
-    url: str = ""
-    script: list[Answer] = field(default_factory=list)
-    requests: list[Request] = field(default_factory=list)
-    delay_s: float = 0.0
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-                method, target, _ = head[0].split(" ")
-                headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
-                body = await reader.readexactly(int(headers.get("content-length", "0")))
-                request = Request(method, target, headers, body)
-                self.requests.append(request)
-                await asyncio.sleep(self.delay_s)
-                reply = (self.script.pop(0) if self.script else ok)(request)
-                if reply is None:
-                    break
-                writer.write(reply)
-                await writer.drain()
-                if reply.endswith(CUT_SHORT):
-                    break
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            return  # the client has left, or the test is over
-        finally:
-            writer.close()
-
-
-@asynccontextmanager
-async def serving(settings: ObjectStoreSettings = QUICK) -> AsyncIterator[tuple[Server, S3ObjectStore]]:
-    server = Server()
-    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
-    server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-    store = open_bucket("bucket", settings, url=server.url)
-    try:
-        yield server, store
-    finally:
-        await store.close()
-        listener.close()
-        await listener.wait_closed()
 
 
 async def test_a_put_is_one_unsigned_body_with_its_checksum() -> None:
@@ -160,7 +81,7 @@ async def test_what_may_pass_is_tried_again(failure: Answer) -> None:
         (error("404 Not Found", "NoSuchBucket"), AccessDenied, "create the bucket"),
         (error("412 Precondition Failed", "PreconditionFailed"), PreconditionFailed, "412"),
         (error("409 Conflict", "ConditionalRequestConflict"), WriteConflict, "409"),
-        (error("403 Forbidden", "AccessDenied"), AccessDenied, "check credentials"),
+        (error("403 Forbidden", "AccessDenied"), AccessDenied, "allow it in the bucket policy"),
         (error("403 Forbidden", "RequestTimeTooSkewed"), AccessDenied, "clock"),
         (error("301 Moved Permanently", "PermanentRedirect"), AccessDenied, "another region"),
         (error("400 Bad Request", "InvalidArgument"), ObjectStoreError, "InvalidArgument"),
@@ -218,7 +139,7 @@ def test_what_the_transport_gets_is_a_copy() -> None:
     memory = bytearray(b"x" * 1_000_000)
     parts: list[Buffer] = [b"head", memoryview(memory), b"", memoryview(memory)[:7], b"tail"]
     whole = b"".join(parts)
-    pieces = list(_copies(parts))
+    pieces = list(copies(parts))
     memory[:] = bytes(len(memory))
     assert b"".join(pieces) == whole
     assert max(map(len, pieces)) <= 256 << 10

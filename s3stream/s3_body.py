@@ -1,0 +1,121 @@
+"""Bodies of S3 requests and answers: sent from the caller's memory, received into one buffer; and the parts of large objects.
+
+Always true: what is handed to the transport is a copy, made piece by piece while it is sent. So the caller's memory may be
+reused as soon as a call has ended, also when it was cancelled or timed out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import Payload
+
+from s3stream.objectstore import Buffer
+from s3stream.s3_errors import TryAgain
+
+__all__ = ["Body", "Pieces", "copies", "read_body", "send_body"]
+
+_SEND_PIECE_BYTES = 256 << 10
+"""Handed to the transport at a time: large enough for few system calls, small enough to stay in the CPU's cache."""
+
+
+class Body:
+    """Parts as botocore takes a file: it asks for the length only, and `send_body` sends them."""
+
+    def __init__(self, parts: Sequence[Buffer]) -> None:
+        self.parts = parts
+        self.size = sum(map(len, parts))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def read(self, _: int = -1) -> bytes:
+        """All of it; only a custom signer would ask."""
+        return b"".join(self.parts)
+
+
+class _BodyPayload(Payload):
+    """Sends parts piece by piece, each a copy that the transport may keep (see the top of this module)."""
+
+    def __init__(self, body: Body) -> None:
+        super().__init__(body, content_type="application/octet-stream")
+        self._size = body.size
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """See aiohttp."""
+        for piece in copies(self._value.parts):
+            await writer.write(piece)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """See aiohttp."""
+        body: Body = self._value
+        return body.read().decode(encoding, errors)
+
+
+def copies(parts: Sequence[Buffer]) -> Iterator[bytes]:
+    small: list[Buffer] = []
+    size = 0
+    for part in parts:
+        view = memoryview(part)
+        for begin in range(0, len(view), _SEND_PIECE_BYTES):
+            piece = view[begin : begin + _SEND_PIECE_BYTES]
+            if size + len(piece) > _SEND_PIECE_BYTES:
+                yield b"".join(small)
+                small, size = [], 0
+            small.append(piece)
+            size += len(piece)
+    if small:
+        yield b"".join(small)
+
+
+def send_body(request: Any, **_: Any) -> None:
+    """Have aiohttp send a body's parts (a handler of botocore's event before-send)."""
+    if isinstance(request.body, Body):
+        # Added because the body looks like a file. It costs a round trip, and is not part of the signature.
+        if "Expect" in request.headers:
+            del request.headers["Expect"]
+        request.body = _BodyPayload(request.body)
+
+
+async def read_body(response: dict[str, Any]) -> bytes | bytearray:
+    """The whole body, piece by piece as it arrives: gathered by aiohttp and joined at the end it costs half as much again."""
+    async with response["Body"] as stream:
+        size = response.get("ContentLength")
+        if size is None:  # a store that sends it in chunks
+            whole: bytes = await stream.read()
+            return whole
+        data = bytearray(size)
+        view = memoryview(data)
+        position = 0
+        async for piece in stream.raw_stream.content.iter_any():
+            end = position + len(piece)
+            view[position:end] = piece
+            position = end
+        if position != size:  # aiohttp says so first
+            raise TryAgain(f"a body of {size} bytes ended after {position}")
+        return data
+
+
+class Pieces:
+    """Gathers buffers of any size into parts of one size, as S3 wants them (all but the last)."""
+
+    def __init__(self, part_size_bytes: int) -> None:
+        self._part_size = part_size_bytes
+        self._gathered: list[Buffer] = []
+        self._size = 0
+
+    def add(self, part: Buffer) -> Iterator[list[Buffer]]:
+        view = memoryview(part)
+        while self._size + len(view) >= self._part_size:
+            split = self._part_size - self._size
+            yield [*self._gathered, view[:split]]
+            self._gathered, self._size = [], 0
+            view = view[split:]
+        if len(view):
+            self._gathered.append(bytes(view))  # the source may reuse its buffer
+            self._size += len(view)
+
+    def rest(self) -> list[Buffer]:
+        return self._gathered
