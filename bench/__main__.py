@@ -18,7 +18,7 @@ from bench.baselines import BaselineUnavailable
 from bench.broker import Broker, BrokerFailed, running_broker
 from bench.librdkafka import LibrdkafkaUnavailable, rdkafka_performance
 from bench.load import LoadFailed
-from bench.targets import LINES, MEASUREMENTS, Context, Figures, Line, MeasurementFailed
+from bench.targets import LINES, MEASUREMENTS, PARTITIONS, Context, Figures, Line, MeasurementFailed
 
 _BUILD_DIR = Path(__file__).resolve().parent.parent / "build"
 _RUNS: Mapping[str, Callable[[Path], None]] = {
@@ -28,7 +28,6 @@ _RUNS: Mapping[str, Callable[[Path], None]] = {
     "recovery": recovery.run,
 }
 """What is not a line of the table, by name."""
-_PARTITIONS = {"bulk": 4, "small": 10, "latency": 1, "reread": 4, "librdkafka": 1}
 _BURST_SETTINGS: Mapping[str, object] = {
     "memory.bytes": 8 << 30,
     "upload.size.bytes": 1 << 30,
@@ -43,7 +42,7 @@ def _context(work_dir: Path, seconds: float) -> Iterator[Context]:
 
         def start(name: str, **settings: object) -> Broker:
             broker = stack.enter_context(running_broker(work_dir / name, settings))
-            for topic, partitions in _PARTITIONS.items():
+            for topic, partitions in PARTITIONS.items():
                 broker.create_topic(topic, partitions)
             return broker
 

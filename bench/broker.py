@@ -55,6 +55,12 @@ class Broker:
         admin = AdminClient({"bootstrap.servers": self.bootstrap})
         admin.create_topics([new])[topic].result(_START_TIMEOUT_S)
 
+    def replace_topic(self, topic: str, partitions: int) -> None:
+        """Give a load a new topic, and what the one before produced to be deleted: else compaction merges it in the background."""
+        admin = AdminClient({"bootstrap.servers": self.bootstrap})
+        admin.delete_topics([topic])[topic].result(_START_TIMEOUT_S)
+        self.create_topic(topic, partitions)
+
     def wait_until_quiet(self, quiet_s: float) -> None:
         """Wait until it has used next to no CPU and written nothing for a while.
 

@@ -21,7 +21,7 @@ from bench.broker import Broker
 from bench.cpu import CLIENT_CORE, SERVER_CORE, kept_on
 from bench.librdkafka import rdkafka_performance
 
-__all__ = ["LINES", "MEASUREMENTS", "Context", "Figures", "Line", "MeasurementFailed"]
+__all__ = ["LINES", "MEASUREMENTS", "PARTITIONS", "Context", "Figures", "Line", "MeasurementFailed"]
 
 Figures = Mapping[str, float]
 
@@ -31,6 +31,9 @@ _QUIET_S = 4.0
 _BURST_BYTES = 900_000_000
 """Less than the quarter of arena and WAL at which the benchmark's broker begins an upload."""
 _LOAD_TIMEOUT_S = 300
+
+PARTITIONS: Mapping[str, int] = {"bulk": 4, "small": 10, "latency": 1, "reread": 4, "librdkafka": 1}
+"""The topics of the loads."""
 
 
 class MeasurementFailed(Exception):
@@ -49,6 +52,11 @@ class Context:
     sustained: Broker
     """With default settings."""
     seconds: float
+
+    def fresh(self, broker: Broker, topic: str) -> None:
+        """A broker at rest, with an empty topic for the load that comes."""
+        broker.replace_topic(topic, PARTITIONS[topic])
+        broker.wait_until_quiet(_QUIET_S)
 
     def load(self, broker: Broker, load: str, *options: str) -> dict[str, float]:
         """Run the load generator against a broker, each on a core of its own, as both ends of a baseline."""
@@ -103,7 +111,7 @@ def _burst(broker: str, record_bytes: int, connections: int, window: int) -> Cal
 
     def measure(context: Context) -> Figures:
         target: Broker = getattr(context, broker)
-        target.wait_until_quiet(_QUIET_S)
+        context.fresh(target, "bulk")
         figures = context.load(
             target,
             "produce",
@@ -117,6 +125,7 @@ def _burst(broker: str, record_bytes: int, connections: int, window: int) -> Cal
 
 
 def _sustained(context: Context) -> Figures:
+    context.fresh(context.sustained, "bulk")
     figures = context.free_load(
         context.sustained,
         "produce",
@@ -127,7 +136,7 @@ def _sustained(context: Context) -> Figures:
 
 
 def _small(context: Context) -> Figures:
-    context.durable.wait_until_quiet(_QUIET_S)
+    context.fresh(context.durable, "small")
     figures = context.load(
         context.durable,
         "produce",
@@ -138,7 +147,7 @@ def _small(context: Context) -> Figures:
 
 
 def _depth_1(context: Context) -> Figures:
-    context.durable.wait_until_quiet(_QUIET_S)
+    context.fresh(context.durable, "latency")
     return context.load(
         context.durable, "latency", "--topic", "latency", "--record-bytes", "1024", "--seconds", str(context.seconds)
     )
@@ -147,7 +156,7 @@ def _depth_1(context: Context) -> Figures:
 def _fetch(context: Context) -> Figures:
     """1 MiB responses of 100 KB batches, from the log cache."""
     target = context.durable
-    target.wait_until_quiet(_QUIET_S)
+    context.fresh(target, "reread")
     context.load(
         target,
         "produce",
@@ -171,7 +180,7 @@ def _librdkafka(broker: str) -> Callable[[Context], Figures]:
 
     def measure(context: Context) -> Figures:
         target: Broker = getattr(context, broker)
-        target.wait_until_quiet(_QUIET_S)
+        context.fresh(target, "librdkafka")
         done = subprocess.run(
             [
                 str(rdkafka_performance(context.build_dir)),
