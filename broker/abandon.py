@@ -24,7 +24,7 @@ from broker.inspect.command import EXIT_CLEAN, EXIT_NOT_CHECKED, add_places, at_
 from broker.inspect.rows import NoteRow, Row, emit, offsets, plural, when
 from broker.inspect.wal import open_wal_disk
 from broker.node import wall_clock_ms
-from broker.wiring import absolute_uri
+from broker.uris import absolute_uri
 from controller.config import ControllerSettings
 from controller.controller import Controller
 from controller.errors import NodeRefused

@@ -1,4 +1,4 @@
-"""Binding the addresses that a listener names."""
+"""Binding the addresses that listeners name, and what clients are told of them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 import errno
 import socket
 
-from broker.config import Listener
+from broker.config import BrokerSettings, Listener, parse_listeners
 
-__all__ = ["bind"]
+__all__ = ["advertised_listeners", "bind"]
 
 _NO_IPV6 = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENOPROTOOPT)
 """What a machine without IPv6 says to it. Anything else, such as a port that is taken, is a failure."""
@@ -45,6 +45,17 @@ async def bind(loop: asyncio.AbstractEventLoop, listener: Listener) -> list[sock
     if not sockets:
         raise failure or OSError(errno.EADDRNOTAVAIL, f"{listener.host} has no address")
     return sockets
+
+
+def advertised_listeners(settings: BrokerSettings, bound: tuple[Listener, ...]) -> dict[str, Listener]:
+    """What clients are told, by listener name. Port 0 in `advertised.listeners` means the bound one."""
+    told = {listener.name: listener for listener in parse_listeners(settings.advertised_listeners)}
+    result: dict[str, Listener] = {}
+    for listener in bound:
+        given = told.get(listener.name, listener)
+        host = given.host if given.host not in ("", "0.0.0.0", "::") else socket.gethostname()
+        result[listener.name] = Listener(name=listener.name, host=host, port=given.port or listener.port)
+    return result
 
 
 def _bound(family: int, address: tuple[str, int], *, dual_stack: bool = False) -> socket.socket:

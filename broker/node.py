@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 
 from broker.config import BrokerSettings, Listener
-from broker.wiring import Running, start_broker
+from broker.wiring import Running, Surroundings, start_broker
 from s3stream.objectstore import ObjectStore
 
 __all__ = ["Node", "wall_clock_ms"]
@@ -60,10 +60,7 @@ class Node:
         self._running = await self._stack.enter_async_context(
             start_broker(
                 self.settings,
-                now_ms=self._now_ms,
-                rng=self._rng,
-                on_failed=self._failed,
-                wrap_store=self._wrap_store,
+                Surroundings(now_ms=self._now_ms, rng=self._rng, on_failed=self._failed, wrap_store=self._wrap_store),
             )
         )
         return self

@@ -18,7 +18,7 @@ from broker.inspect.objects import inspect_object
 from broker.inspect.partitions import NoSuchPartition, inspect_partition
 from broker.inspect.rows import DamageRow, NoteRow, Row, emit
 from broker.inspect.wal import inspect_wal
-from broker.wiring import absolute_uri
+from broker.uris import absolute_uri
 from controller.errors import ControllerError
 from controller.image import Image
 from s3stream.metadata import ObjectId

@@ -12,9 +12,10 @@ from broker.config import BrokerSettings
 from broker.inspect.bucket import Bucket, open_bucket
 from broker.inspect.command import EXIT_CLEAN, EXIT_FINDINGS, EXIT_NOT_CHECKED, add_places, at_least_one
 from broker.inspect.rows import Row, emit
+from broker.shares import storage_settings
+from broker.uris import absolute_uri
 from broker.verify.findings import MultipartRow, UnreferencedRow
 from broker.verify.verify import DEFAULT_PARALLEL, Progress, Verification
-from broker.wiring import absolute_uri, storage_settings
 
 __all__ = ["TerminalProgress", "add_verify", "verify"]
 

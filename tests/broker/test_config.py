@@ -9,7 +9,8 @@ import pytest
 
 from broker.config import SETTINGS, BrokerSettings, InvalidSettings, Listener, parse_listeners, settings_from
 from broker.setting import Kind, parse_size
-from broker.wiring import absolute_uri, storage_settings, wal_store_settings
+from broker.shares import storage_settings, wal_store_settings
+from broker.uris import absolute_uri
 from s3stream.open import open_object_store
 from wal.config import DEFAULT_CAPACITY_BYTES, FileWalConfig, ObjectWalConfig, parse_wal_uri
 

@@ -10,14 +10,14 @@ import asyncio
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import broker.server
 import broker.wiring
 from broker.config import BrokerSettings, Listener
 from broker.node import Node
+from broker.shares import controller_settings
 from controller.config import ControllerSettings
 from controller.snapshot import digest
 from s3stream.config import KIB, MIB, CollectionSettings, CompactionSettings, ReadSettings, StorageSettings
@@ -81,7 +81,7 @@ def simulated_ports() -> Iterator[None]:
             (broker.wiring, "open_object_store", _open_object_store),
             (broker.wiring, "open_wal", _open_wal),
             (broker.wiring, "storage_settings", _storage_settings),
-            (broker.wiring, "ControllerSettings", _controller_settings),
+            (broker.wiring, "controller_settings", _controller_settings),
             (broker.server, "bind", _bind),
         ):
             stack.enter_context(mock.patch.object(target, name, replacement))
@@ -158,9 +158,9 @@ async def _open_wal(
     )
 
 
-def _controller_settings(**settings: Any) -> ControllerSettings:
-    return ControllerSettings(
-        **settings,
+def _controller_settings(settings: BrokerSettings) -> ControllerSettings:
+    return replace(
+        controller_settings(settings),
         command_timeout_ms=_COMMAND_TIMEOUT_MS,
         snapshot_interval_entries=_ports().scenario.snapshot_interval_entries,
         retained_entries=_RETAINED_ENTRIES,

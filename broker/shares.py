@@ -1,0 +1,111 @@
+"""What each part of a broker gets of what the operator gave to the whole: memory, time, connections.
+
+Always true: the shares of `memory.bytes` leave room for the interpreter. Nothing is opened here.
+"""
+
+from __future__ import annotations
+
+from broker.config import BrokerSettings
+from broker.groups.coordinator import CoordinatorSettings
+from broker.groups.membership import GroupLimits
+from broker.groups.shard import OffsetLimits
+from broker.producer_state import PRODUCER_BYTES, ProducerBudget
+from controller.config import ControllerSettings
+from s3stream.config import CollectionSettings, CompactionSettings, ObjectStoreSettings, ReadSettings, StorageSettings
+from wal.arena import ALIGNMENT_BYTES
+from wal.config import ObjectWalConfig
+
+__all__ = [
+    "controller_settings",
+    "coordinator_settings",
+    "producer_budget",
+    "storage_settings",
+    "wal_store_settings",
+]
+
+COLLECTION_INTERVAL_MS = 60_000
+"""How often objects to be deleted are looked for."""
+
+WAL_REQUEST_TIMEOUT_MS = 10_000
+WAL_DEADLINE_MS = 20_000
+"""One attempt of a WAL in a bucket, and all of one request; it has its own patience beyond that."""
+
+MIB = 1 << 20
+
+
+def storage_settings(settings: BrokerSettings) -> StorageSettings:
+    """Divide the memory bound: half for the arena, three sixteenths for catch-up reads, a sixteenth each for what else is
+    kept, for requests that arrive and for consumer groups; the rest is the interpreter's."""
+    memory_bytes = settings.memory_bytes
+    arena_bytes = memory_bytes // 2 // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+    read_bytes = memory_bytes * 3 // 16
+    get_bytes = min(4 * MIB, read_bytes // 4)
+    return StorageSettings(
+        wal_uri=settings.wal_uri,
+        object_store_uri=settings.object_store_uri,
+        memory_bytes=memory_bytes,
+        arena_bytes=arena_bytes,
+        upload_interval_ms=settings.upload_interval_ms,
+        upload_size_bytes=min(settings.upload_size_bytes, arena_bytes // 4),
+        upload_parallelism=settings.upload_parallelism,
+        read=ReadSettings(
+            memory_bytes=read_bytes,
+            index_cache_bytes=memory_bytes // 32,
+            read_ahead_max_bytes=get_bytes,
+            read_ahead_initial_bytes=min(MIB, get_bytes),
+            max_get_size_bytes=get_bytes,
+        ),
+        compaction=CompactionSettings(memory_bytes=memory_bytes // 32),
+        collection=CollectionSettings(
+            interval_ms=max(min(COLLECTION_INTERVAL_MS, settings.log_segment_delete_delay_ms), 10),
+            grace_ms=max(settings.log_segment_delete_delay_ms, 1),
+            restore_window_ms=settings.metadata_restore_window_ms,
+        ),
+    )
+
+
+def coordinator_settings(settings: BrokerSettings) -> CoordinatorSettings:
+    """What the operator says of groups; a sixteenth of the memory is theirs."""
+    return CoordinatorSettings(
+        limits=GroupLimits(
+            initial_rebalance_delay_ms=settings.group_initial_rebalance_delay_ms,
+            min_session_timeout_ms=settings.group_min_session_timeout_ms,
+            max_session_timeout_ms=settings.group_max_session_timeout_ms,
+            max_size=settings.group_max_size,
+        ),
+        offset_limits=OffsetLimits(
+            metadata_max_bytes=settings.offset_metadata_max_bytes,
+            retention_ms=settings.offsets_retention_minutes * 60_000,
+        ),
+        partition_count=settings.offsets_topic_num_partitions,
+        check_interval_ms=settings.offsets_retention_check_interval_ms,
+        memory_bytes=settings.memory_bytes // 16,
+        create_timeout_ms=settings.request_timeout_ms,
+    )
+
+
+def wal_store_settings(config: ObjectWalConfig) -> ObjectStoreSettings:
+    """How a WAL in a bucket speaks to it: with connections of its own, so that uploads never hold up an acknowledgement, and
+    with short attempts, since it tries again and hedges by itself."""
+    return ObjectStoreSettings(
+        request_timeout_ms=WAL_REQUEST_TIMEOUT_MS,
+        deadline_ms=WAL_DEADLINE_MS,
+        retry_max_delay_ms=1_000,
+        max_connections=2 * config.parallelism + 4,  # every PUT and its hedge, and reads, lists and deletions
+        local_threads=min(config.parallelism, 4),
+    )
+
+
+def controller_settings(settings: BrokerSettings) -> ControllerSettings:
+    """What the operator says of the metadata log."""
+    return ControllerSettings(
+        cluster_id=settings.cluster_id,
+        max_partitions=settings.max_partitions_per_broker,
+        snapshot_interval_bytes=settings.metadata_log_max_record_bytes_between_snapshots,
+        restore_window_ms=settings.metadata_restore_window_ms,
+    )
+
+
+def producer_budget(settings: BrokerSettings) -> ProducerBudget:
+    """How many idempotent producers are remembered: a thirty-second of the memory."""
+    return ProducerBudget(settings.memory_bytes // 32 // PRODUCER_BYTES)
