@@ -26,7 +26,7 @@ from broker.metrics import Metrics
 from broker.partition import Partition
 from protocol.errors import ErrorCode
 from protocol.records import batch_bounds
-from s3stream.errors import NoMemory, StorageError
+from s3stream.errors import NoMemory, ObjectCorrupt, StorageError
 from s3stream.log_cache import MAX_PAYLOADS
 from s3stream.objectstore import Buffer, ObjectStoreError
 
@@ -243,13 +243,13 @@ class DelayedFetch:
             part = cold[at : at + COLD_READS]
             left = self._limit_bytes - total
             # Together, so none of them may wait for memory: those that have theirs would hold it meanwhile.
-            await asyncio.gather(*(self._read_one(entry, left, wait_for_memory=False) for entry in part))
+            gave_up = await asyncio.gather(*(self._read_one(entry, left, wait_for_memory=False) for entry in part))
             for entry in part:
                 # Each was read as if it were alone: what does not fit beside those before it is asked for again.
                 if total and entry.size_bytes > self._limit_bytes - total:
                     entry.payloads, entry.size_bytes = [], 0
                 total += entry.size_bytes
-            if total >= min(max(self.min_bytes, 1), self._limit_bytes) or any(entry.error for entry in part):
+            if total >= min(max(self.min_bytes, 1), self._limit_bytes) or any(gave_up):
                 break
         if not total and not self._failed():
             await self._read_one(cold[0], self._limit_bytes, wait_for_memory=True)
@@ -260,7 +260,8 @@ class DelayedFetch:
         self._read_cached([entry for entry in self.entries if entry not in from_objects], [])
         self._complete()
 
-    async def _read_one(self, entry: FetchedPartition, limit: int, *, wait_for_memory: bool) -> None:
+    async def _read_one(self, entry: FetchedPartition, limit: int, *, wait_for_memory: bool) -> bool:
+        """Read one partition; True: the error that it got may be that of the next ones too, and take as long."""
         assert entry.partition is not None
         wanted = entry.wanted
         try:
@@ -268,16 +269,17 @@ class DelayedFetch:
                 wanted.fetch_offset, min(wanted.max_bytes, limit), wait_for_memory=wait_for_memory
             )
         except NoMemory:
-            return  # others are served before it; nothing is wrong with the partition, and the client asks again
+            return False  # others are served before it; nothing is wrong with the partition, and the client asks again
         except (StorageError, ObjectStoreError) as error:
             entry.error = code_of(error)
-            return
+            return not isinstance(error, ObjectCorrupt)  # which is this partition's alone: no other goes hungry for it
         # Where the log cache had it after all, the memory is the arena's: others are awaited still, so copy.
         copied: list[Buffer] = (
             [bytes(payload) for payload in found.buffers] if found.block is not None else found.buffers
         )
         entry.payloads = copied
         entry.size_bytes = found.size_bytes
+        return False
 
     # ---- waiting ------------------------------------------------------------------------------------------------
 

@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from broker.damage import MAX_NAMED_RANGES, DamageReport, NamedRange
 from broker.group_lag import Lag
 from broker.logs import FIGURES
 from broker.metrics import OTHER, Metrics, TopicTraffic
@@ -57,6 +59,7 @@ class Parts:
     storage: Storage
     store: InstrumentedObjectStore
     reader: ObjectReader
+    damage: DamageReport
     controller: Controller
     topics: Topics
     partitions: Partitions
@@ -203,6 +206,13 @@ def _unreferenced_bytes(parts: Parts) -> float:
 
 def _store_errors(parts: Parts) -> Iterable[Sample]:
     return [((operation, error), count) for (operation, error), count in sorted(parts.store.failures.items())]
+
+
+def _damaged(offset_of: Callable[[NamedRange], int], parts: Parts) -> Iterable[Sample]:
+    return [
+        ((found.topic, str(found.partition), found.place), offset_of(found))
+        for found in islice(parts.damage.ranges(), MAX_NAMED_RANGES)
+    ]
 
 
 def _product_version() -> str:
@@ -607,6 +617,38 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "tidelog_partitions_loading",
                 "Of them, those whose state is not rebuilt yet: they are read, and not written.",
                 lambda parts: parts.partitions.loading_count,
+            ),
+            _gauge(
+                "tidelog_offline_partitions",
+                "Of them, those that take no records since damage is in the way: producers are answered KAFKA_STORAGE_ERROR.",
+                lambda parts: parts.partitions.offline_count,
+            ),
+        ),
+    ),
+    (
+        "Damage",
+        (
+            _labelled(
+                "gauge",
+                "tidelog_damaged_ranges",
+                "source",
+                "Ranges of offsets that this node found damaged or missing, and that were neither restored nor given up since: records in"
+                " objects (object), states of partitions in objects (state).",
+                _by_value(lambda parts: dict(parts.damage.counts())),
+            ),
+            _labelled(
+                "gauge",
+                "tidelog_damaged_range_first_offset",
+                ("topic", "partition", "place"),
+                f"First offset of each damaged range of records; the first {MAX_NAMED_RANGES} ranges only.",
+                partial(_damaged, lambda found: found.first_offset),
+            ),
+            _labelled(
+                "gauge",
+                "tidelog_damaged_range_last_offset",
+                ("topic", "partition", "place"),
+                "Last offset of each, inclusive.",
+                partial(_damaged, lambda found: found.last_offset),
             ),
         ),
     ),

@@ -7,7 +7,8 @@ Always true:
 - The order of an append is: header checks, producer check against submitted state, room, copy, CRC, append, producer
   state. There is no await in between, so nothing can come between check and append (I2, I11).
 - A batch is refused before any state changes, or it is appended whole.
-- Until the producer state is rebuilt after an open, produce is answered by a retriable error; fetch is served.
+- Until the producer state is rebuilt after an open, produce is answered by a retriable error; fetch is served. Where it cannot be
+  rebuilt, since data that it takes is damaged, the partition is *offline* for producers: KAFKA_STORAGE_ERROR, which is retriable too.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ class Partition:
         "index",
         "leader_epochs",
         "loaded",
+        "offline",
         "producers",
         "stream",
         "topic_id",
@@ -122,6 +124,8 @@ class Partition:
         self.leader_epochs = LeaderEpochs()
         self.loaded = False
         """Producer state and leader epochs are complete: produce may begin."""
+        self.offline: Exception | None = None
+        """Why they cannot be completed, where that is for damage and not for the time being."""
         self._last_state_offset = -1
         self._waiters: dict[PartitionWaiter, None] = {}
         self._duplicates: list[tuple[int, OnDone]] = []
@@ -159,6 +163,7 @@ class Partition:
         self.producers.share(self._producer_budget)
         self._last_state_offset = -1
         self.loaded = True
+        self.offline = None
         self.stream.state_source = self._state
 
     def _state(self) -> bytes | None:
@@ -209,7 +214,7 @@ class Partition:
         ) = header
         stream = self.stream
         if not self.loaded or stream.closed is not None:
-            raise stream.closed or KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{self} is loading")
+            raise self._refusal()
         if attributes & TRANSACTIONAL:
             raise KafkaError(ErrorCode.INVALID_TXN_STATE, "transactions are not supported by this broker version")
         if producer_id >= 0:
@@ -271,7 +276,7 @@ class Partition:
         """
         stream = self.stream
         if not self.loaded or stream.closed is not None:
-            raise stream.closed or KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{self} is loading")
+            raise self._refusal()
         view = self._storage.reserve(len(batch))
         if view is None:
             return NO_ROOM
@@ -331,15 +336,25 @@ class Partition:
         if not self._waiters and not self._duplicates:
             self.stream.listener = None
 
+    def _refusal(self) -> Exception:
+        """Why nothing is appended now."""
+        if self.stream.closed is not None:
+            return self.stream.closed
+        if self.offline is not None:
+            return KafkaError(ErrorCode.KAFKA_STORAGE_ERROR, f"{self} is offline for producers: {self.offline}")
+        return KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{self} is loading")
+
     async def trim(self, log_start_offset: int) -> None:
         """Raise the log start; see `Stream.trim`.
+
+        Of a partition that is offline too: that is how an operator gives up what is damaged.
 
         Raises:
             KafkaError: the partition is loading: what follows its newest state is needed still.
             OffsetOutOfRange, StorageError, ObjectStoreError: see `Stream.trim`.
         """
-        if not self.loaded:
-            raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{self} is loading")
+        if not self.loaded and self.offline is None:
+            raise self._refusal()
         await self.stream.trim(log_start_offset)
         self.leader_epochs.trim(self.stream.log_start_offset)
 

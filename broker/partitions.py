@@ -5,7 +5,8 @@ Always true:
 - Producer state is rebuilt by a bounded number of tasks; a partition that was never written is ready at once. Those that
   producers ask for come first.
 - A load that fails because the object store does not answer is tried again for ever, with back-off: the
-  partition answers produce with a retriable error meanwhile, and serves fetch.
+  partition answers produce with a retriable error meanwhile, and serves fetch. So is one that fails for damaged data, less
+  often: the object may be restored, or the damage given up, while the node runs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from broker.partition import Partition
 from broker.producer_state import ProducerBudget
-from s3stream.errors import MetadataUnavailable, StorageError, StreamClosed
+from s3stream.errors import MetadataUnavailable, ObjectCorrupt, StorageError, StreamClosed
 from s3stream.metadata import StreamId
 from s3stream.objectstore import ObjectStoreError
 
@@ -36,6 +37,9 @@ LOADERS = 16
 """States rebuilt at the same time: enough to hide the object store's latency, few enough to leave it to consumers."""
 
 RETRY_DELAY_S = 1.0
+
+OFFLINE_RETRY_DELAY_S = 5.0
+"""Until a partition is looked at again whose data is damaged: each time that data is read."""
 
 EXPIRY_INTERVAL_S = 600.0
 """How often idle producer ids are looked for (`producer.id.expiration.check.interval.ms` of Kafka)."""
@@ -74,6 +78,8 @@ class Partitions:
         self._loading = 0
         self._loaded = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._retries: dict[StreamId, asyncio.TimerHandle] = {}
+        """When offline partitions are looked at again."""
         self.on_changed: Callable[[], None] = lambda: None
         """Called after partitions were opened or closed here."""
 
@@ -85,8 +91,13 @@ class Partitions:
 
     @property
     def loading_count(self) -> int:
-        """Partitions whose state is not rebuilt yet."""
-        return len(self._to_load) + self._loading
+        """Partitions whose state is not rebuilt yet, but for those that are offline."""
+        return sum(1 for partition in self._to_load.values() if partition.offline is None) + self._loading
+
+    @property
+    def offline_count(self) -> int:
+        """Partitions that take no records for damage."""
+        return sum(1 for partition in self._by_stream.values() if partition.offline is not None)
 
     def run(self) -> None:
         """Start the tasks."""
@@ -103,6 +114,9 @@ class Partitions:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        for retry in self._retries.values():
+            retry.cancel()
+        self._retries.clear()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Without any of its tasks a node would seem well, and open no partition any more: it stops instead."""
@@ -229,11 +243,22 @@ class Partitions:
                 await self._load_event.wait()
             stream_id = next(iter(self._to_load))
             partition = self._to_load.pop(stream_id)
-            self._loading += 1
+            counted = partition.offline is None
+            self._loading += counted
             try:
                 await partition.load(self._now_ms())
             except StreamClosed:
                 continue
+            except ObjectCorrupt as error:
+                if partition.offline is None:
+                    log.error(
+                        "a partition is offline for producers: %(error)s (%(partition)s)",
+                        {"partition": partition, "error": error},
+                    )
+                partition.offline = error
+                self._retries[stream_id] = asyncio.get_running_loop().call_later(
+                    OFFLINE_RETRY_DELAY_S, self._load_again, partition
+                )
             except (StorageError, ObjectStoreError) as error:
                 log.warning(
                     "state cannot be rebuilt yet: %(error)s (%(partition)s)", {"partition": partition, "error": error}
@@ -242,12 +267,23 @@ class Partitions:
                 if partition.stream.closed is None:
                     self._to_load[stream_id] = partition
                     self._load_event.set()
-            except Exception:  # a state that cannot be read, or a mistake of ours: neither may take the loader along
+            except (
+                Exception
+            ) as error:  # a state that cannot be read, or a mistake of ours: neither may take the loader along
                 log.exception("a partition stays closed for producers: %(partition)s", {"partition": partition})
+                partition.offline = error
             finally:
-                self._loading -= 1
+                self._loading -= counted
                 self._loaded.set()
                 self._loaded = asyncio.Event()
+
+    def _load_again(self, partition: Partition) -> None:
+        """A while after damage was in the way of its state."""
+        stream_id = partition.stream.stream_id
+        self._retries.pop(stream_id, None)
+        if partition.stream.closed is None and self._by_stream.get(stream_id) is partition:
+            self._to_load[stream_id] = partition
+            self._load_event.set()
 
     async def _expire_producers(self) -> None:
         while True:

@@ -18,6 +18,7 @@ from broker.background import Background
 from broker.broker import Broker
 from broker.config import BrokerSettings, Listener, parse_listeners, parse_overrides
 from broker.config_layers import SettingsLayers
+from broker.damage import DamageReport
 from broker.dispatch import Dispatch
 from broker.exposition import Parts
 from broker.fetch_session import FetchSessionCache
@@ -133,6 +134,7 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
         registered = await _register(settings, opened, advertised)
         broker, reader = _assemble(settings, around, opened, registered, metrics)
         broker.advertised = advertised
+        damage = DamageReport(image=opened.controller.image, objects=reader.damage)
         await _recover(stack, settings, opened, broker, server)
         work = _Work(settings, around, opened, registered, broker)
         stack.push_async_callback(work.close)
@@ -149,6 +151,7 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
                 storage=broker.storage,
                 store=opened.store,
                 reader=reader,
+                damage=damage,
                 controller=opened.controller,
                 topics=broker.topics,
                 partitions=broker.partitions,

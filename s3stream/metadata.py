@@ -146,3 +146,6 @@ class StreamMetadata(Protocol):
 
     def committed_end_offset(self, stream_id: StreamId) -> int | None:
         """Exclusive end of what objects hold; None for an unknown or deleted stream."""
+
+    def log_start_offset(self, stream_id: StreamId) -> int | None:
+        """First offset that may be read; None for an unknown or deleted stream."""

@@ -7,6 +7,8 @@ Always true:
 - Memory for blocks is bounded by the block cache; no read waits for memory while it holds blocks itself, nor for ever.
 - An object that is gone was compacted or trimmed away: the metadata is asked again. Only if it still refers to the
   object is that a loss of data.
+- What cannot be trusted is remembered in `damage`, with its offsets. What comes before it, and after it, is read; nothing is
+  ever skipped: a read at a damaged offset is an error, until the object is restored or the log start raised past it.
 
 Read-ahead: the second read in sequence starts it, each further one doubles the window. Where there is no memory for it,
 or a block is evicted before use, the window is halved, and grows slowly from then on. It never waits for memory.
@@ -22,10 +24,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from s3stream.block_cache import Block, BlockCache, BlockKey
 from s3stream.config import ReadSettings
+from s3stream.damage import Damage, DamagedRange
 from s3stream.errors import NoMemory, ObjectCorrupt, StorageError
 from s3stream.metadata import ObjectId, ObjectRange, StreamId, StreamMetadata
 from s3stream.object_format import (
     FOOTER_SIZE_BYTES,
+    BlockKind,
     IndexEntry,
     ObjectIndex,
     check_block,
@@ -126,6 +130,8 @@ class ObjectReader:
         self._settings = settings
         self._catch_up = catch_up
         self.cache = BlockCache(settings.memory_bytes)
+        self.damage = Damage(metadata)
+        """What reads found damaged, and have not found sound since."""
         self._indexes: OrderedDict[ObjectId, ObjectIndex] = OrderedDict()
         self._index_bytes = 0
         self._indexes_under_way: dict[ObjectId, asyncio.Task[ObjectIndex]] = {}
@@ -158,7 +164,11 @@ class ObjectReader:
         )
 
     async def read_state(self, stream_id: StreamId) -> tuple[int, bytes] | None:
-        """The newest state block and the (exclusive) end offset that it accounts for."""
+        """The newest state block and the (exclusive) end offset that it accounts for.
+
+        Where that one is damaged, the newest of those before it that is not, and None where there is none: what follows, or all
+        of it, is to be replayed.
+        """
         return await self._resolved(stream_id, lambda: self._read_state(stream_id))
 
     async def payload_for_timestamp(
@@ -199,10 +209,12 @@ class ObjectReader:
         for found in (*self._metadata.ranges(stream_id), *([newest_state] if newest_state else [])):
             if found.object_id == object_id:
                 key = self._paths.data_object(object_id)
-                raise ObjectCorrupt(
+                error = ObjectCorrupt(
                     f"object {object_id} is missing from the store ({key}), and holds stream {stream_id},"
                     f" offsets {found.range.base_offset} to {found.range.end_offset} (exclusive): restore it"
                 )
+                self.damage.object_lost(object_id, error, found)
+                raise error
 
     async def _read(
         self, stream_id: StreamId, offset: int, end_offset: int, max_bytes: int, wait_for_memory: bool
@@ -238,14 +250,18 @@ class ObjectReader:
             if not located or located[0].range.base_offset > at:
                 break  # the end; or trimmed meanwhile
             for found in located:
-                index = await self._index(found)
+                try:
+                    index = await self._index(found)
+                except (_ObjectGone, StorageError, ObjectStoreError):
+                    if wanted:
+                        return wanted  # what comes before it can be read; the next read is told
+                    raise
                 entries = index.data_entries(stream_id, at)
                 first = next(entries, None)
                 if first is None and found.range.record_count and at == found.range.base_offset:
-                    raise ObjectCorrupt(
-                        f"object {found.object_id} should hold stream {stream_id}, offsets {found.range.base_offset}"
-                        f" to {found.range.end_offset} (exclusive), and does not"
-                    )
+                    if wanted:
+                        return wanted
+                    raise self._absent(found)
                 for entry in _and_then(first, entries):
                     if entry.base_offset >= end_offset or (wanted and total >= size):
                         return wanted
@@ -335,7 +351,7 @@ class ObjectReader:
                 position = item.entry.position - start
                 try:
                     part = await self._checked(item, view[position : position + item.entry.size_bytes])
-                except ObjectCorrupt as error:
+                except (ObjectCorrupt, _ObjectGone) as error:
                     self._fail(item, future, error)  # its neighbours may be sound
                     continue
                 block = self.cache.add(item.object_id, item.entry, part, on_unused)
@@ -363,8 +379,24 @@ class ObjectReader:
         except ObjectCorrupt:
             end = item.entry.position + item.entry.size_bytes
             data = memoryview(await self._get_range(item.object_id, item.entry.position, end))
-            check_block(item.object_id, item.entry, data)
+            try:
+                check_block(item.object_id, item.entry, data)
+            except ObjectCorrupt as error:
+                self.damage.range_lost(_damaged(item), error)
+                raise
+        if self.damage:
+            self.damage.range_sound(_damaged(item))
         return data
+
+    def _absent(self, found: ObjectRange, what: str = "") -> ObjectCorrupt:
+        """An intact index that does not have what was committed."""
+        part = found.range
+        error = ObjectCorrupt(
+            f"object {found.object_id} should hold {what}stream {part.stream_id}, offsets {part.base_offset}"
+            f" to {part.end_offset} (exclusive), and does not"
+        )
+        self.damage.object_lost(found.object_id, error, found)
+        return error
 
     async def _get_range(self, object_id: ObjectId, start: int, end: int) -> bytes | bytearray:
         try:
@@ -384,13 +416,21 @@ class ObjectReader:
             await asyncio.wait([task])  # unlike await, leaves it alone when this reader is cancelled
             if task.cancelled():
                 raise Unavailable(_CLOSED)
-            index = task.result()
+            try:
+                index = task.result()
+            except ObjectCorrupt as error:
+                self.damage.object_lost(object_id, error, found)
+                raise
         else:
             self._indexes.move_to_end(object_id)
         if index.footer.object_size_bytes != found.size_bytes:
-            raise ObjectCorrupt(
+            other = ObjectCorrupt(
                 f"object {object_id} has {index.footer.object_size_bytes} bytes, {found.size_bytes} were committed"
             )
+            self.damage.object_lost(object_id, other, found)
+            raise other
+        if self.damage:
+            self.damage.object_sound(object_id)
         return index
 
     def _index_read(self, task: asyncio.Task[ObjectIndex]) -> None:
@@ -428,12 +468,39 @@ class ObjectReader:
         return ObjectIndex(footer, raw)
 
     async def _read_state(self, stream_id: StreamId) -> tuple[int, bytes] | None:
-        found = self._metadata.newest_state(stream_id)
-        if found is None:
+        newest = self._metadata.newest_state(stream_id)
+        if newest is None:
             return None
+        older = [
+            found
+            for found in reversed(self._metadata.ranges(stream_id))
+            if found.range.has_state and found.object_id != newest.object_id
+        ]
+        for found in (newest, *older):
+            try:
+                return await self._read_state_in(found)
+            except ObjectCorrupt:
+                continue  # it is remembered, and told
+            except _ObjectGone as gone:
+                await self._look_again(stream_id, gone)
+        return None
+
+    async def _look_again(self, stream_id: StreamId, gone: _ObjectGone) -> None:
+        """Raises `gone` unless the object is still needed: then it is a loss, which is remembered."""
+        self._forget_object(gone.object_id)
+        if self._catch_up is not None:
+            await self._catch_up()
+        try:
+            self._check_unreferenced(stream_id, gone.object_id)
+        except ObjectCorrupt:
+            return
+        raise gone
+
+    async def _read_state_in(self, found: ObjectRange) -> tuple[int, bytes]:
+        stream_id = found.range.stream_id
         entry = (await self._index(found)).state_entry(stream_id)
         if entry is None:
-            raise ObjectCorrupt(f"object {found.object_id} should hold a state of stream {stream_id}, and does not")
+            raise self._absent(found, "a state of ")
         item = _Wanted(found.object_id, entry)
         data = await self._get_range(item.object_id, entry.position, entry.position + entry.size_bytes)
         return entry.end_offset, bytes(await self._checked(item, memoryview(data)))
@@ -529,6 +596,17 @@ def _size(wanted: Sequence[_Wanted]) -> int:
 def _cost(wanted: Sequence[_Wanted]) -> int:
     """Memory while blocks are read: the response, and the blocks' own copies."""
     return 2 * _size(wanted)
+
+
+def _damaged(item: _Wanted) -> DamagedRange:
+    entry = item.entry
+    return DamagedRange(
+        stream_id=entry.stream_id,
+        object_id=item.object_id,
+        base_offset=entry.base_offset,
+        end_offset=entry.end_offset,
+        is_state=entry.kind == BlockKind.STATE,
+    )
 
 
 def _and_then(first: IndexEntry | None, rest: Iterator[IndexEntry]) -> Iterator[IndexEntry]:

@@ -82,6 +82,9 @@ def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     metadata.add_argument("--to", type=int, dest="last_index", metavar="N", help="list entries up to this one")
     partition = kinds.add_parser("partition", help="offsets, ranges and their objects, state, WAL tail, configs")
     partition.add_argument("partition", metavar="TOPIC-NUMBER", help="such as orders-0")
+    partition.add_argument(
+        "--check", action="store_true", help="read all its records, and hold them against their CRCs"
+    )
     group = kinds.add_parser("group", help="members, generation, committed offsets and lag of consumer groups")
     group.add_argument("group", nargs="?", metavar="GROUP", help="one group (default: a line for each)")
     for kind in (wal, one_object, metadata, partition, group):
@@ -140,7 +143,7 @@ async def _rows(stack: AsyncExitStack, options: argparse.Namespace, settings: Br
     wal = wal if wal is not None and wal.exists() else None
     if options.inspected == "group":
         return inspect_groups(bucket, options.group, image=image, wal=wal)
-    return inspect_partition(bucket, options.partition, image=image, wal=wal)
+    return inspect_partition(bucket, options.partition, image=image, wal=wal, read_blocks=options.check)
 
 
 async def _wal_rows(uri: str, path: Path, *, list_frames: bool) -> AsyncIterator[Row]:

@@ -11,6 +11,7 @@ from broker.inspect.rows import DamageRow, NoteRow, Row, offsets, plural, ranges
 from broker.inspect.states import state_row
 from broker.inspect.wal import StreamTail, open_wal_disk
 from controller.image import Image
+from controller.records import Range
 from controller.tables import StreamState
 from s3stream.errors import ObjectCorrupt
 from s3stream.metadata import ObjectId
@@ -121,11 +122,14 @@ def find_stream(image: Image, name: str) -> StreamState:
     return image.state.tables.streams[topic.partitions[int(number)].stream_id]
 
 
-async def inspect_partition(bucket: Bucket, name: str, *, image: Image, wal: Path | None) -> AsyncIterator[Row]:
-    """Tell everything of one partition.
+async def inspect_partition(
+    bucket: Bucket, name: str, *, image: Image, wal: Path | None, read_blocks: bool = False
+) -> AsyncIterator[Row]:
+    """Tell everything of one partition. Of each object the end is read, so that one that is gone or replaced shows.
 
     Args:
         wal: The directory of its leader's WAL; None leaves the tail out.
+        read_blocks: Read the partition's records as well, and hold them against their CRCs.
 
     Raises:
         NoSuchPartition: there is none.
@@ -159,11 +163,49 @@ async def inspect_partition(bucket: Bucket, name: str, *, image: Image, wal: Pat
             key=bucket.paths.data_object(object_id),
             object_size_bytes=image.state.tables.objects[object_id].size_bytes,
         )
+        async for row in _damage(bucket, name, stream, object_id, value, read_blocks=read_blocks):
+            yield row
     if stream.newest_state is not None:
         yield NewestStateRow(object_id=stream.newest_state[0])
         yield await _state(bucket, stream, stream.newest_state[0])
     if wal is not None:
         yield await _tail(wal, stream)
+
+
+async def _damage(
+    bucket: Bucket, name: str, stream: StreamState, object_id: ObjectId, value: Range, *, read_blocks: bool
+) -> AsyncIterator[DamageRow]:
+    """What of a range cannot be read."""
+
+    def damaged(base_offset: int, end_offset: int, problem: object) -> DamageRow:
+        first_offset = max(base_offset, stream.log_start_offset)
+        return DamageRow(message=f"{name}, offsets {first_offset} to {end_offset - 1} cannot be read: {problem}")
+
+    key = bucket.paths.data_object(object_id)
+    try:
+        tail = await read_tail(bucket.store, key)
+        index = await read_index(bucket.store, key, tail, read_footer(tail, object_id))
+        entries = list(index.data_entries(stream.stream_id))
+        held = sum(entry.record_count for entry in entries)
+        if held != value.record_count:
+            problem = f"object {object_id} holds {held} records of it, {value.record_count} were committed"
+            yield damaged(value.base_offset, value.end_offset, problem)
+            return
+        for entry in entries:
+            if not read_blocks or entry.end_offset <= stream.log_start_offset:
+                continue
+            try:
+                check_block(
+                    object_id,
+                    entry,
+                    await bucket.store.get_range(key, entry.position, entry.position + entry.size_bytes),
+                )
+            except ObjectCorrupt as error:
+                yield damaged(entry.base_offset, entry.end_offset, error)
+    except NotFound:
+        yield damaged(value.base_offset, value.end_offset, f"object {object_id} is not in the store ({key})")
+    except ObjectCorrupt as error:
+        yield damaged(value.base_offset, value.end_offset, error)
 
 
 async def _state(bucket: Bucket, stream: StreamState, object_id: ObjectId) -> Row:

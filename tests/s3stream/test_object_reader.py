@@ -306,8 +306,49 @@ async def test_an_object_that_is_missing_and_still_referenced_is_a_loss(world: W
     expected = f"object {object_id} is missing from the store .*, and holds stream 1, offsets 0 to 10"
     with pytest.raises(ObjectCorrupt, match=expected):
         await world.read(0)
-    with pytest.raises(ObjectCorrupt, match=expected):
-        await world.reader.read_state(STREAM)
+    assert await world.reader.read_state(STREAM) is None, "all is to be replayed, and cannot be"
+    (lost,) = world.reader.damage.ranges()
+    assert (lost.object_id, lost.base_offset, lost.end_offset) == (object_id, 0, 10)
+
+
+async def test_what_lies_around_damage_is_read_and_the_damage_is_known_until_it_is_repaired(world: World) -> None:
+    object_ids = [
+        await upload(world.store, world.metadata, {1: payloads(base, base + 10), 2: payloads(base, base + 10)})
+        for base in (0, 10, 20)
+    ]
+    key = PATHS.data_object(object_ids[1])
+    whole = bytes(await world.store.get_range(key, 0, 1 << 20))
+    await world.store.delete_many([key])
+
+    assert await world.read(0) == [*range(10)], "however much is asked for"
+    assert await world.read(20) == [*range(20, 30)]
+    for offset in (10, 19):
+        with pytest.raises(ObjectCorrupt):
+            await world.read(offset)
+    told = [(each.stream_id, each.base_offset, each.end_offset) for each in world.reader.damage.ranges()]
+    assert told == [(1, 10, 20), (2, 10, 20)], "everything that the object held is lost, whoever came for it"
+
+    await world.store.put(key, [whole])
+    assert await world.read(10) == [*range(10, 30)]
+    assert world.reader.damage.ranges() == []
+    assert not world.reader.damage
+
+
+async def test_damage_that_was_trimmed_away_is_forgotten(world: World) -> None:
+    object_id = await upload(world.store, world.metadata, {1: payloads(0, 10)})
+    await world.store.delete_many([PATHS.data_object(object_id)])
+    with pytest.raises(ObjectCorrupt):
+        await world.read(0)
+    assert world.reader.damage.ranges()
+    await world.metadata.trim_streams({STREAM: 10})
+    assert world.reader.damage.ranges() == []
+
+
+async def test_a_damaged_state_gives_way_to_the_one_before(world: World) -> None:
+    await upload(world.store, world.metadata, {1: payloads(0, 10)}, states={1: b"at ten"})
+    newest = await upload(world.store, world.metadata, {1: payloads(10, 20)}, states={1: b"at twenty"})
+    await world.store.delete_many([PATHS.data_object(newest)])
+    assert await world.reader.read_state(STREAM) == (10, b"at ten")
 
 
 async def test_what_was_trimmed_meanwhile_reads_as_nothing(world: World) -> None:
