@@ -140,6 +140,7 @@ def _setting(
 
 _identity = partial(_setting, section="Identity and addresses")
 _data = partial(_setting, section="Where data lives, and memory")
+_compaction = partial(_setting, section="Compaction of objects")
 _topic = partial(_setting, section="Topics")
 _topic_default = partial(_setting, section="Defaults of topics (a topic's own configuration wins)", dynamic=True)
 _retention = partial(_setting, section="Retention and deletion")
@@ -187,6 +188,28 @@ class BrokerSettings:
     upload_parallelism: int = _data(4, "Objects that are put at the same time.", unit="objects", least=1, most=64)
     metadata_log_max_record_bytes_between_snapshots: int = _data(
         16 << 20, "The metadata log is snapshotted at the latest after so many bytes.", unit="bytes", least=1 << 10
+    )
+
+    compaction_process_enable: bool = _compaction(
+        True,
+        "Compact in a process of its own, which is started when there is something to merge: it takes some 80 MB and what the metadata "
+        "take, on top of memory.bytes. Else the broker does it between requests, as it does with mem://.",
+    )
+    compaction_interval_ms: int = _compaction(
+        10_000, "How often it is looked for objects to merge.", unit="ms", least=10, most=INT32_MAX
+    )
+    compaction_io_max_bytes_per_second: int = _compaction(
+        64 << 20, "Bytes that compaction reads in a second.", unit="bytes", least=64 << 10
+    )
+    compaction_object_bytes: int = _compaction(
+        64 << 20, "Target size of objects that partitions share.", unit="bytes", least=64 << 10, most=16 << 30
+    )
+    compaction_partition_object_bytes: int = _compaction(
+        256 << 20,
+        "What a partition has in objects of this size and more is not merged any further.",
+        unit="bytes",
+        least=64 << 10,
+        most=64 << 30,
     )
 
     auto_create_topics_enable: bool = _topic(

@@ -31,6 +31,7 @@ from protocol.errors import ErrorCode
 from wal.histogram import Histogram
 
 if TYPE_CHECKING:
+    from broker.compaction.process import CompactionProcess
     from broker.delayed_fetch import WaitingFetches
     from broker.event_loop import EventLoopWatch
     from broker.fetch_session import FetchSessionCache
@@ -68,7 +69,7 @@ class Parts:
     groups: GroupCoordinator
     group_lag: GroupLag
     retention: Retention
-    compactor: Compactor
+    compactor: Compactor | CompactionProcess
     collector: ObjectCollector
     event_loop: EventLoopWatch
     groups_limit_bytes: int
@@ -132,6 +133,12 @@ _ERROR_NAMES = {int(code): code.name for code in ErrorCode}
 
 def _error_name(code: int) -> str:
     return _ERROR_NAMES.get(code, str(code))
+
+
+def _of_process(parts: Parts, name: str) -> float:
+    """A figure of the process of compaction; 0 where the broker itself compacts."""
+    value: float = getattr(parts.compactor, name, 0)
+    return value
 
 
 def _request_durations(parts: Parts) -> Iterable[Sample]:
@@ -548,6 +555,26 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "tidelog_compaction_written_bytes_total",
                 "Bytes written by compaction.",
                 lambda parts: parts.compactor.written_bytes,
+            ),
+            _gauge(
+                "tidelog_compaction_damaged_objects",
+                "Objects that compaction leaves alone because they do not match their CRCs.",
+                lambda parts: parts.compactor.damaged_objects,
+            ),
+            _gauge(
+                "tidelog_compaction_process_memory_bytes",
+                "Resident memory of the process of compaction, on top of the broker's; 0 while there is none.",
+                lambda parts: _of_process(parts, "memory_bytes"),
+            ),
+            _counter(
+                "tidelog_compaction_process_cpu_seconds_total",
+                "Processor time of the process of compaction, on top of the broker's.",
+                lambda parts: _of_process(parts, "cpu_seconds"),
+            ),
+            _counter(
+                "tidelog_compaction_process_restarts_total",
+                "Times that the process of compaction ended and was started again.",
+                lambda parts: _of_process(parts, "restarts"),
             ),
             _counter(
                 "tidelog_collection_deleted_objects_total",

@@ -37,14 +37,14 @@ class Node:
         *,
         now_ms: Callable[[], int] = wall_clock_ms,
         rng: random.Random | None = None,
-        wrap_store: Callable[[ObjectStore], ObjectStore] = lambda store: store,
+        wrap_store: Callable[[ObjectStore], ObjectStore] | None = None,
     ) -> None:
         """Take the settings; nothing is opened before `async with`.
 
         Args:
             now_ms: The wall clock, for tests that move it.
             rng: Where ids come from; give a seeded one to make a run repeatable.
-            wrap_store: Puts something between the broker and its object store, such as faults.
+            wrap_store: Puts something between the broker and its object store, such as faults. Compaction then stays in this process.
         """
         self.settings = BrokerSettings() if settings is None else settings
         self._now_ms = now_ms

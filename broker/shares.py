@@ -5,11 +5,13 @@ Always true: the shares of `memory.bytes` leave room for the interpreter. Nothin
 
 from __future__ import annotations
 
+from broker.compaction.process import WorkerSettings
 from broker.config import BrokerSettings
 from broker.groups.coordinator import CoordinatorSettings
 from broker.groups.membership import GroupLimits
 from broker.groups.shard import OffsetLimits
 from broker.producer_state import PRODUCER_BYTES, ProducerBudget
+from broker.uris import absolute_uri
 from controller.config import ControllerSettings
 from s3stream.config import CollectionSettings, CompactionSettings, ObjectStoreSettings, ReadSettings, StorageSettings
 from wal.arena import ALIGNMENT_BYTES
@@ -21,10 +23,15 @@ __all__ = [
     "producer_budget",
     "storage_settings",
     "wal_store_settings",
+    "worker_settings",
 ]
 
 COLLECTION_INTERVAL_MS = 60_000
 """How often objects to be deleted are looked for."""
+
+COMPACTION_BASE_BYTES = 256 << 20
+"""What the process of compaction may take before it reads anything. A quarter of the memory on top: for the metadata, which every
+process holds whole, and eight times its buffers."""
 
 WAL_REQUEST_TIMEOUT_MS = 10_000
 WAL_DEADLINE_MS = 20_000
@@ -55,12 +62,32 @@ def storage_settings(settings: BrokerSettings) -> StorageSettings:
             read_ahead_initial_bytes=min(MIB, get_bytes),
             max_get_size_bytes=get_bytes,
         ),
-        compaction=CompactionSettings(memory_bytes=memory_bytes // 32),
+        compaction=CompactionSettings(
+            interval_ms=settings.compaction_interval_ms,
+            max_source_bytes=max(1024 * MIB, 2 * settings.compaction_partition_object_bytes),
+            object_size_bytes=settings.compaction_object_bytes,
+            stream_object_max_bytes=max(settings.compaction_partition_object_bytes, settings.compaction_object_bytes),
+            memory_bytes=memory_bytes // 32,
+            rate_bytes_per_s=settings.compaction_io_max_bytes_per_second,
+        ),
         collection=CollectionSettings(
             interval_ms=max(min(COLLECTION_INTERVAL_MS, settings.log_segment_delete_delay_ms), 10),
             grace_ms=max(settings.log_segment_delete_delay_ms, 1),
             restore_window_ms=settings.metadata_restore_window_ms,
         ),
+    )
+
+
+def worker_settings(settings: BrokerSettings, storage: StorageSettings) -> WorkerSettings:
+    """What the process of compaction is told."""
+    return WorkerSettings(
+        object_store_uri=absolute_uri(settings.object_store_uri),
+        object_store=storage.object_store,
+        compaction=storage.compaction,
+        block_size_bytes=storage.block_size_bytes,
+        memory_limit_bytes=COMPACTION_BASE_BYTES + settings.memory_bytes // 4,
+        logging_format=settings.logging_format,
+        logging_level=settings.logging_level,
     )
 
 

@@ -71,6 +71,7 @@ class TidelogServer:
             "upload_size_bytes": 4 << 20,
             "upload_interval_ms": 500,
             "group_initial_rebalance_delay_ms": 0,
+            "compaction_process_enable": False,  # so that `object_store` sees all requests
             "listeners": f"PLAINTEXT://127.0.0.1:{self._port}",
             **self._settings,
         }

@@ -16,6 +16,7 @@ from functools import partial
 
 from broker.background import Background
 from broker.broker import Broker
+from broker.compaction.process import CompactionProcess
 from broker.config import BrokerSettings, Listener, parse_listeners, parse_overrides
 from broker.config_layers import SettingsLayers
 from broker.damage import DamageReport
@@ -38,6 +39,7 @@ from broker.shares import (
     producer_budget,
     storage_settings,
     wal_store_settings,
+    worker_settings,
 )
 from broker.topics import Topics
 from broker.uris import absolute_uri
@@ -83,6 +85,7 @@ class Running:
     server: Server
     storage: Storage
     retention: Retention
+    compactor: Compactor | CompactionProcess
     store: InstrumentedObjectStore
     """With counters, and switches for tests."""
     listeners: tuple[Listener, ...]
@@ -103,8 +106,9 @@ class Surroundings:
     rng: random.Random
     on_failed: Callable[[BaseException], None]
     """Told once when the broker can acknowledge nothing more; stop it then."""
-    wrap_store: Callable[[ObjectStore], ObjectStore] = lambda store: store
-    """Puts something between the broker and its object store (faults, counters)."""
+    wrap_store: Callable[[ObjectStore], ObjectStore] | None = None
+    """Puts something between the broker and its object store (faults, counters). Compaction then goes through it as well, and
+    stays in this process."""
     clock: Callable[[], float] = time.perf_counter
     """Seconds, for figures only."""
 
@@ -184,6 +188,7 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
             server=server,
             storage=broker.storage,
             retention=work.retention,
+            compactor=work.compactor,
             store=opened.store,
             listeners=bound,
             metrics_listeners=metrics_bound,
@@ -214,7 +219,8 @@ async def _open(stack: AsyncExitStack, settings: BrokerSettings, around: Surroun
 
     async def open_store(uri: str, store_settings: ObjectStoreSettings) -> tuple[InstrumentedObjectStore, Paths]:
         opened = open_object_store(uri, rng=around.rng, settings=store_settings)
-        store = InstrumentedObjectStore(around.wrap_store(opened.store), clock=around.clock)
+        inner = opened.store if around.wrap_store is None else around.wrap_store(opened.store)
+        store = InstrumentedObjectStore(inner, clock=around.clock)
         try:
             await probe(store, opened.paths, around.nonce())
         except BaseException:
@@ -415,6 +421,28 @@ def _applied(settings: BrokerSettings, broker: Broker, server: Server, change: A
     topics.changed()
 
 
+def _compactor(
+    settings: BrokerSettings, around: Surroundings, opened: _Opened, registered: _Registered
+) -> Compactor | CompactionProcess:
+    """In a process of its own, where that is wanted and reaches the same store."""
+    if settings.compaction_process_enable and around.wrap_store is None and not opened.store.uri.startswith("mem:"):
+        return CompactionProcess(
+            settings=worker_settings(settings, opened.config),
+            metadata=registered.metadata,
+            entries=opened.controller,
+            store=opened.store,
+            rng=around.rng,
+        )
+    return Compactor(
+        store=opened.store,
+        paths=opened.paths,
+        metadata=registered.metadata,
+        settings=opened.config.compaction,
+        block_size_bytes=opened.config.block_size_bytes,
+        rng=around.rng,
+    )
+
+
 class _Work:
     """What runs beside the requests: a later start makes up for whatever of it was not done."""
 
@@ -428,14 +456,7 @@ class _Work:
     ) -> None:
         self._broker = broker
         self._background = Background()
-        self.compactor = Compactor(
-            store=opened.store,
-            paths=opened.paths,
-            metadata=registered.metadata,
-            settings=opened.config.compaction,
-            block_size_bytes=opened.config.block_size_bytes,
-            rng=around.rng,
-        )
+        self.compactor = _compactor(settings, around, opened, registered)
         self.collector = Collector(
             store=opened.store,
             paths=opened.paths,

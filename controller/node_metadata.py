@@ -11,16 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from controller.commands import Command
+from controller.committed import CommittedMetadata
 from controller.image import Image
 from controller.objects import AllocateObjectIds, AllocateProducerIds, Commit, ExpireObjects, ForgetObjects
 from controller.streams import CloseStreams, OpenStreams, TrimStreams
-from controller.tables import StreamState
 from s3stream.metadata import (
     CommitObjects,
     CommitResult,
-    NewObject,
     ObjectId,
-    ObjectRange,
     OpenedStream,
     StreamId,
 )
@@ -44,18 +42,17 @@ class CommandPort(Protocol):
         """Have a command decided and committed, and the image brought up to it. Raises its errors."""
 
 
-class NodeMetadata:
-    """Implements `StreamMetadata`; also what the collector and producer id allocation need."""
+class NodeMetadata(CommittedMetadata):
+    """Implements `StreamMetadata`; and what the collector and producer id allocation need; inherits the reads."""
 
     def __init__(self, port: CommandPort, *, node_id: int, node_epoch: int, object_id_block_size: int) -> None:
+        super().__init__(port)
         self._port = port
         self.node_id = node_id
         self.node_epoch = node_epoch
         self._object_id_block_size = object_id_block_size
         self._object_ids = range(0)
         self._allocation = asyncio.Lock()
-
-    # ---- changes
 
     async def new_object_ids(self, count: int) -> Sequence[ObjectId]:
         """Ids never given out before; taken from the log in blocks, so that most calls cost nothing."""
@@ -122,72 +119,3 @@ class NodeMetadata:
         """Report expired objects as deleted from the store."""
         if object_ids:
             await self._port.submit(ForgetObjects(object_ids=tuple(object_ids)))
-
-    # ---- reads
-
-    def locate(self, stream_id: StreamId, offset: int, *, limit: int = 16) -> Sequence[ObjectRange]:
-        """Committed ranges from the one that holds `offset` on. Empty at or past the committed end."""
-        stream = self._stream(stream_id)
-        if stream is None:
-            return ()
-        first = stream.index_of(offset)
-        return self._located(stream, first, first + limit)
-
-    def ranges(self, stream_id: StreamId) -> Sequence[ObjectRange]:
-        """All committed ranges of a stream, in offset order."""
-        stream = self._stream(stream_id)
-        return () if stream is None else self._located(stream, 0, len(stream.ranges))
-
-    def newest_state(self, stream_id: StreamId) -> ObjectRange | None:
-        """The last range with a state block, even where retention has since passed its data."""
-        stream = self._stream(stream_id)
-        if stream is None or stream.newest_state is None:
-            return None
-        object_id, value = stream.newest_state
-        size_bytes = self._port.image.state.tables.objects[object_id].size_bytes
-        return ObjectRange(object_id=object_id, size_bytes=size_bytes, range=value.value())
-
-    def live_objects(self) -> Sequence[NewObject]:
-        """Every referenced object with the ranges that streams still need, by object id."""
-        tables = self._port.image.state.tables
-        return [
-            NewObject(
-                object_id=object_id,
-                size_bytes=entry.size_bytes,
-                ranges=tuple(value.value() for value in tables.live_ranges(entry)),
-            )
-            for object_id, entry in sorted(tables.objects.items())
-        ]
-
-    def committed_end_offset(self, stream_id: StreamId) -> int | None:
-        """Exclusive end of what objects hold; None for an unknown or deleted stream."""
-        stream = self._stream(stream_id)
-        return None if stream is None else stream.committed_end_offset
-
-    def log_start_offset(self, stream_id: StreamId) -> int | None:
-        """First offset that may be read; None for an unknown or deleted stream."""
-        stream = self._stream(stream_id)
-        return None if stream is None else stream.log_start_offset
-
-    def is_referenced(self, object_id: ObjectId) -> bool:
-        """True while a stream needs the object: it must not be deleted (I8)."""
-        return object_id in self._port.image.state.tables.objects
-
-    def unreferenced_before(self, time_ms: int) -> Sequence[ObjectId]:
-        """Objects that have been unreferenced since before a time, and are not yet expired."""
-        found = self._port.image.state.tables.unreferenced.items()
-        return sorted(object_id for object_id, value in found if value.unreferenced_at_ms < time_ms)
-
-    def expired_objects(self) -> Sequence[ObjectId]:
-        """Objects that were expired and not yet reported as deleted."""
-        return list(self._port.image.state.tables.expired)
-
-    def _stream(self, stream_id: StreamId) -> StreamState | None:
-        return self._port.image.state.tables.streams.get(stream_id)
-
-    def _located(self, stream: StreamState, first: int, last: int) -> list[ObjectRange]:
-        objects = self._port.image.state.tables.objects
-        return [
-            ObjectRange(object_id=object_id, size_bytes=objects[object_id].size_bytes, range=value.value())
-            for object_id, value in zip(stream.object_ids[first:last], stream.ranges[first:last], strict=True)
-        ]

@@ -108,6 +108,11 @@ class Compactor:
         self.read_bytes = 0
         self.written_bytes = 0
 
+    @property
+    def damaged_objects(self) -> int:
+        """Objects that did not match their CRCs twice, and are left alone."""
+        return len(self._damaged)
+
     async def run(self) -> None:
         """Compact until cancelled."""
         while True:

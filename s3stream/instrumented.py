@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from s3stream.objectstore import Buffer, MultipartSummary, ObjectStore, ObjectSummary, StoredObject, Unavailable
 from wal.histogram import Histogram
@@ -37,6 +37,26 @@ class InstrumentedObjectStore:
         """Seconds that requests took, by operation, retries and failures included."""
         self.transferred_bytes: Counter[str] = Counter()
         """Object bytes written or read, by operation."""
+
+    def add(
+        self,
+        operation: str,
+        *,
+        count: int,
+        transferred_bytes: int,
+        failures: Mapping[str, int],
+        duration_counts: Sequence[int],
+        duration_total_s: float,
+    ) -> None:
+        """Count requests that another process made on this node's behalf; `failures` are by name of the error."""
+        self.requests[operation] += count
+        self.transferred_bytes[operation] += transferred_bytes
+        for name, failed in failures.items():
+            self.failures[operation, name] += failed
+        durations = self.durations.setdefault(operation, Histogram())
+        durations.total += duration_total_s
+        for number, size in enumerate(duration_counts):
+            durations.counts[number] += size
 
     @property
     def bytes_written(self) -> int:
