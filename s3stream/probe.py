@@ -39,39 +39,54 @@ async def probe(store: ObjectStore, paths: Paths, nonce: str) -> None:
     key = paths.probe(nonce)
     try:
         try:
-            await _probe(store, key)
+            await _probe(store, key, nonce)
         except UnsuitableObjectStore:
             await store.delete_many([key])
             raise
+        await store.delete_many([key])
     except AccessDenied as error:
         raise AccessDenied(
             f"{store.uri}: {error}; put, get, list and delete under {paths.prefix!r} must be allowed"
         ) from error
-    await store.delete_many([key])
 
 
-async def _probe(store: ObjectStore, key: str) -> None:
-    first = await store.put_if_absent(key, [b"first"])
-    await _refused(store, "If-None-Match", key, b"first", store.put_if_absent(key, [b"second"]))
-    try:
-        second = await store.put_if_match(key, [b"second"], first)
-    except PreconditionFailed as error:
-        raise UnsuitableObjectStore(f"{store.uri} refuses a write whose If-Match holds") from error
-    await _refused(store, "If-Match", key, b"second", store.put_if_match(key, [b"third"], first))
+async def _probe(store: ObjectStore, key: str, nonce: str) -> None:
+    contents = [f"{number} {nonce}".encode() for number in ("first", "second", "third")]
+    first = await _written(store, "If-None-Match", key, contents[0], store.put_if_absent(key, [contents[0]]))
+    await _refused(store, "If-None-Match", key, contents[0], store.put_if_absent(key, [contents[1]]))
+    second = await _written(store, "If-Match", key, contents[1], store.put_if_match(key, [contents[1]], first))
+    await _refused(store, "If-Match", key, contents[1], store.put_if_match(key, [contents[2]], first))
     if second == first:
         raise UnsuitableObjectStore(f"{store.uri} gives different contents the same entity tag")
     absent = f"{key}-absent"
     try:
-        await store.put_if_match(absent, [b"third"], first)
+        await store.put_if_match(absent, [contents[2]], first)
     except (PreconditionFailed, NotFound):
         pass
     else:
         await store.delete_many([absent])
         raise UnsuitableObjectStore(f"{store.uri} ignores If-Match where there is no object")
-    if await store.get_range(key, 1, 4) != b"eco" or await store.get_tail(key, 2) != (b"nd", 6):
+    if await store.get_range(key, 1, 4) != b"eco" or await store.get_tail(key, 2) != (
+        contents[1][-2:],
+        len(contents[1]),
+    ):
         raise UnsuitableObjectStore(f"{store.uri} does not read the ranges it is asked for")
     if [found.key async for found in store.list(key)] != [key]:
         raise UnsuitableObjectStore(f"{store.uri} does not list what was just written")
+
+
+async def _written(store: ObjectStore, condition: str, key: str, content: bytes, write: Awaitable[str]) -> str:
+    """The entity tag of a write whose condition holds. It may be refused by its own first attempt, whose reply was lost."""
+    try:
+        return await write
+    except PreconditionFailed as error:
+        try:
+            found = await store.get(key)
+        except NotFound:
+            found = None
+        if found is None or found.data != content:
+            raise UnsuitableObjectStore(f"{store.uri} refuses a write whose {condition} holds") from error
+        return found.etag
 
 
 async def _refused(store: ObjectStore, condition: str, key: str, expected: bytes, write: Awaitable[str]) -> None:

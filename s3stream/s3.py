@@ -59,6 +59,8 @@ _SILENCE_S = 2.0
 """How long a request may be in trouble before the log tells: a start against a wrong endpoint should not look like a hang."""
 _DELETE_BATCH = 1000
 """S3's limit."""
+_NONCE = "tidelog-upload"
+"""Metadata of an object that came in parts."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)\Z")
 
 
@@ -211,19 +213,20 @@ class S3ObjectStore:
     async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> str:
         """See ObjectStore. What fits in one part is put at once."""
         pieces = Pieces(self._settings.multipart_part_size_bytes)
+        nonce = f"{self._rng.getrandbits(64):016x}"
         upload_id = ""
         uploaded: list[dict[str, Any]] = []
         try:
             async for part in parts:
                 for full in pieces.add(part):
-                    upload_id = upload_id or await self._create_multipart(key)
+                    upload_id = upload_id or await self._create_multipart(key, nonce)
                     uploaded.append(await self._upload_part(key, upload_id, len(uploaded) + 1, full))
             last = pieces.rest()
             if not upload_id:
                 return await self.put(key, last, crc32c=_crc_of(last))
             if last:
                 uploaded.append(await self._upload_part(key, upload_id, len(uploaded) + 1, last))
-            return await self._complete_multipart(key, upload_id, uploaded)
+            return await self._complete_multipart(key, upload_id, uploaded, nonce)
         except BaseException:
             if upload_id:
                 await self._abort_multipart(key, upload_id)
@@ -289,11 +292,14 @@ class S3ObjectStore:
 
         return await self._request(f"get {byte_range} of {key}", read)
 
-    async def _create_multipart(self, key: str) -> str:
+    async def _create_multipart(self, key: str, nonce: str) -> str:
+        """Begin an upload. The nonce will be the object's, and tells whether the upload was completed."""
         extra = {**self._encryption, **({"ChecksumAlgorithm": "CRC32C"} if self._send_checksums else {})}
         response = await self._request(
             f"begin multipart {key}",
-            lambda client: client.create_multipart_upload(Bucket=self._bucket, Key=key, **extra),
+            lambda client: client.create_multipart_upload(
+                Bucket=self._bucket, Key=key, Metadata={_NONCE: nonce}, **extra
+            ),
         )
         return str(response["UploadId"])
 
@@ -308,7 +314,9 @@ class S3ObjectStore:
 
         return await self._request(f"put part {number} of {key}", upload)
 
-    async def _complete_multipart(self, key: str, upload_id: str, uploaded: Sequence[dict[str, Any]]) -> str:
+    async def _complete_multipart(
+        self, key: str, upload_id: str, uploaded: Sequence[dict[str, Any]], nonce: str
+    ) -> str:
         try:
             response = await self._request(
                 f"complete multipart {key}",
@@ -317,10 +325,19 @@ class S3ObjectStore:
                 ),
             )
         except NotFound as error:
-            raise Unavailable(
-                f"{key}: its upload is gone; an attempt whose reply was lost may have completed it"
-            ) from error
+            # The upload is gone: ended by an attempt whose reply was lost, or by somebody else. The object tells.
+            etag = await self._etag_of_nonce(key, nonce)
+            if etag is None:
+                raise Unavailable(f"{key}: its upload is gone, and was not completed: begin it again") from error
+            return etag
         return str(response["ETag"])
+
+    async def _etag_of_nonce(self, key: str, nonce: str) -> str | None:
+        try:
+            found = await self._request(f"head {key}", lambda client: client.head_object(Bucket=self._bucket, Key=key))
+        except NotFound:
+            return None
+        return str(found["ETag"]) if found.get("Metadata", {}).get(_NONCE) == nonce else None
 
     async def _abort_multipart(self, key: str, upload_id: str) -> None:
         """Abort an upload; one that is gone, or cannot be reached, is left to `abort_stale_multiparts`."""

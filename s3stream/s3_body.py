@@ -42,9 +42,14 @@ class _BodyPayload(Payload):
     def __init__(self, body: Body) -> None:
         super().__init__(body, content_type="application/octet-stream")
         self._size = body.size
+        self._begun = False
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """See aiohttp."""
+        """See aiohttp, which repeats a PUT by itself when its connection is closed. It must not, unseen: a refusal would no
+        longer mean that nothing was written."""
+        if self._begun:
+            raise ConnectionResetError("the connection was closed before the answer came")
+        self._begun = True
         for piece in copies(self._value.parts):
             await writer.write(piece)
 
