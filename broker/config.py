@@ -349,6 +349,23 @@ class BrokerSettings:
         most=INT32_MAX,
         dynamic=True,
     )
+    remote_log_manager_fetch_max_bytes_per_second: int = _network(
+        INT64_MAX,
+        "What reads of records that only objects hold may take from the object store, for all partitions together. The default is "
+        "no bound. Reads of recent records, and loading a partition, are not counted.",
+        unit="bytes/s",
+        least=1,
+        dynamic=True,
+    )
+    remote_fetch_max_wait_ms: int = _network(
+        500,
+        "How long a fetch waits for records that only objects hold. Then it is answered with what else there is, and the next one "
+        "finds what came meanwhile.",
+        unit="ms",
+        least=1,
+        most=INT32_MAX,
+        dynamic=True,
+    )
     request_timeout_ms: int = _network(
         30_000,
         "How long an administrative request that names no time may take on this side.",
@@ -479,6 +496,12 @@ class BrokerSettings:
     def receive_budget_bytes(self) -> int:
         """`queued.max.request.bytes`, or what it is by default."""
         return self.memory_bytes // 16 if self.queued_max_request_bytes < 0 else self.queued_max_request_bytes
+
+    @property
+    def catch_up_bytes_per_s(self) -> int | None:
+        """`remote.log.manager.fetch.max.bytes.per.second`, None where there is no bound."""
+        rate = self.remote_log_manager_fetch_max_bytes_per_second
+        return None if rate == INT64_MAX else rate
 
     def replace(self, **changes: Any) -> BrokerSettings:
         """The same with changes, validated again."""

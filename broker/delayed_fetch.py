@@ -6,7 +6,8 @@ Always true:
   polling. It counts what arrives, and looks again only when that may be enough: one look for all of a turn of the event loop.
 - While it waits it holds no view of what it found, and what it may find is bounded in batches as well as in bytes.
 - Only what objects alone hold is read by a task, a few partitions at a time, and no more of them than it takes to answer.
-  It waits for memory only while it holds none itself.
+  It waits for memory only while it holds none itself, and for objects only so long (KIP-1018): then it answers with what else there is, and
+  what is under way is found by the fetch after it. So records of today do not wait for those of last week.
 - The first batch of a response may exceed every limit, else a consumer with small limits would never get on (KIP-74);
   the batches of all other partitions stay within what is left.
 - An error of any partition answers at once, and so does data enough, or any data at all that had to come from objects.
@@ -104,6 +105,8 @@ class DelayedFetch:
     """What a response may have at most now; asked again at each look."""
     min_bytes: int
     max_wait_ms: int
+    max_cold_wait_ms: int
+    """How long it waits for what only objects hold."""
     complete: Callable[[DelayedFetch], None]
     """Called once, when `entries` hold the answer and `start` said False."""
     start_task: Callable[[DelayedFetch], asyncio.Task[None]]
@@ -238,27 +241,38 @@ class DelayedFetch:
         """Read what only objects hold, then what fits beside it from the log cache, and answer, however little it is."""
         cold = self._cold
         self._let_go()
+        try:
+            async with asyncio.timeout(self.max_cold_wait_ms / 1000):
+                await self._read_objects(cold)
+        except TimeoutError:
+            self.metrics.fetches_late += 1
+        self.total_bytes = self._fitting(cold)
+        # From here to the response there is no await: views of the log cache stay valid.
+        from_objects = set(cold)
+        self._read_cached([entry for entry in self.entries if entry not in from_objects], [])
+        self._complete()
+
+    async def _read_objects(self, cold: list[FetchedPartition]) -> None:
         total = 0
         for at in range(0, len(cold), COLD_READS):
             part = cold[at : at + COLD_READS]
             left = self._limit_bytes - total
             # Together, so none of them may wait for memory: those that have theirs would hold it meanwhile.
             gave_up = await asyncio.gather(*(self._read_one(entry, left, wait_for_memory=False) for entry in part))
-            for entry in part:
-                # Each was read as if it were alone: what does not fit beside those before it is asked for again.
-                if total and entry.size_bytes > self._limit_bytes - total:
-                    entry.payloads, entry.size_bytes = [], 0
-                total += entry.size_bytes
+            total += self._fitting(part, total)
             if total >= min(max(self.min_bytes, 1), self._limit_bytes) or any(gave_up):
-                break
+                return
         if not total and not self._failed():
             await self._read_one(cold[0], self._limit_bytes, wait_for_memory=True)
-            total = cold[0].size_bytes
-        self.total_bytes = total
-        # From here to the response there is no await: views of the log cache stay valid.
-        from_objects = set(cold)
-        self._read_cached([entry for entry in self.entries if entry not in from_objects], [])
-        self._complete()
+
+    def _fitting(self, entries: list[FetchedPartition], total: int = 0) -> int:
+        """Bytes of these beside `total`. Each was read as if it were alone: what does not fit is asked for again."""
+        before = total
+        for entry in entries:
+            if total and entry.size_bytes > self._limit_bytes - total:
+                entry.payloads, entry.size_bytes = [], 0
+            total += entry.size_bytes
+        return total - before
 
     async def _read_one(self, entry: FetchedPartition, limit: int, *, wait_for_memory: bool) -> bool:
         """Read one partition; True: the error that it got may be that of the next ones too, and take as long."""

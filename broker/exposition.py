@@ -264,6 +264,11 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "Fetches that could not be answered at once.",
                 lambda parts: parts.metrics.fetches_delayed,
             ),
+            _counter(
+                "tidelog_fetches_late_total",
+                "Fetches that were answered after remote.fetch.max.wait.ms, before all that they wanted of objects was there.",
+                lambda parts: parts.metrics.fetches_late,
+            ),
             _labelled(
                 "counter",
                 "tidelog_fetch_reads_total",
@@ -531,6 +536,36 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "tidelog_block_cache_unused_evictions_total",
                 "Blocks that were read ahead and evicted before use.",
                 lambda parts: parts.reader.cache.unused_evictions,
+            ),
+            _counter(
+                "tidelog_block_cache_joined_blocks_total",
+                "Hits on blocks that were on their way, asked for by another reader or ahead of this one: GETs that were not made twice.",
+                lambda parts: parts.reader.joined_blocks,
+            ),
+            _counter(
+                "tidelog_catch_up_merged_blocks_total",
+                "Blocks that came in the GET of the block before them in the same object: GETs that were not made.",
+                lambda parts: parts.reader.merged_blocks,
+            ),
+            _counter(
+                "tidelog_catch_up_read_ahead_blocks_total",
+                "Blocks that were asked for before their reader wanted them.",
+                lambda parts: parts.reader.read_ahead_blocks,
+            ),
+            _gauge(
+                "tidelog_catch_up_requests",
+                "GETs of catch-up reads that are under way; at most 16.",
+                lambda parts: parts.reader.budget.requests_under_way,
+            ),
+            _gauge(
+                "tidelog_catch_up_requests_waiting",
+                "GETs of catch-up reads that wait for their turn.",
+                lambda parts: parts.reader.budget.waiting_count,
+            ),
+            _counter(
+                "tidelog_catch_up_throttled_seconds_total",
+                "Time in which remote.log.manager.fetch.max.bytes.per.second held catch-up reads back.",
+                lambda parts: parts.reader.budget.throttled_s,
             ),
         ),
     ),

@@ -67,6 +67,7 @@ class Metrics:
         "fetch_reads_cold",
         "fetch_waits",
         "fetches_delayed",
+        "fetches_late",
         "other_topics",
         "produce",
         "produce_stalled_s",
@@ -95,6 +96,8 @@ class Metrics:
         """How long they did; a wait that is not over is not in it."""
         self.fetches_delayed = 0
         """Fetches that could not be answered at once: they waited for data, or for objects to be read."""
+        self.fetches_late = 0
+        """Fetches that were answered before all that they wanted of objects was there."""
         self.fetch_waits = Histogram()
         """Seconds that fetches waited for data (long poll)."""
         self.fetch_reads_cached = 0

@@ -139,7 +139,7 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
         broker, reader = _assemble(settings, around, opened, registered, metrics)
         broker.advertised = advertised
         damage = DamageReport(image=opened.controller.image, objects=reader.damage)
-        await _recover(stack, settings, opened, broker, server)
+        await _recover(stack, settings, opened, broker, reader, server)
         work = _Work(settings, around, opened, registered, broker)
         stack.push_async_callback(work.close)
         work.start(with_lag=bool(metrics_bound))
@@ -327,6 +327,7 @@ def _assemble(
         clock=around.clock,
     )
     layers = _layers(settings, controller)
+    reader.budget.limit(layers.current.catch_up_bytes_per_s)
     topics = Topics(controller.image, layers.current, metrics)
     partitions = Partitions(
         node_id=settings.node_id,
@@ -371,7 +372,12 @@ def _assemble(
 
 
 async def _recover(
-    stack: AsyncExitStack, settings: BrokerSettings, opened: _Opened, broker: Broker, server: Server
+    stack: AsyncExitStack,
+    settings: BrokerSettings,
+    opened: _Opened,
+    broker: Broker,
+    reader: ObjectReader,
+    server: Server,
 ) -> None:
     """Recover the WAL, then follow the metadata, and begin to upload and to load."""
     broker.topics.sync_all()
@@ -391,14 +397,14 @@ async def _recover(
     stack.push_async_callback(close_storage)
     stack.push_async_callback(broker.partitions.close)
     stack.push_async_callback(broker.groups.close)
-    stack.callback(opened.controller.subscribe(partial(_applied, settings, broker, server)))
+    stack.callback(opened.controller.subscribe(partial(_applied, settings, broker, reader, server)))
     broker.topics.sync_all()
     broker.partitions.adopt(streams.values())
     broker.storage.run()
     broker.partitions.run()
 
 
-def _applied(settings: BrokerSettings, broker: Broker, server: Server, change: Applied) -> None:
+def _applied(settings: BrokerSettings, broker: Broker, reader: ObjectReader, server: Server, change: Applied) -> None:
     """The metadata changed: every part takes notice, in this order."""
     topics = broker.topics
     if change.broker_configs:
@@ -409,6 +415,7 @@ def _applied(settings: BrokerSettings, broker: Broker, server: Server, change: A
             max_connections_per_ip=broker.settings.max_connections_per_ip,
             max_idle_ms=broker.settings.connections_max_idle_ms,
         )
+        reader.budget.limit(broker.settings.catch_up_bytes_per_s)
     removed = topics.sync_all() if change.is_reset else topics.sync(sorted(change.topic_ids))
     for topic in removed:
         broker.partitions.drop(topic)

@@ -75,6 +75,8 @@ class ReadSettings:
     """What the second read in sequence reads ahead; doubles from there."""
     max_get_size_bytes: int = 4 * MIB
     """Neighbouring blocks are fetched in one request of at most this size (larger only for one larger block)."""
+    max_requests: int = 16
+    """GETs of catch-up reads under way; fewer than connections, so that uploads and the metadata never wait for them."""
     tail_size_bytes: int = 64 * KIB
     """What is read of an object's end at first: holds the index of up to 1,023 blocks."""
     memory_wait_ms: int = 2_000
@@ -204,6 +206,10 @@ class StorageSettings:
             problems.append("upload_size_bytes must be at most half of arena_bytes, or appends wait for every upload")
         if self.block_size_bytes > self.read.max_get_size_bytes:
             problems.append("block_size_bytes must be at most read.max_get_size_bytes")
+        if self.read.max_requests >= self.object_store.max_connections:
+            problems.append(
+                "read.max_requests must be less than object_store.max_connections, or uploads wait for readers"
+            )
         for name in ("object_store", "read", "compaction", "collection"):
             problems += [f"{name}.{problem}" for problem in getattr(self, name).problems()]
         if problems:

@@ -9,9 +9,8 @@ Always true:
   object is that a loss of data.
 - What cannot be trusted is remembered in `damage`, with its offsets. What comes before it, and after it, is read; nothing is
   ever skipped: a read at a damaged offset is an error, until the object is restored or the log start raised past it.
-
-Read-ahead: the second read in sequence starts it, each further one doubles the window. Where there is no memory for it,
-or a block is evicted before use, the window is halved, and grows slowly from then on. It never waits for memory.
+- GETs of catch-up reads wait for their turn (`catch_up_budget.py`); those that a partition is loaded with do not.
+- Read-ahead (`read_ahead.py`) never waits for memory, and asks for nothing while the rate holds others back.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from s3stream.block_cache import Block, BlockCache, BlockKey
+from s3stream.catch_up_budget import CatchUpBudget, Share
 from s3stream.config import ReadSettings
 from s3stream.damage import Damage, DamagedRange
 from s3stream.errors import NoMemory, ObjectCorrupt, StorageError
@@ -38,6 +37,7 @@ from s3stream.object_format import (
 from s3stream.objectstore import Buffer, NotFound, ObjectStore, ObjectStoreError, Unavailable
 from s3stream.paths import Paths
 from s3stream.payload import PayloadFormat
+from s3stream.read_ahead import ReadSequence, ReadSequences
 
 __all__ = ["ObjectReader"]
 
@@ -47,9 +47,9 @@ _RESOLVE_ATTEMPTS = 5
 """How often one read may find that compaction was faster, before the caller is asked to try again."""
 _LARGEST_READ_SHARE = 8
 """One read gets at most this fraction of the memory for blocks, whatever it asks for."""
+_LONGEST_TURN_S = 0.5
+"""… and with a rate, at most what that gives in this time: memory for it is taken while it waits for its turns."""
 _CLOSED = "the reader is closed"
-_COOL_DOWN_READS = 8
-"""Reads between changes of a read-ahead window that was too large once."""
 
 
 class _ObjectGone(Exception):
@@ -67,42 +67,6 @@ class _Wanted(NamedTuple):
     @property
     def key(self) -> BlockKey:
         return self.object_id, self.entry.position
-
-
-@dataclass(slots=True, eq=False)
-class _Sequence:
-    """One reader that goes through a stream."""
-
-    window_bytes: int = 0
-    ahead_offset: int = 0
-    """Exclusive end of what was asked for ahead of it."""
-    ahead_bytes: int = 0
-    """Roughly what of that it has not read yet."""
-    cool_down: int = 0
-    """Reads until the window may change again."""
-    slow: bool = False
-    """Was too large once: no more doubling."""
-    busy: bool = False
-
-    def grow(self, settings: ReadSettings) -> None:
-        """It came where it was expected."""
-        if self.cool_down:
-            self.cool_down -= 1
-            return
-        step = settings.read_ahead_initial_bytes
-        if self.slow:
-            self.cool_down = _COOL_DOWN_READS
-        else:
-            step = max(step, self.window_bytes)
-        self.window_bytes = min(self.window_bytes + step, settings.read_ahead_max_bytes)
-
-    def shrink(self) -> None:
-        """There was no memory, or a block was evicted before the reader came to it."""
-        if not (self.slow and self.cool_down):
-            self.window_bytes //= 2
-        self.slow = True
-        self.cool_down = _COOL_DOWN_READS
-        self.ahead_offset = self.ahead_bytes = 0
 
 
 class ObjectReader:
@@ -132,17 +96,25 @@ class ObjectReader:
         self.cache = BlockCache(settings.memory_bytes)
         self.damage = Damage(metadata)
         """What reads found damaged, and have not found sound since."""
+        self.budget = CatchUpBudget(max_requests=settings.max_requests)
+        """Of GETs for catch-up reads."""
         self._indexes: OrderedDict[ObjectId, ObjectIndex] = OrderedDict()
         self._index_bytes = 0
         self._indexes_under_way: dict[ObjectId, asyncio.Task[ObjectIndex]] = {}
         self._blocks_under_way: dict[BlockKey, asyncio.Future[Block]] = {}
-        self._sequences: OrderedDict[tuple[StreamId, int], _Sequence] = OrderedDict()
+        self._sequences = ReadSequences(settings)
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._closed = False
         self.cached_blocks = 0
         """Blocks wanted by reads that were there, or on their way, since start."""
+        self.joined_blocks = 0
+        """Of them, those that were on their way, for another reader or ahead of this one."""
         self.missed_blocks = 0
         """Blocks wanted by reads that had to be asked for."""
+        self.merged_blocks = 0
+        """Blocks that came in the GET of a neighbour."""
+        self.read_ahead_blocks = 0
+        """Blocks that were asked for ahead of their readers."""
 
     @property
     def index_cache_bytes(self) -> int:
@@ -150,17 +122,25 @@ class ObjectReader:
         return self._index_bytes
 
     async def read(
-        self, stream_id: StreamId, offset: int, end_offset: int, max_bytes: int, *, wait_for_memory: bool = True
+        self,
+        stream_id: StreamId,
+        offset: int,
+        end_offset: int,
+        max_bytes: int,
+        *,
+        wait_for_memory: bool = True,
+        paced: bool = True,
     ) -> list[Buffer]:
         """Whole payloads from the first that ends past `offset`, below `end_offset`; at least one where there is any.
 
         Each buffer holds one or more payloads of one block. Together they have at most `max_bytes`, unless the first
         payload is larger. Empty where no object holds the offset (any more).
 
-        Whoever holds what an earlier read gave must not wait for memory: `NoMemory` is raised at once then.
+        Whoever holds what an earlier read gave must not wait for memory: `NoMemory` is raised at once then. A read that is not
+        `paced` takes no part in the budget of catch-up reads: partitions are loaded so, which must not wait for consumers.
         """
         return await self._resolved(
-            stream_id, lambda: self._read(stream_id, offset, end_offset, max_bytes, wait_for_memory)
+            stream_id, lambda: self._read(stream_id, offset, end_offset, max_bytes, wait_for_memory, paced)
         )
 
     async def read_state(self, stream_id: StreamId) -> tuple[int, bytes] | None:
@@ -217,16 +197,21 @@ class ObjectReader:
                 raise error
 
     async def _read(
-        self, stream_id: StreamId, offset: int, end_offset: int, max_bytes: int, wait_for_memory: bool
+        self, stream_id: StreamId, offset: int, end_offset: int, max_bytes: int, wait_for_memory: bool, paced: bool
     ) -> list[Buffer]:
         max_bytes = min(max_bytes, self.cache.capacity_bytes // _LARGEST_READ_SHARE)
-        wanted = await self._plan(stream_id, offset, end_offset, max_bytes)
+        sequence = self._sequences.at(stream_id, offset)
+        share = sequence.share if paced else None
+        size = max_bytes
+        if paced and self.budget.rate_bytes_per_s is not None:
+            size = min(size, int(self.budget.rate_bytes_per_s * _LONGEST_TURN_S))
+        wanted = await self._plan(stream_id, offset, end_offset, size, paced=paced)
         if not wanted:
             return []
         result: list[Buffer] = []
         size = 0
         next_offset = offset
-        for block in await self._fetch(wanted, wait_for_memory=wait_for_memory):
+        for block in await self._fetch(wanted, share, wait_for_memory=wait_for_memory):
             part = block.slice(self._payload_format, next_offset, end_offset, max_bytes - size, at_least_one=not result)
             if part is None:
                 break
@@ -237,10 +222,15 @@ class ObjectReader:
             if next_offset < block.entry.end_offset:
                 break
         if next_offset > offset:
-            self._note_sequence(stream_id, offset, next_offset, end_offset, size)
+            sequence = self._sequences.moved(sequence, stream_id, offset, next_offset, size)
+            if sequence.wants_more and paced and not self.budget.is_throttled:
+                sequence.busy = True
+                self._own(self._read_ahead(sequence, stream_id, end_offset))
         return result
 
-    async def _plan(self, stream_id: StreamId, offset: int, end_offset: int, size: int) -> list[_Wanted]:
+    async def _plan(
+        self, stream_id: StreamId, offset: int, end_offset: int, size: int, *, paced: bool
+    ) -> list[_Wanted]:
         """Blocks that hold `size` bytes from `offset` on. Holds no memory, so it may wait for indexes."""
         wanted: list[_Wanted] = []
         total = 0
@@ -251,7 +241,7 @@ class ObjectReader:
                 break  # the end; or trimmed meanwhile
             for found in located:
                 try:
-                    index = await self._index(found)
+                    index = await self._index(found, paced=paced)
                 except (_ObjectGone, StorageError, ObjectStoreError):
                     if wanted:
                         return wanted  # what comes before it can be read; the next read is told
@@ -271,8 +261,10 @@ class ObjectReader:
                 at = found.range.end_offset
         return wanted
 
-    async def _fetch(self, wanted: Sequence[_Wanted], *, wait_for_memory: bool = True) -> list[Block]:
-        """Get blocks from the cache, from requests under way, or by new requests."""
+    async def _fetch(
+        self, wanted: Sequence[_Wanted], share: Share | None, *, wait_for_memory: bool = True
+    ) -> list[Block]:
+        """Get blocks from the cache, from requests under way, or by new requests, for which `share` gets its turns."""
         reserved = 0
         while True:
             # Held from here on: making room, for us or for others, may evict what is there now.
@@ -296,7 +288,8 @@ class ObjectReader:
                 raise Unavailable(_CLOSED)
         self.missed_blocks += len(missing)
         self.cached_blocks += len(wanted) - len(missing)
-        self._start(missing, None)
+        self.joined_blocks += sum(isinstance(block, asyncio.Future) for block in found)
+        self._start(missing, share, None)
         blocks = [block or self._blocks_under_way[item.key] for item, block in zip(wanted, found, strict=True)]
         found.clear()
         waiting = [block for block in blocks if isinstance(block, asyncio.Future)]
@@ -330,23 +323,27 @@ class ObjectReader:
     def _missing(self, wanted: Sequence[_Wanted]) -> list[_Wanted]:
         return [item for item in wanted if item.key not in self.cache and item.key not in self._blocks_under_way]
 
-    def _start(self, missing: Sequence[_Wanted], sequence: _Sequence | None) -> None:
+    def _start(self, missing: Sequence[_Wanted], share: Share | None, on_unused: Callable[[], None] | None) -> None:
         """Request blocks for which memory is reserved, neighbours together."""
         loop = asyncio.get_running_loop()
-        on_unused = None if sequence is None else sequence.shrink
         for run in _runs(missing, self._settings.max_get_size_bytes):
             futures = [loop.create_future() for _ in run]
             for item, future in zip(run, futures, strict=True):
                 self._blocks_under_way[item.key] = future
-            self._own(self._read_run(run, futures, on_unused))
+            self.merged_blocks += len(run) - 1
+            self._own(self._read_run(run, futures, share, on_unused))
 
     async def _read_run(
-        self, run: list[_Wanted], futures: list[asyncio.Future[Block]], on_unused: Callable[[], None] | None
+        self,
+        run: list[_Wanted],
+        futures: list[asyncio.Future[Block]],
+        share: Share | None,
+        on_unused: Callable[[], None] | None,
     ) -> None:
         reserved = _cost(run)
         try:
             start = run[0].entry.position
-            view = memoryview(await self._get_range(run[0].object_id, start, start + _size(run)))
+            view = memoryview(await self._get_run(run[0].object_id, start, start + _size(run), share))
             for item, future in zip(run, futures, strict=True):
                 position = item.entry.position - start
                 try:
@@ -398,13 +395,22 @@ class ObjectReader:
         self.damage.object_lost(found.object_id, error, found)
         return error
 
+    async def _get_run(self, object_id: ObjectId, start: int, end: int, share: Share | None) -> bytes | bytearray:
+        if share is None:
+            return await self._get_range(object_id, start, end)
+        await self.budget.turn(share, end - start)
+        try:
+            return await self._get_range(object_id, start, end)
+        finally:
+            self.budget.done()
+
     async def _get_range(self, object_id: ObjectId, start: int, end: int) -> bytes | bytearray:
         try:
             return await self._store.get_range(self._paths.data_object(object_id), start, end)
         except NotFound:
             raise _ObjectGone(object_id) from None
 
-    async def _index(self, found: ObjectRange) -> ObjectIndex:
+    async def _index(self, found: ObjectRange, *, paced: bool) -> ObjectIndex:
         object_id = found.object_id
         index = self._indexes.get(object_id)
         if index is None:
@@ -412,6 +418,8 @@ class ObjectReader:
             if task is None:
                 task = self._own(self._read_index(object_id))
                 self._indexes_under_way[object_id] = task
+                if paced:
+                    self.budget.charge(min(self._settings.tail_size_bytes, found.size_bytes))
                 task.add_done_callback(self._index_read)
             await asyncio.wait([task])  # unlike await, leaves it alone when this reader is cancelled
             if task.cancelled():
@@ -498,7 +506,7 @@ class ObjectReader:
 
     async def _read_state_in(self, found: ObjectRange) -> tuple[int, bytes]:
         stream_id = found.range.stream_id
-        entry = (await self._index(found)).state_entry(stream_id)
+        entry = (await self._index(found, paced=False)).state_entry(stream_id)
         if entry is None:
             raise self._absent(found, "a state of ")
         item = _Wanted(found.object_id, entry)
@@ -511,12 +519,12 @@ class ObjectReader:
         for found in self._metadata.ranges(stream_id):
             if found.range.max_timestamp_ms < timestamp_ms or found.range.end_offset <= start_offset:
                 continue
-            for entry in (await self._index(found)).data_entries(stream_id, start_offset):
+            for entry in (await self._index(found, paced=True)).data_entries(stream_id, start_offset):
                 if entry.base_offset >= end_offset:
                     return None
                 if entry.max_timestamp_ms < timestamp_ms:
                     continue
-                (block,) = await self._fetch([_Wanted(found.object_id, entry)])
+                (block,) = await self._fetch([_Wanted(found.object_id, entry)], Share())
                 self.cache.mark_read(block, entry.base_offset)
                 payload = block.first_payload(
                     self._payload_format,
@@ -528,30 +536,17 @@ class ObjectReader:
                     return payload
         return None
 
-    def _note_sequence(self, stream_id: StreamId, offset: int, next_offset: int, end_offset: int, size: int) -> None:
-        """Remember where a reader comes next; read ahead for one that came where it was expected."""
-        sequence = self._sequences.pop((stream_id, offset), None)
-        if sequence is None:
-            sequence = _Sequence()
-        else:
-            sequence.ahead_bytes = max(0, sequence.ahead_bytes - size)
-            sequence.grow(self._settings)
-            if not sequence.busy and sequence.ahead_bytes <= sequence.window_bytes // 2 > 0:
-                sequence.busy = True
-                self._own(self._read_ahead(sequence, stream_id, next_offset, end_offset))
-        self._sequences[stream_id, next_offset] = sequence
-        if len(self._sequences) > self._settings.max_readers:
-            self._sequences.popitem(last=False)
-
-    async def _read_ahead(self, sequence: _Sequence, stream_id: StreamId, offset: int, end_offset: int) -> None:
+    async def _read_ahead(self, sequence: ReadSequence, stream_id: StreamId, end_offset: int) -> None:
         try:
-            at = max(offset, sequence.ahead_offset)
-            wanted = await self._plan(stream_id, at, end_offset, sequence.window_bytes - sequence.ahead_bytes)
+            at = max(sequence.offset, sequence.ahead_offset)
+            size = sequence.window_bytes - sequence.ahead_bytes
+            wanted = await self._plan(stream_id, at, end_offset, size, paced=True)
             missing = self._missing(wanted)
             if missing and not self.cache.try_reserve(_cost(missing), ahead=True):
                 sequence.shrink()
                 return
-            self._start(missing, sequence)
+            self.read_ahead_blocks += len(missing)
+            self._start(missing, sequence.share, sequence.shrink)
             if wanted:
                 sequence.ahead_offset = wanted[-1].entry.end_offset
                 sequence.ahead_bytes += _size(wanted)

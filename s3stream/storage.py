@@ -62,9 +62,18 @@ class ColdReader(Protocol):
     """Reads what is in committed objects only."""
 
     async def read(
-        self, stream_id: StreamId, offset: int, end_offset: int, max_bytes: int, *, wait_for_memory: bool = True
+        self,
+        stream_id: StreamId,
+        offset: int,
+        end_offset: int,
+        max_bytes: int,
+        *,
+        wait_for_memory: bool = True,
+        paced: bool = True,
     ) -> list[Buffer]:
         """Whole payloads from the one that holds `offset` on, below `end_offset`, at least one.
+
+        What is not `paced` takes no part in the budget of catch-up reads.
 
         Raises:
             NoMemory: others hold the memory for reads, and waiting was not allowed or took too long.

@@ -123,10 +123,13 @@ class Stream:
         """Bytes between an earlier confirmed offset and the one of now, as far as the log cache holds them."""
         return self.tail.size_between(offset, self.confirmed_offset)
 
-    async def read(self, offset: int, max_bytes: int, *, wait_for_memory: bool = True) -> StreamRead:
+    async def read(
+        self, offset: int, max_bytes: int, *, wait_for_memory: bool = True, paced: bool = True
+    ) -> StreamRead:
         """Read whole payloads from the one that holds `offset` on; at least one where there is any, about `max_bytes`.
 
-        Whoever holds what another read gave must not wait for memory, or readers could wait for each other.
+        Whoever holds what another read gave must not wait for memory, or readers could wait for each other. What is not `paced` takes
+        no part in the budget of catch-up reads.
 
         Raises:
             OffsetOutOfRange: below the log start or beyond the confirmed end.
@@ -149,7 +152,7 @@ class Stream:
             base_offset = self.tail.base_offset
             end_offset = self.confirmed_offset if base_offset is None else base_offset
             buffers = await self._storage.reader.read(
-                self.stream_id, offset, end_offset, max_bytes, wait_for_memory=wait_for_memory
+                self.stream_id, offset, end_offset, max_bytes, wait_for_memory=wait_for_memory, paced=paced
             )
             if buffers:
                 return StreamRead(buffers, sum(map(len, buffers)), None)
@@ -248,7 +251,7 @@ class Stream:
                 yield self._storage.arena.view, positions
                 await asyncio.sleep(0)
                 continue
-            found = await self.read(offset, REPLAY_READ_BYTES)
+            found = await self.read(offset, REPLAY_READ_BYTES, paced=False)
             if found.block is not None:
                 continue  # in the cache after all
             for buffer in found.buffers:

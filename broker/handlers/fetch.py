@@ -101,6 +101,7 @@ def handle(broker: Broker, connection: Connection, call: Call, request: FetchReq
         allowance_bytes=lambda: connection.server.response_allowance_bytes,
         min_bytes=request.min_bytes,
         max_wait_ms=request.max_wait_ms,
+        max_cold_wait_ms=broker.settings.remote_fetch_max_wait_ms,
         complete=complete,
         start_task=start_task,
         waiting=broker.waiting_fetches,

@@ -79,6 +79,7 @@ def fetch_of(partitions: list[Cold], *, offset: int = 0, **changes: Any) -> tupl
         "allowance_bytes": lambda: 1 << 20,
         "min_bytes": 1,
         "max_wait_ms": 60_000,
+        "max_cold_wait_ms": 60_000,
         "complete": lambda fetch: completed.set_result(None),
         "start_task": lambda fetch: asyncio.get_running_loop().create_task(fetch.read_cold()),
         "waiting": WaitingFetches(),

@@ -83,3 +83,9 @@ def test_parts_can_be_made_small_for_tests() -> None:
         collection=CollectionSettings(grace_ms=1, orphan_age_ms=1),
     )
     assert settings.read.memory_bytes == 16 * MIB
+
+
+def test_readers_leave_connections_to_uploads() -> None:
+    with pytest.raises(InvalidSettings, match="or uploads wait for readers"):
+        StorageSettings(read=ReadSettings(max_requests=32))
+    StorageSettings(read=ReadSettings(max_requests=31))

@@ -168,6 +168,103 @@ async def test_readers_of_the_same_block_share_one_request_and_do_not_disturb_ea
     assert world.store.requests["get_tail"] == 1
 
 
+@pytest.mark.parametrize("stagger_s", [0, 0.0005, 0.003])
+async def test_five_readers_from_one_place_cost_the_gets_of_one(stagger_s: float) -> None:
+    async def gets_of(readers: int) -> tuple[int, int, ObjectReader]:
+        world = World(dataclasses.replace(SMALL, index_cache_bytes=64 * KIB))
+        for base in range(0, 1200, 400):  # forty blocks of 1,000 bytes each
+            await upload(world.store, world.metadata, {1: payloads(base, base + 400)})
+        world.store.faults = Faults(latency_ms=0.5)
+
+        async def follow(number: int) -> None:
+            await asyncio.sleep(number * stagger_s)
+            offset = 0
+            while offset < 1200:
+                found = await world.read(offset, max_bytes=3000, end_offset=1200)
+                assert found == [*range(offset, found[-1] + 1)]
+                offset = found[-1] + 1
+
+        await asyncio.gather(*map(follow, range(readers)))
+        await settle(world)
+        read_bytes = world.store.bytes_read
+        await world.reader.close()
+        return world.gets(), read_bytes, world.reader
+
+    one_gets, one_bytes, _ = await gets_of(1)
+    gets, read_bytes, reader = await gets_of(5)
+    assert read_bytes == one_bytes  # no block came twice
+    assert gets <= one_gets + 5  # neighbours are grouped a little differently, who comes first being chance
+    assert gets < 40  # of 120 blocks
+    assert reader.merged_blocks == 120 - gets
+    assert reader.missed_blocks + reader.read_ahead_blocks == 120
+    if not stagger_s:
+        assert reader.joined_blocks > 100
+
+
+async def test_readers_in_step_read_ahead_as_far_as_one(world: World) -> None:
+    await upload(world.store, world.metadata, {1: payloads(0, 2000)})
+    for offset in range(0, 1000, 10):
+        await asyncio.gather(*(world.read(offset, max_bytes=1000) for _ in range(5)))
+        await settle(world)
+    assert world.gets() < 30  # of up to 8 blocks each; without read-ahead it is 100
+
+
+async def test_the_rate_bounds_what_readers_take_and_read_ahead_gives_way_to_reads() -> None:
+    world = World()
+    for base in range(0, 4000, 1000):
+        await upload(world.store, world.metadata, {1: payloads(base, base + 1000)})
+    await world.read(0, max_bytes=1)
+    world.reader.budget.limit(400_000)
+    loop = asyncio.get_running_loop()
+    began, before = loop.time(), world.store.bytes_read
+
+    async def follow(offset: int) -> None:
+        while loop.time() < began + 0.5:
+            offset = (await world.read(offset, max_bytes=4000))[-1] + 1
+
+    await asyncio.gather(*(follow(offset) for offset in range(0, 4000, 500)))
+    took_s = loop.time() - began
+    # A tenth of a second ahead of the rate, and the last GET of each reader, which need not be paid for yet.
+    assert world.store.bytes_read - before <= 400_000 * (took_s + 0.1) + 8 * KIB * 9
+    assert world.reader.budget.throttled_s > 0
+    await world.reader.close()
+
+
+async def test_a_partition_that_is_loaded_does_not_wait_for_consumers() -> None:
+    world = World()
+    await upload(world.store, world.metadata, {1: payloads(0, 1000), 2: payloads(0, 1000)})
+    await world.read(0, max_bytes=1)
+    world.reader.budget.limit(1)
+    assert await world.read(10, max_bytes=1000) == [*range(10, 20)]  # the first is let go, and takes long to pay for
+    behind = asyncio.create_task(world.read(500, max_bytes=1000))
+    loaded = await asyncio.wait_for(world.reader.read(StreamId(2), 0, END, 1000, paced=False), 10)
+    assert offsets_of(loaded) == [*range(10)]
+    assert not behind.done()
+    behind.cancel()
+    await world.reader.close()
+
+
+async def test_readers_leave_connections_to_others() -> None:
+    world = World(dataclasses.replace(NO_READ_AHEAD, max_requests=4))
+    for base in range(0, 1000, 50):
+        await upload(world.store, world.metadata, {1: payloads(base, base + 50)})
+    under_way = most = 0
+    get_range = world.store.get_range
+
+    async def slow(key: str, start: int, end: int) -> bytes:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.001)
+        under_way -= 1
+        return await get_range(key, start, end)
+
+    world.store.get_range = slow  # type: ignore[method-assign]
+    await asyncio.gather(*(world.read(offset, max_bytes=1000) for offset in range(0, 1000, 50)))
+    assert most == 4
+    await world.reader.close()
+
+
 async def test_a_long_index_takes_a_second_request(world: World) -> None:
     world.reader = world.new_reader(dataclasses.replace(SMALL, tail_size_bytes=200))
     await upload(world.store, world.metadata, {1: payloads(0, 100)}, block_size_bytes=100)
@@ -473,7 +570,7 @@ async def test_read_ahead_that_is_evicted_before_use_shrinks() -> None:
     for offset in range(0, 100, 10):
         await world.read(offset, max_bytes=1000)
         await settle(world)
-    (sequence,) = world.reader._sequences.values()
+    sequence = world.reader._sequences.at(STREAM, 100)
     window = sequence.window_bytes
     assert window > 0
     held = [await world.reader.read(STREAM, offset, END, 4000) for offset in range(1000, 4000, 500)]
