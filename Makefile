@@ -15,6 +15,7 @@ JOBS ?= 2
 SECONDS ?= 120
 ARGS ?=
 CLIENTS := build/clients/java/.built build/clients/go/.built build/clients/javascript/.built
+STORES := build/stores/minio/.built build/stores/seaweedfs/.built
 
 .PHONY: help
 help: ## List what can be made
@@ -25,11 +26,22 @@ run: $(VENV)/.installed ## Serve Kafka on localhost:9092, everything below ./dat
 	@exec $(BIN)/tidelog dev $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.installed-dev clients ## Run all tests (ARGS="-k wal" narrows them)
+test: $(VENV)/.installed-dev clients stores ## Run all tests (ARGS="-k wal" narrows them)
 	$(BIN)/pytest $(ARGS)
 
 .PHONY: clients
 clients: $(CLIENTS) ## Build the Kafka clients in Java, Go and JavaScript that tests use, as far as their tools are here
+
+.PHONY: stores
+stores: $(STORES) ## Build the object stores MinIO and SeaweedFS, which tests use, from source, as far as Go is here
+
+.PHONY: minio
+minio: $(VENV)/.installed-dev build/stores/minio/.built ## Serve S3 on localhost:9000 by MinIO, everything below ./data/minio, and tell how to run Tidelog on it
+	@exec $(BIN)/python -m tests.stores minio $(ARGS)
+
+.PHONY: seaweedfs
+seaweedfs: $(VENV)/.installed-dev build/stores/seaweedfs/.built ## The same on localhost:8333 by SeaweedFS
+	@exec $(BIN)/python -m tests.stores seaweedfs $(ARGS)
 
 .PHONY: compat
 compat: $(VENV)/.installed-dev clients ## Write docs/compatibility.md from a run of all clients (ARGS=apis: only its APIs)
@@ -119,6 +131,16 @@ build/clients/go/.built: $(BUILD_CLIENT) $(shell find $(INTEROP)/go -type f)
 
 build/clients/javascript/.built: $(BUILD_CLIENT) $(shell find $(INTEROP)/javascript -type f)
 	@$(BUILD_CLIENT) javascript
+
+# ---- object stores, from source by Go; what cannot be built here is skipped by the tests
+
+BUILD_STORE := tests/stores/build-store
+
+build/stores/minio/.built: $(BUILD_STORE)
+	@$(BUILD_STORE) minio
+
+build/stores/seaweedfs/.built: $(BUILD_STORE)
+	@$(BUILD_STORE) seaweedfs
 
 $(VENV)/.installed-fuzz: tests/fuzz/requirements.txt $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: -r $<

@@ -1,4 +1,4 @@
-"""A whole broker on an S3 server (moto's, in this process)."""
+"""A whole broker on each S3 server that is to be had here."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ from s3stream.objectstore import Buffer
 from s3stream.probe import UnsuitableObjectStore
 from tests.broker.conftest import StartNode
 from tests.broker.wire import Wire, batch, eventually
-from tests.s3stream.moto import endpoint_url, new_bucket
+from tests.stores.s3_server import S3Server
 
 
 @pytest.fixture
-async def bucket_uri(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URI of a prefix in a new bucket, with credentials where AWS's own tools look for them."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    store = await new_bucket()
-    await store.close()
-    return f"s3://{store._bucket}/some/prefix?region=us-east-1&path_style=true&endpoint={endpoint_url()}"
+def bucket_uri(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a prefix in a new bucket of each server, with credentials where AWS's own tools look for them."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server.uri(s3_server.new_bucket())
 
 
 async def test_what_was_produced_is_read_back_from_the_bucket(start_node: StartNode, bucket_uri: str) -> None:
@@ -59,11 +57,11 @@ async def test_a_store_without_conditional_writes_is_refused_at_start(start_node
 
 
 def test_a_bucket_that_is_not_there_is_one_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    s3_server: S3Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    uri = f"s3://nowhere/prefix?region=us-east-1&path_style=true&endpoint={endpoint_url()}"
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    uri = s3_server.uri("nowhere")
     assert main(["--log-level", "error", "serve", "--set", f"object.store.uri={uri}"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("tidelog: ")

@@ -1,4 +1,4 @@
-"""A whole broker without any local state: objects, metadata and the write-ahead log are in a bucket (moto's S3 server)."""
+"""A whole broker without any local state: objects, metadata and the write-ahead log are in a bucket, of each S3 server in turn."""
 
 from __future__ import annotations
 
@@ -17,19 +17,17 @@ from s3stream.instrumented import InstrumentedObjectStore
 from s3stream.wal_objects import StoreForWal
 from tests.broker.conftest import StartNode
 from tests.broker.wire import Wire, batch
-from tests.s3stream.moto import endpoint_url, new_bucket
+from tests.stores.s3_server import S3Server
 from wal.errors import WalFenced, WalMismatch
 from wal.object_wal import ObjectWal
 
 
 @pytest.fixture
-async def bucket_uri(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URI of a prefix in a new bucket, with credentials where AWS's own tools look for them."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    store = await new_bucket()
-    await store.close()
-    return f"s3://{store._bucket}/some/prefix?region=us-east-1&path_style=true&endpoint={endpoint_url()}"
+def bucket_uri(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a prefix in a new bucket of each server, with credentials where AWS's own tools look for them."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server.uri(s3_server.new_bucket())
 
 
 @asynccontextmanager

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import tempfile
 from pathlib import Path
 
+from tests.crash.places import WALS, InBucket, OnDisk, Place
 from tests.crash.runs import crash_runs
+from tests.stores.process import PROCESSES, ended_at_last
 
 
 def main() -> None:
@@ -17,13 +20,24 @@ def main() -> None:
     parser.add_argument(
         "--directory", type=Path, default=None, help="an empty place for data; default: a temporary one"
     )
+    parser.add_argument("--store", choices=("disk", *PROCESSES), default="disk", help="where objects and metadata are")
+    parser.add_argument("--wal", choices=WALS, default="file", help="where the log is, with a --store that is no disk")
     arguments = parser.parse_args()
     seed = random.randrange(1 << 32) if arguments.seed is None else arguments.seed
     print(f"seed {seed}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="tidelog-crash-") as temporary:
-        directory = arguments.directory or Path(temporary)
+    with contextlib.ExitStack() as stack:
+        directory = arguments.directory or Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="tidelog-crash-"))
+        )
+        place: Place = OnDisk(directory)
+        if arguments.store != "disk":
+            store = stack.enter_context(ended_at_last(PROCESSES[arguments.store](directory / arguments.store)))
+            store.check()
+            store.start()
+            store.wait_ready()
+            place = InBucket(store.server, directory, wal=arguments.wal)
         count = 0
-        for run in crash_runs(directory, runs=arguments.runs, seed=seed):
+        for run in crash_runs(directory, place, runs=arguments.runs, seed=seed):
             count += 1
             print(run, flush=True)
     print(f"{count} crashes, every promise kept")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -21,8 +22,11 @@ _STOPPED_WITHIN_S = 15.0
 class BrokerProcess:
     """One broker's directory and port, and the process that serves them at the moment, if any."""
 
-    def __init__(self, directory: Path, settings: Mapping[str, object]) -> None:
+    def __init__(
+        self, directory: Path, settings: Mapping[str, object], *, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.directory = directory
+        self.environment = {**os.environ, **(environment or {})}
         self.port = free_port()
         self.log_path = directory / "broker.log"
         self._config = directory / "broker.toml"
@@ -52,6 +56,7 @@ class BrokerProcess:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
+                env=self.environment,
             )
 
     def wait_ready(self) -> None:

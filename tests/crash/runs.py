@@ -1,6 +1,6 @@
 """A crash run: load a broker until it has put ten objects and wrapped its WAL's ring, kill it, and hold it to its word.
 
-One directory, one broker and one port live through all runs; each run has a topic of its own. While the broker is
+One place for data (tests/crash/places.py), one broker and one port live through all runs; each run has a topic of its own. While the broker is
 down its clients go on trying. When it is back everything they sent must get through, and then every acknowledged
 record must be there, once, in order, at its offset. `tidelog verify` must find the bucket sound right after each kill. After the last run every topic of every run is read again.
 """
@@ -20,12 +20,12 @@ from confluent_kafka import KafkaException
 
 from tests.checker.history import History, check
 from tests.crash.load import Load, create_topic, delete_topic, read_topic
+from tests.crash.places import Place
 from tests.crash.process import BrokerProcess, killed_at_last
 from wal import crashpoint
 
 __all__ = ["CrashRun", "crash_runs"]
 
-WAL_CAPACITY_BYTES = 8 << 20
 OBJECTS_PER_RUN = 10
 PARTITIONS = 3
 AT_RANDOM = "at random"
@@ -56,24 +56,24 @@ class CrashRun:
         )
 
 
-def crash_runs(directory: Path, *, runs: int, seed: int) -> Iterator[CrashRun]:
+def crash_runs(directory: Path, place: Place, *, runs: int, seed: int) -> Iterator[CrashRun]:
     """Crash a broker so many times, at each named point and at random in turn.
 
     Raises:
         AssertionError: a promise was broken; the message lists how.
     """
     kinds = [*crashpoint.POINTS, AT_RANDOM]
-    objects = directory / "objects"
     broker = BrokerProcess(
         directory,
         {
-            "object.store.uri": f"file://{objects}",
-            "wal.uri": f"file://{directory / 'wal'}?capacity={WAL_CAPACITY_BYTES}",
+            "object.store.uri": place.object_store_uri,
+            "wal.uri": place.wal_uri,
             "memory.bytes": 128 << 20,
             "upload.size.bytes": 1 << 20,
             "upload.interval.ms": 500,
             "metadata.log.max.record.bytes.between.snapshots": 2 << 10,
         },
+        environment=place.environment,
     )
     histories: dict[str, History] = {}
     with killed_at_last(broker):
@@ -86,17 +86,16 @@ def crash_runs(directory: Path, *, runs: int, seed: int) -> Iterator[CrashRun]:
             history = histories[topic] = History()
             create_topic(broker.bootstrap_servers, topic, PARTITIONS)
             load = Load(broker.bootstrap_servers, topic=topic, partitions=PARTITIONS, history=history, rng=rng)
-            objects_at_first = _count_objects(objects)
+            objects_at_first = place.count_objects()
+            objects_before_kill = 0
             deadline = time.monotonic() + _REACHED_WITHIN_S
-            while (
-                load.sent_bytes < 2 * WAL_CAPACITY_BYTES or _count_objects(objects) < objects_at_first + OBJECTS_PER_RUN
-            ):
-                assert time.monotonic() < deadline, f"too few objects: {_count_objects(objects) - objects_at_first}"
+            while load.sent_bytes < 2 * place.wal_capacity_bytes or objects_before_kill < OBJECTS_PER_RUN:
+                assert time.monotonic() < deadline, f"too few objects: {objects_before_kill}\n{broker.log_tail()}"
                 load.pump(_STEP_BYTES)
-            objects_before_kill = _count_objects(objects) - objects_at_first
-            laps = load.sent_bytes / WAL_CAPACITY_BYTES
+                objects_before_kill = place.count_objects() - objects_at_first
+            laps = load.sent_bytes / place.wal_capacity_bytes
             _crash(broker, kind, load, rng)
-            _verify(objects)
+            _verify(broker, place)
             began = time.monotonic()
             killed_while_starting = rng.random() < 0.3
             if killed_while_starting:
@@ -129,7 +128,7 @@ def crash_runs(directory: Path, *, runs: int, seed: int) -> Iterator[CrashRun]:
         for topic, history in histories.items():
             check(history, read_topic(broker.bootstrap_servers, topic, PARTITIONS))
         broker.stop()
-    _verify(objects)
+    _verify(broker, place)
 
 
 def _start(broker: BrokerProcess, kind: str) -> None:
@@ -158,15 +157,10 @@ def _write_metadata(broker: BrokerProcess) -> None:
         delete_topic(broker.bootstrap_servers, "fleeting", timeout_s=2.0)
 
 
-def _verify(objects: Path) -> None:
+def _verify(broker: BrokerProcess, place: Place) -> None:
     """Whatever a crash cut short, `tidelog verify` finds nothing wrong."""
     result = subprocess.run(
-        [sys.executable, "-m", "broker", "verify", "--bucket", objects.as_uri()],
-        capture_output=True, text=True, check=False, timeout=_REACHED_WITHIN_S,
+        [sys.executable, "-m", "broker", "verify", "--bucket", place.object_store_uri],
+        capture_output=True, text=True, check=False, timeout=_REACHED_WITHIN_S, env=broker.environment,
     )  # fmt: skip
     assert result.returncode == 0, f"verification ended with {result.returncode}:\n{result.stdout}{result.stderr}"
-
-
-def _count_objects(directory: Path) -> int:
-    """Data objects in the store's directory; those that a collector or compactor removed meanwhile are not counted."""
-    return sum(1 for path in directory.glob("**/data/**/*") if path.is_file())

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.crash.places import InBucket, OnDisk, Place
 from tests.crash.runs import AT_RANDOM, OBJECTS_PER_RUN, crash_runs
+from tests.stores.s3_server import S3Server
 from wal import crashpoint
 
+pytestmark = [pytest.mark.crash, pytest.mark.slow]
+
+KINDS = {*crashpoint.POINTS, AT_RANDOM}
 RUNS = 25
 
 
-@pytest.mark.crash
-@pytest.mark.slow
-def test_every_acknowledged_record_survives_every_crash(tmp_path: Path) -> None:
-    runs = list(crash_runs(tmp_path, runs=RUNS, seed=1))
-    assert len(runs) == RUNS
-    assert {run.kind for run in runs} == {*crashpoint.POINTS, AT_RANDOM}
-    for run in runs:
+def crash(directory: Path, place: Place, runs: int) -> None:
+    found = list(crash_runs(directory, place, runs=runs, seed=1))
+    assert len(found) == runs
+    assert {run.kind for run in found} == KINDS
+    for run in found:
         assert run.objects_before_kill >= OBJECTS_PER_RUN
         assert run.ring_laps_before_kill > 1
         assert run.acknowledged_records > 0
+
+
+def test_every_acknowledged_record_survives_every_crash(tmp_path: Path) -> None:
+    crash(tmp_path, OnDisk(tmp_path), RUNS)
+
+
+@pytest.mark.parametrize(("store", "wal"), [("minio", "file"), ("minio", "s3"), ("seaweedfs", "s3")])
+def test_every_acknowledged_record_survives_every_crash_on_a_real_store(
+    store: str, wal: str, s3_server_named: Callable[[str], S3Server], tmp_path: Path
+) -> None:
+    crash(tmp_path, InBucket(s3_server_named(store), tmp_path, wal=wal), len(KINDS))

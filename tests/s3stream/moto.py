@@ -10,12 +10,11 @@ from moto.server import ThreadedMotoServer
 
 from s3stream.config import ObjectStoreSettings
 from s3stream.s3 import S3ObjectStore
+from tests.stores.s3_server import QUICK, S3Server
+
+__all__ = ["QUICK", "endpoint_url", "new_bucket", "open_bucket", "server"]
 
 _numbers = itertools.count()
-
-QUICK = ObjectStoreSettings(
-    request_timeout_ms=10_000, deadline_ms=10_000, retry_first_delay_ms=1, retry_max_delay_ms=10
-)
 
 
 @functools.cache
@@ -25,6 +24,11 @@ def endpoint_url() -> str:
     server.start()
     host, port = server.get_host_and_port()
     return f"http://{host}:{port}"
+
+
+def server() -> S3Server:
+    """The server as tests use any. Of requests at the same moment it checks no condition against another."""
+    return S3Server(name="moto", endpoint_url=endpoint_url())
 
 
 def open_bucket(bucket: str, settings: ObjectStoreSettings = QUICK, *, url: str | None = None) -> S3ObjectStore:

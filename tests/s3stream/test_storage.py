@@ -1,4 +1,6 @@
-"""The storage engine over a real file WAL and a store in memory: what a user of it relies on, and what faults leave."""
+"""The storage engine over a real file WAL: what a user of it relies on, and what faults leave. The store is in memory where
+faults are made in it; what holds without any is held on real stores as well.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from s3stream import storage as storage_module
 from s3stream import upload
 from s3stream.config import MIB, StorageSettings
 from s3stream.errors import OffsetOutOfRange, StorageError, StorageFenced, StreamClosed
+from s3stream.instrumented import InstrumentedObjectStore
 from s3stream.memory import Bucket, Fault, MemoryObjectStore
 from s3stream.metadata import (
     CommitObjects,
@@ -32,6 +35,8 @@ from s3stream.paths import Paths
 from s3stream.payload import PayloadBounds
 from s3stream.storage import Storage
 from s3stream.stream import Stream
+from tests.stores.process import PROCESSES
+from tests.stores.s3_server import S3Server
 from wal.arena import Arena
 from wal.open import open_wal
 
@@ -146,7 +151,7 @@ class World:
         self.path = path
         self.bucket = Bucket()
         self.metadata = Metadata()
-        self.store = MemoryObjectStore(self.bucket)
+        self.store: Any = MemoryObjectStore(self.bucket)
         self.failures: list[BaseException] = []
         self.wal_capacity = "4MiB"
         self.arena_bytes = 8 * MIB
@@ -200,9 +205,32 @@ class World:
             self.store.outage = outage
 
 
+class RealStore(InstrumentedObjectStore):
+    """A bucket with the switch that the store in memory has."""
+
+    @property
+    def outage(self) -> bool:
+        return self.failing
+
+    @outage.setter
+    def outage(self, value: bool) -> None:
+        self.failing = value
+
+
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path / "wal")
+async def world(
+    request: pytest.FixtureRequest, tmp_path: Path, s3_server_named: Callable[[str], S3Server]
+) -> AsyncIterator[World]:
+    """With its store in memory, but for tests that are held `everywhere`."""
+    made = World(tmp_path / "wal")
+    if (name := getattr(request, "param", "memory")) != "memory":
+        server = s3_server_named(name)
+        made.store = RealStore(server.open(server.new_bucket()))
+    yield made
+    await made.store.close()
+
+
+everywhere = pytest.mark.parametrize("world", ["memory", *PROCESSES], indirect=True)
 
 
 def put(
@@ -249,6 +277,7 @@ async def contents(stream: Stream, offset: int = 0) -> list[bytes]:
     ]
 
 
+@everywhere
 async def test_what_is_acknowledged_is_read_back_at_its_offset(world: World) -> None:
     async with world.engine() as (storage, streams):
         sent = [await put_durably(storage, streams[ONE], 100 + n) for n in range(50)]
@@ -286,6 +315,7 @@ async def test_reads_outside_the_log_are_refused(world: World) -> None:
             await streams[ONE].trim(5)
 
 
+@everywhere
 async def test_a_trim_has_the_state_written_anew_where_it_does_not_account_for_what_is_to_go(world: World) -> None:
     async with world.engine() as (storage, streams):
         stream = streams[ONE]
@@ -309,6 +339,7 @@ async def test_a_trim_has_the_state_written_anew_where_it_does_not_account_for_w
         assert (state.end_offset, state.data) == (4, b"as of 4")
 
 
+@everywhere
 async def test_a_state_by_itself_comes_after_what_is_under_way(world: World) -> None:
     async with world.engine() as (storage, streams):
         stream = streams[ONE]
@@ -326,6 +357,7 @@ async def test_a_state_by_itself_comes_after_what_is_under_way(world: World) -> 
         assert await contents(stream, 1) == [sent]
 
 
+@everywhere
 async def test_a_crash_loses_nothing_that_was_acknowledged(world: World) -> None:
     sent = []
     for round_number in range(4):
@@ -338,6 +370,7 @@ async def test_a_crash_loses_nothing_that_was_acknowledged(world: World) -> None
         assert await contents(streams[ONE]) == sent
 
 
+@everywhere
 async def test_a_clean_close_leaves_everything_in_objects_and_an_empty_log(world: World) -> None:
     async with world.engine() as (storage, streams):
         sent = [await put_durably(storage, streams[TWO], 5000) for _ in range(10)]
@@ -347,6 +380,7 @@ async def test_a_clean_close_leaves_everything_in_objects_and_an_empty_log(world
         assert await contents(streams[TWO]) == sent
 
 
+@everywhere
 async def test_the_ring_wraps_many_times_while_uploads_make_room(world: World) -> None:
     async with world.engine() as (storage, streams):
         sent = [await put_durably(storage, streams[ONE if n % 3 else TWO], 60_000) for n in range(400)]
@@ -357,6 +391,7 @@ async def test_the_ring_wraps_many_times_while_uploads_make_room(world: World) -
         assert await contents(streams[ONE]) == ones
 
 
+@everywhere
 async def test_an_outage_of_the_store_holds_producers_only_when_the_log_is_full(world: World) -> None:
     async with world.engine() as (storage, streams):
         world.store.outage = True
@@ -410,6 +445,7 @@ async def test_commits_stay_in_order_when_puts_finish_out_of_order(world: World)
     assert ends == sorted(ends)
 
 
+@everywhere
 async def test_a_deleted_stream_does_not_hold_up_the_others(world: World) -> None:
     async with world.engine() as (storage, streams):
         await put_durably(storage, streams[ONE])
@@ -436,6 +472,7 @@ async def test_a_gap_between_objects_and_log_is_refused_not_papered_over(world: 
             pass
 
 
+@everywhere
 async def test_state_travels_with_the_data_it_describes(world: World) -> None:
     async with world.engine() as (storage, streams):
         stream = streams[ONE]
@@ -450,6 +487,7 @@ async def test_state_travels_with_the_data_it_describes(world: World) -> None:
         assert await streams[TWO].newest_state() is None
 
 
+@everywhere
 async def test_time_lookup_finds_the_payload_in_objects_and_in_the_log_cache(world: World) -> None:
     async with world.engine() as (storage, streams):
         stream = streams[ONE]
@@ -532,6 +570,7 @@ async def test_a_failed_write_fences_the_engine(world: World) -> None:
             await streams[ONE].read(0, 10)
 
 
+@everywhere
 async def test_recovery_of_more_than_memory_holds_uploads_as_it_goes(world: World) -> None:
     world.arena_bytes, world.wal_capacity = 32 * MIB, "16MiB"
     world.store.outage = True

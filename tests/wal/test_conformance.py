@@ -13,6 +13,7 @@ import pytest
 from s3stream.memory import Bucket, MemoryObjectStore
 from s3stream.open import open_object_store
 from s3stream.wal_objects import StoreForWal
+from tests.stores.s3_server import S3Server
 from tests.wal.driving import Listener, append, append_durably, recover
 from wal.arena import Arena
 from wal.config import ObjectWalConfig
@@ -27,6 +28,8 @@ KINDS = {
     "file": "file://{directory}?capacity=1MiB",
     "objects in a directory": "objects+file://{directory}?capacity=1MiB&batch_size=64KiB&batch_interval_ms=1",
     "objects in memory": "objects+mem://?capacity=1MiB&batch_size=64KiB&batch_interval_ms=0",
+    "objects in minio": "{bucket}&capacity=1MiB&batch_size=64KiB&batch_interval_ms=0",
+    "objects in seaweedfs": "{bucket}&capacity=1MiB&batch_size=64KiB&batch_interval_ms=0",
 }
 KINDS_THAT_KEEP_NOTHING = {"null": "null://"}
 
@@ -34,9 +37,21 @@ MIB = 1 << 20
 
 
 @pytest.fixture(params=KINDS | KINDS_THAT_KEEP_NOTHING)
-def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Reopen:
+def reopen(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    s3_server_named: Callable[[str], S3Server],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Reopen:
     """Opens the same log again and again, as one process after another would."""
-    uri = (KINDS | KINDS_THAT_KEEP_NOTHING)[request.param].format(directory=tmp_path)
+    template = (KINDS | KINDS_THAT_KEEP_NOTHING)[request.param]
+    places = {"directory": str(tmp_path)}
+    if "{bucket}" in template:
+        server = s3_server_named(request.param.split()[-1])
+        places["bucket"] = server.uri(server.new_bucket())
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+    uri = template.format(**places)
     rng = random.Random(1)
     bucket = Bucket()
 
