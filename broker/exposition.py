@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from s3stream.collector import Collector as ObjectCollector
     from s3stream.compactor import Compactor
     from s3stream.instrumented import InstrumentedObjectStore
+    from s3stream.metered import Usage
     from s3stream.object_reader import ObjectReader
     from s3stream.storage import Storage
 
@@ -59,6 +60,7 @@ class Parts:
     server: Server
     storage: Storage
     store: InstrumentedObjectStore
+    usage: Usage
     reader: ObjectReader
     damage: DamageReport
     controller: Controller
@@ -219,6 +221,14 @@ def _damaged(offset_of: Callable[[NamedRange], int], parts: Parts) -> Iterable[S
     return [
         ((found.topic, str(found.partition), found.place), offset_of(found))
         for found in islice(parts.damage.ranges(), MAX_NAMED_RANGES)
+    ]
+
+
+def _billed(parts: Parts) -> Iterable[Sample]:
+    return [
+        ((purpose.value, request), count)
+        for purpose, used in sorted(parts.usage.by_purpose.items())
+        for request, count in (("put", used.puts), ("list", used.lists), ("get", used.gets), ("delete", used.deletes))
     ]
 
 
@@ -499,6 +509,29 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "operation",
                 "Bytes of objects written (put…) and read (get…), by operation.",
                 _by_value(lambda parts: dict(parts.store.transferred_bytes)),
+            ),
+            _labelled(
+                "counter",
+                "tidelog_object_store_billed_requests_total",
+                ("purpose", "request"),
+                "Requests as a bucket's bill counts them, by what they are for (upload, compaction, collection, metadata, read, probe, and wal"
+                " where that is in a bucket) and by price: put (with copies and each part of a multipart upload), list (by page, at the price"
+                " of a put), get (and all others), delete (free). Attempts repeated after errors are not in it.",
+                _billed,
+            ),
+            _labelled(
+                "counter",
+                "tidelog_object_store_sent_bytes_total",
+                "purpose",
+                "Bytes of objects written, by what they are for.",
+                _by_value(lambda parts: {name: used.sent_bytes for name, used in parts.usage.by_purpose.items()}),
+            ),
+            _labelled(
+                "counter",
+                "tidelog_object_store_received_bytes_total",
+                "purpose",
+                "Bytes of objects read, by what they are for.",
+                _by_value(lambda parts: {name: used.received_bytes for name, used in parts.usage.by_purpose.items()}),
             ),
         ),
     ),

@@ -50,6 +50,7 @@ from s3stream.collector import Collector
 from s3stream.compactor import Compactor
 from s3stream.config import ObjectStoreSettings, StorageSettings
 from s3stream.instrumented import InstrumentedObjectStore
+from s3stream.metered import MeteredObjectStore, Purpose, Usage
 from s3stream.object_reader import ObjectReader
 from s3stream.objectstore import ObjectStore
 from s3stream.open import open_object_store
@@ -88,6 +89,8 @@ class Running:
     compactor: Compactor | CompactionProcess
     store: InstrumentedObjectStore
     """With counters, and switches for tests."""
+    usage: Usage
+    """Of the object store, and of the WAL's where that is in a bucket."""
     listeners: tuple[Listener, ...]
     """As bound, ports filled in."""
     metrics_listeners: tuple[Listener, ...]
@@ -154,6 +157,7 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
                 server=server,
                 storage=broker.storage,
                 store=opened.store,
+                usage=opened.usage,
                 reader=reader,
                 damage=damage,
                 controller=opened.controller,
@@ -190,6 +194,7 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
             retention=work.retention,
             compactor=work.compactor,
             store=opened.store,
+            usage=opened.usage,
             listeners=bound,
             metrics_listeners=metrics_bound,
             group_lag=work.group_lag,
@@ -207,35 +212,41 @@ class _Opened:
 
     config: StorageSettings
     store: InstrumentedObjectStore
+    usage: Usage
     paths: Paths
     controller: Controller
     arena: Arena
     wal: WriteAheadLog
 
+    def metered(self, purpose: Purpose) -> ObjectStore:
+        """The object store, for somebody whose requests are counted under a purpose."""
+        return _metered(self.store, self.usage, purpose, self.config.object_store)
+
 
 async def _open(stack: AsyncExitStack, settings: BrokerSettings, around: Surroundings) -> _Opened:
     """Open the object store, the cluster in it, and the WAL."""
-    config = storage_settings(settings)
+    config, usage = storage_settings(settings), Usage()
 
     async def open_store(uri: str, store_settings: ObjectStoreSettings) -> tuple[InstrumentedObjectStore, Paths]:
         opened = open_object_store(uri, rng=around.rng, settings=store_settings)
         inner = opened.store if around.wrap_store is None else around.wrap_store(opened.store)
         store = InstrumentedObjectStore(inner, clock=around.clock)
         try:
-            await probe(store, opened.paths, around.nonce())
+            await probe(_metered(store, usage, Purpose.PROBE, store_settings), opened.paths, around.nonce())
         except BaseException:
             await store.close()
             raise
         return store, opened.paths
 
     async def open_objects(config: ObjectWalConfig) -> WalObjects:
-        store, paths = await open_store(config.store_uri, wal_store_settings(config))
-        return StoreForWal(store, paths.prefix)
+        settings = wal_store_settings(config)
+        store, paths = await open_store(config.store_uri, settings)
+        return StoreForWal(_metered(store, usage, Purpose.WAL, settings), paths.prefix)
 
     store, paths = await open_store(absolute_uri(settings.object_store_uri), config.object_store)
     stack.push_async_callback(store.close)
     controller = await Controller.start(
-        store=store,
+        store=_metered(store, usage, Purpose.METADATA, config.object_store),
         paths=paths,
         settings=controller_settings(settings),
         now_ms=around.now_ms,
@@ -254,7 +265,11 @@ async def _open(stack: AsyncExitStack, settings: BrokerSettings, around: Surroun
         open_objects=open_objects,
     )
     stack.push_async_callback(wal.close)
-    return _Opened(config=config, store=store, paths=paths, controller=controller, arena=arena, wal=wal)
+    return _Opened(config=config, store=store, usage=usage, paths=paths, controller=controller, arena=arena, wal=wal)
+
+
+def _metered(store: ObjectStore, usage: Usage, purpose: Purpose, settings: ObjectStoreSettings) -> MeteredObjectStore:
+    return MeteredObjectStore(store, usage=usage, purpose=purpose, part_size_bytes=settings.multipart_part_size_bytes)
 
 
 def _layers(settings: BrokerSettings, controller: Controller) -> SettingsLayers:
@@ -307,7 +322,7 @@ def _assemble(
     controller, metadata = opened.controller, registered.metadata
     payload_format = RecordBatchFormat()
     reader = ObjectReader(
-        store=opened.store,
+        store=opened.metered(Purpose.READ),
         paths=opened.paths,
         metadata=metadata,
         payload_format=payload_format,
@@ -317,7 +332,7 @@ def _assemble(
         wal=opened.wal,
         arena=opened.arena,
         metadata=metadata,
-        store=opened.store,
+        store=opened.metered(Purpose.UPLOAD),
         paths=opened.paths,
         reader=reader,
         payload_format=payload_format,
@@ -438,10 +453,11 @@ def _compactor(
             metadata=registered.metadata,
             entries=opened.controller,
             store=opened.store,
+            usage=opened.usage,
             rng=around.rng,
         )
     return Compactor(
-        store=opened.store,
+        store=opened.metered(Purpose.COMPACTION),
         paths=opened.paths,
         metadata=registered.metadata,
         settings=opened.config.compaction,
@@ -464,8 +480,9 @@ class _Work:
         self._broker = broker
         self._background = Background()
         self.compactor = _compactor(settings, around, opened, registered)
+        collection_store = opened.metered(Purpose.COLLECTION)
         self.collector = Collector(
-            store=opened.store,
+            store=collection_store,
             paths=opened.paths,
             metadata=registered.metadata,
             settings=opened.config.collection,
@@ -475,7 +492,7 @@ class _Work:
         self.retention = Retention(
             partitions=broker.partitions.__iter__,
             metadata=registered.metadata,
-            store_now_ms=opened.store.now_ms,
+            store_now_ms=collection_store.now_ms,
             now_ms=around.now_ms,
             interval_ms=lambda: broker.settings.log_retention_check_interval_ms,
         )

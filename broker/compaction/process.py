@@ -49,6 +49,7 @@ from s3stream.config import CompactionSettings, ObjectStoreSettings
 from s3stream.errors import MetadataUnavailable, NodeFenced, ObjectExpired, SourcesChanged
 from s3stream.instrumented import InstrumentedObjectStore
 from s3stream.metadata import CommitObjects, CommitResult, ObjectId
+from s3stream.metered import Usage
 
 __all__ = ["CompactionProcess", "WorkerSettings"]
 
@@ -122,13 +123,15 @@ class CompactionProcess:
         metadata: WorkerMetadata,
         entries: EntrySource,
         store: InstrumentedObjectStore,
+        usage: Usage,
         rng: random.Random,
     ) -> None:
-        """Take the parts; nothing is started before `run`. `store` is where the worker's requests are counted."""
+        """Take the parts; nothing is started before `run`. `store` and `usage` are where the worker's requests are counted."""
         self._settings = settings
         self._metadata = metadata
         self._entries = entries
         self._store = store
+        self._usage = usage
         self._rng = rng
         self.pid: int | None = None
         """Of the worker, while there is one."""
@@ -257,6 +260,7 @@ class CompactionProcess:
         for operation, now in figures.requests.items():
             before = last.requests.get(operation) if last else None
             self._count(operation, now, before or RequestFigures.none())
+        self._usage.add(figures.usage.since(last.usage) if last else figures.usage)
         self._last = figures
 
     def _count(self, operation: str, now: RequestFigures, before: RequestFigures) -> None:

@@ -21,6 +21,7 @@ import msgspec
 
 from s3stream.config import CompactionSettings, ObjectStoreSettings
 from s3stream.metadata import CommitObjects, ObjectId
+from s3stream.metered import Usage
 from wal.histogram import DURATION_BOUNDS_S
 
 __all__ = [
@@ -148,6 +149,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     cpu_seconds: float
     requests: dict[str, RequestFigures]
     """By operation."""
+    usage: Usage
 
 
 FromBroker = Start | Told | Ids | Committed | Refused

@@ -56,6 +56,7 @@ from s3stream.compactor import Compactor
 from s3stream.errors import MetadataUnavailable, ObjectExpired, SourcesChanged, StorageError
 from s3stream.instrumented import InstrumentedObjectStore
 from s3stream.metadata import CommitObjects, CommitResult, ObjectId
+from s3stream.metered import MeteredObjectStore, Purpose, Usage
 from s3stream.open import open_object_store
 
 __all__ = ["Follower", "Link", "LinkedMetadata", "main"]
@@ -210,14 +211,22 @@ async def _work(connection: socket.socket) -> int:
 async def _compact(start: Start, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
     rng = random.Random(start.seed)
     opened = open_object_store(start.object_store_uri, rng=rng, settings=start.object_store)
-    store = InstrumentedObjectStore(opened.store)
-    metadata_log = MetadataLog(store=store, paths=opened.paths, settings=ControllerSettings(), rng=rng)
+    store, usage = InstrumentedObjectStore(opened.store), Usage()
+
+    def metered(purpose: Purpose) -> MeteredObjectStore:
+        return MeteredObjectStore(
+            store, usage=usage, purpose=purpose, part_size_bytes=start.object_store.multipart_part_size_bytes
+        )
+
+    metadata_log = MetadataLog(
+        store=metered(Purpose.METADATA), paths=opened.paths, settings=ControllerSettings(), rng=rng
+    )
     metadata_log.bears_refusal = True  # credentials are renewed sooner or later; until then there is nothing to do
     replica = Replica(metadata_log)
     follower = Follower(replica)
     link = Link(reader, writer, follower)
     compactor = Compactor(
-        store=store,
+        store=metered(Purpose.COMPACTION),
         paths=opened.paths,
         metadata=LinkedMetadata(replica, follower, link),
         settings=start.compaction,
@@ -232,7 +241,7 @@ async def _compact(start: Start, reader: asyncio.StreamReader, writer: asyncio.S
 
     async def tell() -> None:
         while True:
-            link.send(_figures(compactor, store))
+            link.send(_figures(compactor, store, usage))
             await asyncio.sleep(FIGURES_INTERVAL_S)
 
     try:
@@ -249,7 +258,7 @@ async def _compact(start: Start, reader: asyncio.StreamReader, writer: asyncio.S
     raise AssertionError("its tasks have no end")
 
 
-def _figures(compactor: Compactor, store: InstrumentedObjectStore) -> Figures:
+def _figures(compactor: Compactor, store: InstrumentedObjectStore, usage: Usage) -> Figures:
     failures: dict[str, Counter[str]] = {}
     for (operation, name), count in store.failures.items():
         failures.setdefault(operation, Counter())[name] = count
@@ -271,6 +280,7 @@ def _figures(compactor: Compactor, store: InstrumentedObjectStore) -> Figures:
             )
             for operation, durations in store.durations.items()
         },
+        usage=usage,
     )
 
 

@@ -12,6 +12,7 @@ from broker.exposition import SECTIONS, Described, as_markdown
 from broker.metrics import CLOSE_CAUSES
 from broker.node import Node
 from protocol.messages.metadata import MetadataRequest, MetadataRequestTopic
+from s3stream.metered import Purpose, Used
 from tests.broker.conftest import StartNode
 from tests.broker.scraping import scrape
 from tests.broker.wire import Wire, batch, eventually, fetch_request, produce_request
@@ -120,12 +121,19 @@ async def test_what_is_uploaded_and_read_back_is_counted(start_node: StartNode) 
         assert page("tidelog_block_cache_lookups_total", result="hit") == 1
         assert page("tidelog_objects", state="referenced") == 1
         assert page("tidelog_object_store_transferred_bytes_total", operation="get_range") > 0
+        billed = "tidelog_object_store_billed_requests_total"
+        assert page(billed, purpose="read", request="get") == 3  # index, state and block
+        assert page(billed, purpose="metadata", request="put") > 0
+        assert page(billed, purpose="probe", request="put") > 0
+        assert page("tidelog_object_store_received_bytes_total", purpose="read") > 0
+        assert page("tidelog_object_store_sent_bytes_total", purpose="upload") == 0
 
         await wire.produce("t", batch(b"b"))
         node.running.storage.seal()
         uploads = node.running.storage.uploads
         await eventually(lambda: uploads.commit_durations.count == 1, "an upload")
         assert uploads.put_durations.count == uploads.uploaded_objects == 1
+        assert node.running.usage.of(Purpose.UPLOAD) == Used(puts=1, sent_bytes=uploads.uploaded_bytes)
         assert node.running.storage.unuploaded_bytes == node.running.storage.unuploaded_age_s == 0
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from broker.node import Node
 from s3stream.instrumented import InstrumentedObjectStore
+from s3stream.metered import MeteredObjectStore, Purpose
 from s3stream.wal_objects import StoreForWal
 from tests.broker.conftest import StartNode
 from tests.broker.wire import Wire, batch
@@ -88,6 +89,9 @@ async def test_an_orderly_stop_leaves_next_to_nothing_in_the_log(start_node: Sta
         await wire.create_topic("t")
         for n in range(20):
             assert (await wire.produce("t", batch(b"%d" % n))).error_code == 0
+        wal = node.running.usage.of(Purpose.WAL)
+        assert wal.puts > 20, "each record waited for a PUT, which the bill of the node has"
+        assert wal.sent_bytes > 20 * len(batch(b"0"))
     async with start_node(object_store_uri=bucket_uri, wal_uri=wal_uri) as node:
         assert node.running.storage.recovered_bytes == 0
         left = [found.key async for found in node.running.store.list("some/prefix/wal/log/")]
@@ -147,5 +151,7 @@ def _wal_store(node: Node) -> InstrumentedObjectStore:
     wal = node.running.storage.wal
     assert isinstance(wal, ObjectWal)
     assert isinstance(wal._objects, StoreForWal)
-    assert isinstance(wal._objects._store, InstrumentedObjectStore)
-    return wal._objects._store
+    assert isinstance(wal._objects._store, MeteredObjectStore)
+    store = wal._objects._store._inner
+    assert isinstance(store, InstrumentedObjectStore)
+    return store

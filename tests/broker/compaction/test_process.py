@@ -16,6 +16,7 @@ from broker.compaction import process
 from broker.compaction.process import CompactionProcess
 from broker.node import Node
 from s3stream.compactor import Compactor
+from s3stream.metered import Purpose
 from tests.broker.conftest import StartNode
 from tests.broker.scraping import scrape
 from tests.broker.test_on_s3 import bucket_uri
@@ -67,6 +68,7 @@ async def test_objects_are_merged_elsewhere(start_node: StartNode) -> None:
         # Its requests are this node's: the broker itself writes nothing in parts.
         assert page("tidelog_object_store_request_duration_seconds_count", operation="put_multipart") >= 1
         assert node.running.store.transferred_bytes["put_multipart"] == compaction.written_bytes
+        assert node.running.usage.of(Purpose.COMPACTION).sent_bytes == compaction.written_bytes
     assert compaction.pid is None
 
 
