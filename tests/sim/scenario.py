@@ -69,17 +69,19 @@ def draw(seed: int) -> Scenario:
     rng = random.Random(seed)
     calm = rng.random() < 0.2
     """A fifth of all runs have no faults but crashes, so that what they cover is deep."""
+    short = random.Random(f"{seed} length").random() < 0.7
+    """Most runs are short, so that many can be had; the others go deep."""
     wal_capacity_bytes = rng.choice((256, 512, 1024, 4096)) << 10
     block_sized = rng.random() < 0.15
     arena_bytes = rng.choice((1, 2, 4)) * (wal_capacity_bytes // 2)
     return Scenario(
         seed=seed,
-        duration_s=rng.uniform(5.0, 25.0),
+        duration_s=rng.uniform(5.0, 25.0) / (3 if short else 1),
         partitions=1 if block_sized else rng.randint(1, 4),
         idempotent_producers=3 if block_sized else rng.randint(1, 3),
         plain_producers=rng.randint(0, 1),
         pause_s=0.005 if block_sized else rng.choice((0.005, 0.02, 0.1)),
-        max_batches=rng.choice((100, 300)),
+        max_batches=rng.choice((100, 300)) // (4 if short else 1),
         max_value_bytes=min(rng.choice((500, 4_000, 20_000)), arena_bytes // 8 // 10, wal_capacity_bytes // 2 // 10),
         block_sized=block_sized,
         churn=rng.random() < 0.4,
