@@ -11,6 +11,8 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
+from s3stream.errors import NodeFenced
+
 __all__ = ["Background"]
 
 log = logging.getLogger("tidelog.background")
@@ -38,6 +40,8 @@ class Background:
 
 def _report(task: asyncio.Task[None]) -> None:
     error = None if task.cancelled() else task.exception()
+    if isinstance(error, NodeFenced):
+        return  # the node stops: another process took its place
     if error is not None:
         log.error(
             "background work stopped until the next start: %(work)s; please report this",

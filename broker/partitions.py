@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from broker.partition import Partition
 from broker.producer_state import ProducerBudget
-from s3stream.errors import MetadataUnavailable, ObjectCorrupt, StorageError, StreamClosed
+from s3stream.errors import MetadataUnavailable, NodeFenced, ObjectCorrupt, StorageError, StreamClosed
 from s3stream.metadata import StreamId
 from s3stream.objectstore import ObjectStoreError
 
@@ -122,7 +122,8 @@ class Partitions:
         """Without any of its tasks a node would seem well, and open no partition any more: it stops instead."""
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            log.error("partitions cannot be opened any more", exc_info=error)
+            if not isinstance(error, NodeFenced):
+                log.error("partitions cannot be opened any more", exc_info=error)
             self._on_failed(error)
 
     # ---- what the metadata says ---------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ from controller.node_metadata import NodeMetadata
 from s3stream.collector import Collector
 from s3stream.compactor import Compactor
 from s3stream.config import ObjectStoreSettings, StorageSettings
+from s3stream.errors import NodeFenced
 from s3stream.instrumented import InstrumentedObjectStore
 from s3stream.metered import MeteredObjectStore, Purpose, Usage
 from s3stream.object_reader import ObjectReader
@@ -143,6 +144,8 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
         broker.advertised = advertised
         damage = DamageReport(image=opened.controller.image, objects=reader.damage)
         await _recover(stack, settings, opened, broker, reader, server)
+        stack.callback(opened.controller.subscribe(lambda change: _stop_where_superseded(settings, registered, broker)))
+        _stop_where_superseded(settings, registered, broker)
         work = _Work(settings, around, opened, registered, broker)
         stack.push_async_callback(work.close)
         work.start(with_lag=bool(metrics_bound))
@@ -417,6 +420,18 @@ async def _recover(
     broker.partitions.adopt(streams.values())
     broker.storage.run()
     broker.partitions.run()
+
+
+def _stop_where_superseded(settings: BrokerSettings, registered: _Registered, broker: Broker) -> None:
+    """Serve nothing more once the metadata tells that another process runs as this node, also where the WAL is idle."""
+    node = broker.controller.image.node(settings.node_id)
+    if node is not None and node.node_epoch > registered.node_epoch:
+        broker.storage.supersede(
+            NodeFenced(
+                f"node {settings.node_id} was registered again, with node epoch {node.node_epoch}; this process holds "
+                f"{registered.node_epoch}. If two processes run as this node, stop one of them"
+            )
+        )
 
 
 def _applied(settings: BrokerSettings, broker: Broker, reader: ObjectReader, server: Server, change: Applied) -> None:

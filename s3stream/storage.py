@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from s3stream.config import StorageSettings
-from s3stream.errors import StorageError, StorageFenced, StreamClosed, StreamFenced
+from s3stream.errors import NodeFenced, StorageError, StorageFenced, StreamClosed, StreamFenced
 from s3stream.log_cache import BlockPart, BlockState, CacheBlock
 from s3stream.metadata import CommitResult, OpenedStream, SkipReason, StreamId, StreamMetadata
 from s3stream.object_writer import DataBlock, StreamSource
@@ -253,6 +253,10 @@ class Storage:
             stream.close(closed)
         self._wake_room()
         self._tell_failed(failed)
+
+    def supersede(self, error: NodeFenced) -> None:
+        """Another process is this node by now: acknowledge nothing more, serve nothing more, and say so."""
+        self._fail(error)
 
     # ---- streams ----------------------------------------------------------------------------------------------
 

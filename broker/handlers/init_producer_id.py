@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from broker.broker import Broker, Call
 from protocol.errors import ErrorCode
 from protocol.messages.init_producer_id import InitProducerIdRequest, InitProducerIdResponse
-from s3stream.errors import MetadataUnavailable
+from s3stream.errors import MetadataUnavailable, NodeFenced
 
 if TYPE_CHECKING:
     from broker.connection import Connection
@@ -48,4 +48,6 @@ async def _from_new_block(broker: Broker) -> InitProducerIdResponse:
     except MetadataUnavailable:
         # Retriable for every client of this API, unlike a time-out (KIP-98's coordinator errors).
         return InitProducerIdResponse(error_code=ErrorCode.COORDINATOR_LOAD_IN_PROGRESS, producer_epoch=-1)
+    except NodeFenced:  # another process took this node's place
+        return InitProducerIdResponse(error_code=ErrorCode.NOT_COORDINATOR, producer_epoch=-1)
     return InitProducerIdResponse(producer_id=producer_id, producer_epoch=0)

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from broker.node import Node
+from protocol.errors import ErrorCode
+from protocol.messages.init_producer_id import InitProducerIdRequest
+from s3stream.errors import NodeFenced
 from s3stream.instrumented import InstrumentedObjectStore
 from s3stream.metered import MeteredObjectStore, Purpose
 from s3stream.wal_objects import StoreForWal
@@ -123,6 +126,26 @@ async def test_a_second_process_of_the_same_node_takes_over_and_the_first_acknow
             assert "two processes run as this node" in str(failure)
             assert await to_second.fetch_all("t") == [*(b"first %d" % n for n in range(10)), b"second"]
             assert isinstance(second.running.storage.wal, ObjectWal)
+
+
+async def test_a_superseded_process_stops_as_soon_as_the_metadata_tells_it(
+    start_node: StartNode, bucket_uri: str
+) -> None:
+    """Also where nobody produces to it, so that its log does not find out."""
+    wal_uri = f"{bucket_uri}&batch_interval_ms=0"
+    async with (
+        start_node(object_store_uri=bucket_uri, wal_uri=wal_uri, shutdown_timeout_ms=100) as first,
+        await Wire.connect(first.bootstrap_servers) as to_first,
+    ):
+        await to_first.create_topic("t")
+        assert (await to_first.produce("t", batch(b"first"))).error_code == 0
+        async with start_node(object_store_uri=bucket_uri, wal_uri=wal_uri):
+            answer = await to_first.call("InitProducerId", 4, InitProducerIdRequest(transactional_id=None))
+            assert answer.error_code == ErrorCode.NOT_COORDINATOR
+            failure = await first.wait_failed()
+            assert isinstance(failure.__cause__, NodeFenced)
+            assert "two processes run as this node" in str(failure)
+            assert (await to_first.fetch("t")).error_code == ErrorCode.NOT_LEADER_OR_FOLLOWER
 
 
 async def test_acknowledgements_wait_while_the_bucket_is_away(start_node: StartNode, bucket_uri: str) -> None:
