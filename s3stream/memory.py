@@ -7,12 +7,19 @@ Fault model (each drawn from the client's `rng`, so that one seed gives one hist
 - REFUSED: throttled or reset before anything happened; the caller sees `Unavailable`.
 - LOST_REPLY: the request took effect and its reply was lost; the caller sees `Unavailable`.
 - DELAYED: the caller sees `Unavailable`, and the request takes effect later, conditions being checked then.
+- ECHO: a write or deletion took effect and was answered, and takes effect once more later, conditions being checked then.
 - REPEATED: the client tried a conditional write again after a lost reply, so that it fails on its own first attempt.
 - CONFLICT: a conditional write is refused with `WriteConflict`; nothing was written.
 - FLIPPED: one bit of a range read differs (what is stored does not). Only CRCs notice.
 - `outage`: until it is switched off, requests fail without effect.
 - `die`: the process is gone. Requests on their way take effect or not; nothing returns to its callers any more.
 Never: torn objects, a read that misses a finished write, lists out of order, silent loss. S3 does none of these either.
+
+Why DELAYED and ECHO are permitted. A client that times out, its SDK that tries again, and any proxy on the way leave copies of a request
+behind which nobody can call back: S3 takes them for as long as their signature is good (15 minutes), in any order. So a PUT may
+land after the one that its caller was answered for, after later PUTs to that key, and after the key was deleted: an unconditional
+one, and one that wants the key absent, then makes the object again. One that wants an entity tag lands only on exactly the bytes that it was
+meant to replace. A part of an upload that was completed or aborted lands nowhere, so a whole multipart upload has no echo.
 
 No clock, thread or socket: time passes by `asyncio.sleep` only, so it runs on a virtual-time loop.
 """
@@ -58,6 +65,7 @@ class Fault(enum.Enum):
     REFUSED = "refused"
     LOST_REPLY = "lost_reply"
     DELAYED = "delayed"
+    ECHO = "echo"
     REPEATED = "repeated"
     CONFLICT = "conflict"
     FLIPPED = "flipped"
@@ -73,10 +81,11 @@ class Faults:
     slow_latency_ms: float = 1_000.0
     """Mean of those that are slow."""
     delay_ms: float = 5_000.0
-    """Latest that a DELAYED request takes effect."""
+    """Latest that a DELAYED request takes effect, or an ECHO does."""
     refused: float = 0.0
     lost_reply: float = 0.0
     delayed: float = 0.0
+    echo: float = 0.0
     repeated: float = 0.0
     conflict: float = 0.0
     flipped: float = 0.0
@@ -266,7 +275,7 @@ class MemoryObjectStore:
                 return self.bucket.write(key, b"".join(chunks), self._store_time_ms())
 
             self.bytes_written += sum(map(len, chunks))
-            return await self._request("complete_multipart", key, complete, delays=True)
+            return await self._request("complete_multipart", key, complete, delays=True, echoes=False)
         except DeadClient:
             raise  # leaves its upload behind
         except BaseException:
@@ -328,6 +337,7 @@ class MemoryObjectStore:
         effect: Callable[[], _T],
         *,
         delays: bool = False,
+        echoes: bool = True,
         conditional: bool = False,
         flips: bool = False,
     ) -> _T:
@@ -335,7 +345,7 @@ class MemoryObjectStore:
         self._check_alive(operation)
         self.requests[operation] += 1
         fault = await self.hook(operation, key) if self.hook is not None else None
-        fault = fault or self._draw_fault(delays=delays, conditional=conditional, flips=flips)
+        fault = fault or self._draw_fault(delays=delays, echoes=delays and echoes, conditional=conditional, flips=flips)
         await self._travel()
         if self._dead:
             if self._rng.random() < 0.5:
@@ -346,10 +356,11 @@ class MemoryObjectStore:
         if fault is Fault.CONFLICT:
             raise WriteConflict(f"{operation} {key}: another conditional write is under way")
         if fault is Fault.DELAYED:
-            delay_s = self._rng.random() * self.faults.delay_ms / 1000
-            asyncio.get_running_loop().call_later(delay_s, _ignore_refusal, effect)
+            self._later(effect)
             raise Unavailable(f"{operation} {key}: timed out")
         result = effect()
+        if fault is Fault.ECHO:
+            self._later(effect)
         if fault is Fault.REPEATED:
             await self._travel()
             result = effect()
@@ -363,16 +374,21 @@ class MemoryObjectStore:
             return bytes(flipped)  # type: ignore[return-value]
         return result
 
+    def _later(self, effect: Callable[[], object]) -> None:
+        delay_s = self._rng.random() * self.faults.delay_ms / 1000
+        asyncio.get_running_loop().call_later(delay_s, _ignore_refusal, effect)
+
     def _check_alive(self, operation: str) -> None:
         if self._dead:
             raise DeadClient(operation)
 
-    def _draw_fault(self, *, delays: bool, conditional: bool, flips: bool) -> Fault | None:
+    def _draw_fault(self, *, delays: bool, echoes: bool, conditional: bool, flips: bool) -> Fault | None:
         faults = self.faults
         for fault, probability in (
             (Fault.REFUSED, faults.refused),
             (Fault.LOST_REPLY, faults.lost_reply),
             (Fault.DELAYED, faults.delayed if delays else 0.0),
+            (Fault.ECHO, faults.echo if echoes else 0.0),
             (Fault.REPEATED, faults.repeated if conditional else 0.0),
             (Fault.CONFLICT, faults.conflict if conditional else 0.0),
             (Fault.FLIPPED, faults.flipped if flips else 0.0),

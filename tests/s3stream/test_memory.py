@@ -51,6 +51,23 @@ async def test_a_delayed_write_happens_later_if_its_condition_still_holds() -> N
         assert (await store.get("key")).data == expected
 
 
+async def test_an_echo_of_a_write_makes_its_object_again_after_the_deletion() -> None:
+    store = failing_once(Fault.ECHO)
+    await store.put_if_absent("key", [b"first"])
+    await store.delete_many(["key"])
+    await asyncio.sleep(0.03)
+    assert (await store.get("key")).data == b"first"
+
+
+async def test_an_echo_is_bound_by_its_condition() -> None:
+    store = failing_once(Fault.ECHO)
+    await store.put_if_absent("key", [b"first"])
+    tag = (await store.get("key")).etag
+    await store.put_if_match("key", [b"second"], tag)
+    await asyncio.sleep(0.03)
+    assert (await store.get("key")).data == b"second"
+
+
 async def test_a_repeated_conditional_write_fails_on_its_own_first_attempt() -> None:
     store = failing_once(Fault.REPEATED)
     with pytest.raises(PreconditionFailed):

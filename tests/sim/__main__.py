@@ -7,6 +7,7 @@ import multiprocessing
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable
 
 from tests.sim.simulation import Outcome, simulate
@@ -14,6 +15,8 @@ from tests.sim.simulation import Outcome, simulate
 __all__ = ["main", "parse_seeds"]
 
 _FAILURES_SHOWN = 5
+_COUNTED = ("crashes", "stops", "suspensions", "takeovers", "litter", "acknowledged", "seen", "objects", "virtual_s")
+"""Of an outcome."""
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -33,17 +36,12 @@ def main() -> int:
     arguments = parser.parse_args()
     began = time.monotonic()
     failed: list[Outcome] = []
-    count = crashes = acknowledged = 0
-    virtual_s = 0.0
+    totals: Counter[str] = Counter()
     for outcome in _outcomes(arguments.seeds, arguments.jobs):
-        count += 1
-        crashes += outcome.crashes
-        acknowledged += outcome.acknowledged
-        virtual_s += outcome.virtual_s
+        totals.update({name: getattr(outcome, name) for name in _COUNTED}, simulations=1)
         if arguments.verbose:
             print(
-                f"seed {outcome.seed}: {outcome.crashes} crashes, {outcome.stops} stops, {outcome.acknowledged} acknowledged, "
-                f"{outcome.seen} read, {outcome.objects} objects, {outcome.ring_laps:.1f} laps, {outcome.virtual_s:.0f} s",
+                f"seed {outcome.seed}: " + ", ".join(f"{getattr(outcome, name):.0f} {name}" for name in _COUNTED),
                 flush=True,
             )
         if outcome.problems:
@@ -51,8 +49,9 @@ def main() -> int:
             shown = outcome.problems if arguments.verbose else [_brief(problem) for problem in outcome.problems[:5]]
             print(f"seed {outcome.seed} FAILED:", *shown, sep="\n  ", flush=True)
     print(
-        f"{count} simulations with {crashes} crashes, {acknowledged} acknowledged records and {virtual_s:.0f} virtual "
-        f"seconds in {time.monotonic() - began:.0f} s: {len(failed)} failed"
+        f"{totals['simulations']} simulations in {time.monotonic() - began:.0f} s, with "
+        + ", ".join(f"{totals[name]:.0f} {name.replace('_', ' ')}" for name in _COUNTED)
+        + f": {len(failed)} failed"
     )
     for outcome in failed[:_FAILURES_SHOWN]:
         print(f"replay: make sim SEEDS={outcome.seed}   (commit {_commit()})")

@@ -2,6 +2,11 @@
 
 A producer has up to five batches of a partition under way (`max.in.flight.requests.per.connection`). After anything but
 a success it waits for the rest, then sends again, in order and one by one, like Kafka's Java client.
+
+A broker that was deposed while it stood still answers until it finds out (leases, which would end that, are not written yet). So it
+may tell an older high watermark than others have told (I3 is held against everybody else), know a topic's former namesake, or miss
+what a producer has sent since. What it says is at an offset must be there all the same, and it must acknowledge nothing (I4): that
+shows as a loss.
 """
 
 from __future__ import annotations
@@ -265,7 +270,9 @@ class Producer:
                 continue
             state.retrying = True
             may_follow_a_failure = answer.error_code == _OUT_OF_ORDER_SEQUENCE and not oldest
-            if answer.error_code not in RETRIABLE and not may_follow_a_failure and not self._topic.deleted:
+            if answer.error_code == _OUT_OF_ORDER_SEQUENCE and self._client.broker.deposed:
+                self._client.close()
+            elif answer.error_code not in RETRIABLE and not may_follow_a_failure and not self._topic.deleted:
                 self._problem(batch, f"was refused for good: error {answer.error_code}, {answer.error_message}")
                 state.outgoing.remove(batch)
 
@@ -339,8 +346,11 @@ class Reader:
             raise KafkaError(2, str(error)) from error
         if self._topic.deleted:
             return [], offset  # the name may belong to another topic by now
+        deposed = self._client.broker.deposed
+        if deposed and self._topic.incarnation > 0:
+            return [], offset  # it may mean an earlier topic of this name
         high_watermark = answer.high_watermark
-        if high_watermark < floor:
+        if high_watermark < floor and not deposed:
             problems.append(f"{self._key}: high watermark {high_watermark} after {floor} (I3)")
         self._world.high_watermarks[self._key] = max(high_watermark, self._world.high_watermarks.get(self._key, 0))
         if not answer.log_start_offset <= answer.last_stable_offset <= high_watermark:
@@ -369,6 +379,9 @@ class Reader:
             return None
         if error.code == _OFFSET_OUT_OF_RANGE and self._topic.may_be_trimmed:
             return None
+        if error.code == _OFFSET_OUT_OF_RANGE and self._client.broker.deposed:
+            self._client.close()
+            return offset
         if error.code not in RETRIABLE:
             self._world.problems.append(f"{self._key}: reading from {offset} failed: {error}")
             return None

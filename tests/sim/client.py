@@ -14,6 +14,7 @@ from protocol.messages import fetch, list_offsets
 from protocol.types import Api
 from tests.checker.history import Found
 from tests.sim.batches import Batch, decode_batches
+from tests.sim.loop import Process
 from tests.sim.network import ClientConnection, Network
 
 __all__ = ["EARLIEST", "LATEST", "Client", "Fetched", "KafkaError", "found_in", "record_digest", "record_of"]
@@ -58,6 +59,12 @@ class Client:
         if self._connection is None or self._connection.closed:
             self._connection = await self._network.connect(self._port, slowness=self._slowness)
         return self._connection
+
+    @property
+    def broker(self) -> Process:
+        """Who answers on the present connection, or did on the last one."""
+        assert self._connection is not None
+        return self._connection.broker
 
     def close(self) -> None:
         """Hang up."""

@@ -8,6 +8,9 @@ Fault model:
   gone after a power loss unless `sync` came before.
 - A write may fail with EIO. What it leaves behind is settled in the same way.
 - A write may stall for seconds.
+- A process that stands still does not keep its writes from landing; it hears of them when it goes on.
+- The disk may be a volume that is taken from a process while it lives, and given to another computer. Writes in flight are then
+  settled as when a process is killed; these and whatever is tried later fail with EIO.
 - Not permitted to it: to lose what it announced, to change a sector that nobody wrote, to tear a sector.
 
 Held against the caller, in `problems`: memory that changed while a write of it was in flight, and calls that are not
@@ -22,7 +25,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.sim.loop import Process
+from tests.sim.loop import Process, VirtualLoop, context_of
 from wal.disk import OnDone
 
 __all__ = ["DiskFaults", "Platter", "SimDisk"]
@@ -56,6 +59,13 @@ class Platter:
         """Called when a write has begun."""
         self._durable_below: dict[int, bytes] = {}
         """By sector: what a power loss would bring back."""
+
+    def copy(self, rng: random.Random) -> Platter:
+        """A platter of its own with what a read sees now."""
+        other = Platter(self.size_bytes, rng, self.faults)
+        other.content[:] = self.content
+        other.problems = self.problems
+        return other
 
     def power_loss(self) -> None:
         """Forget what was not durable: all of it, or what the cache had not written back yet."""
@@ -103,11 +113,14 @@ class Platter:
 class SimDisk:
     """The disk port of one process."""
 
-    def __init__(self, platter: Platter, process: Process, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, platter: Platter, process: Process, loop: VirtualLoop) -> None:
         self._platter = platter
+        self._detached = False
+        self._context = context_of(process)
+        self._world = context_of(None)
         self._process = process
         self._loop = loop
-        self._in_flight: dict[int, tuple[int, memoryview, bytes]] = {}
+        self._in_flight: dict[int, tuple[int, memoryview, bytes, OnDone]] = {}
         self._next = 0
         self._pending = 0
         self._idle: asyncio.Future[None] | None = None
@@ -129,8 +142,8 @@ class SimDisk:
             platter.on_write()
         number = self._next
         self._next += 1
-        self._in_flight[number] = (position, data, bytes(data))
-        self._later(self._latency_s(), self._written, number, on_done)
+        self._in_flight[number] = (position, data, bytes(data), on_done)
+        self._later(self._latency_s(), self._written, number)
 
     def read(self, position: int, into: memoryview, on_done: OnDone) -> None:
         self._process.check()
@@ -146,6 +159,14 @@ class SimDisk:
             self._idle = self._idle or self._loop.create_future()
             await asyncio.shield(self._idle)
 
+    def detach(self) -> None:
+        """Take the volume away."""
+        self._detached = True
+        for position, _, taken, on_done in self._in_flight.values():
+            self._platter.write_partly(position, taken)
+            self._tell(on_done, OSError(errno.EIO, "the volume was detached"))
+        self._in_flight.clear()
+
     def _latency_s(self) -> float:
         rng, faults = self._platter.rng, self._platter.faults
         if rng.random() < faults.stall:
@@ -153,8 +174,13 @@ class SimDisk:
         return rng.expovariate(1 / faults.mean_latency_s)
 
     def _later(self, delay_s: float, work: object, *args: object) -> None:
+        """What the disk does, whoever stands still."""
         self._pending += 1
-        self._loop.call_later(delay_s, work, *args)
+        self._loop.call_at(self._loop.time() + delay_s, work, *args, context=self._world)
+
+    def _tell(self, on_done: OnDone, error: BaseException | None) -> None:
+        """Let the process know, if it lives."""
+        self._loop.call_soon(self._done, on_done, error, context=self._context)
 
     def _done(self, on_done: OnDone, error: BaseException | None) -> None:
         self._pending -= 1
@@ -163,31 +189,41 @@ class SimDisk:
             self._idle = None
         on_done(error)
 
-    def _written(self, number: int, on_done: OnDone) -> None:
+    def _written(self, number: int) -> None:
+        if number not in self._in_flight:
+            return  # it was settled when its process died, or lost the volume
         platter = self._platter
-        position, data, taken = self._in_flight.pop(number)
+        position, data, taken, on_done = self._in_flight.pop(number)
         if data != taken:
             platter.problems.append(f"memory changed under a write of {len(data)} bytes at {position}")
-        if platter.rng.random() < platter.faults.fail:
-            platter.write_partly(position, taken)
-            self._done(on_done, OSError(errno.EIO, "simulated I/O error"))
+        if self._detached or platter.rng.random() < platter.faults.fail:
+            if not self._detached:
+                platter.write_partly(position, taken)
+            self._tell(on_done, OSError(errno.EIO, "simulated I/O error"))
         else:
             platter.write_durably(position, taken)
-            self._done(on_done, None)
+            self._tell(on_done, None)
 
     def _read(self, position: int, into: memoryview, on_done: OnDone) -> None:
+        if not self._process.alive:
+            return  # its memory is gone
         found = self._platter.content[position : position + len(into)]
-        if len(found) < len(into):
-            self._done(on_done, OSError(errno.EIO, f"the file ends at {position + len(found)}"))
+        if self._detached or len(found) < len(into):
+            self._tell(on_done, OSError(errno.EIO, f"the file ends at {position + len(found)}"))
         else:
             into[:] = found
-            self._done(on_done, None)
+            self._tell(on_done, None)
 
     def _synced(self, on_done: OnDone) -> None:
-        self._platter.sync()
-        self._done(on_done, None)
+        if not self._process.alive:
+            return
+        if self._detached:
+            self._tell(on_done, OSError(errno.EIO, "the volume was detached"))
+        else:
+            self._platter.sync()
+            self._tell(on_done, None)
 
     def _died(self) -> None:
-        for position, _, taken in self._in_flight.values():
+        for position, _, taken, _ in self._in_flight.values():
             self._platter.write_partly(position, taken)
         self._in_flight.clear()

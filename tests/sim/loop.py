@@ -9,16 +9,19 @@ Always true:
 - Code belongs to the process in whose context it was scheduled. When a process is killed, none of its callbacks runs
   again: a crash is not a cancellation, so no `finally` and no `except` of it runs either. `bury` cancels its tasks
   after the simulation is over, when nothing that they do can matter.
+- A process that is suspended (SIGSTOP, a virtual machine that is moved) does not notice: its callbacks, timers included,
+  wait, and run in their order when it goes on. Time goes on meanwhile, as CLOCK_BOOTTIME does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import heapq
 import selectors
 import threading
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
 __all__ = ["Deadlock", "NotSimulated", "Process", "ProcessKilled", "VirtualLoop", "context_of", "current_process"]
@@ -47,8 +50,12 @@ class ProcessKilled(BaseException):
 class Process:
     """A simulated operating-system process: what runs in its context dies with it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, host: str = "") -> None:
         self.name = name
+        self.host = host
+        """The computer that it runs on."""
+        self.deposed = False
+        """Another process took its place while it was alive: it may not have noticed yet."""
         self.alive = True
         self.ports: Any = None
         """What it reaches of the world, for whoever runs in it."""
@@ -56,13 +63,18 @@ class Process:
         """It ended by itself."""
         self.steps = 0
         """Callbacks run so far."""
-        self.stopped: list[tuple[Callable[..., object], tuple[object, ...]]] = []
+        self.suspended = False
+        """It stands still; the world does not."""
+        self.stopped: list[asyncio.Handle] = []
         """Callbacks that came too late. Only `bury` runs them, so that tasks can be taken apart in order."""
+        self._waiting: list[asyncio.Handle] = []
+        """Callbacks that came while it was suspended."""
         self._on_death: list[Callable[[], None]] = []
-        self._kill_at_step: int | None = None
+        self._due_at_step: int | None = None
+        self._due: Callable[[], None] = self.kill
 
     def __repr__(self) -> str:
-        return f"<{self.name}{'' if self.alive else ', dead'}>"
+        return f"<{self.name}{'' if self.alive else ', dead'}{', suspended' if self.suspended else ''}>"
 
     def check(self) -> None:
         """What every port does first: the dead have no effects."""
@@ -75,11 +87,25 @@ class Process:
 
     def kill_after(self, steps: int) -> None:
         """Die in place of the callback that many callbacks from now."""
-        self._kill_at_step = self.steps + steps
+        self._due_at_step, self._due = self.steps + steps, self.kill
+
+    def suspend_after(self, steps: int) -> None:
+        """Stand still before the callback that many callbacks from now."""
+        self._due_at_step, self._due = self.steps + steps, self.suspend
 
     def spare(self) -> None:
-        """Forget `kill_after`."""
-        self._kill_at_step = None
+        """Forget `kill_after` and `suspend_after`."""
+        self._due_at_step = None
+
+    def suspend(self) -> None:
+        """Stand still from the next callback on, until `resume`."""
+        self.suspended = True
+
+    def resume(self, loop: VirtualLoop) -> None:
+        """Go on where it stood."""
+        self.suspended = False
+        waiting, self._waiting = self._waiting, []
+        loop.run_next(waiting)
 
     def die_here(self) -> None:
         """Die in the middle of a callback: nothing behind this call happens."""
@@ -98,15 +124,46 @@ class Process:
             for callback in self._on_death:
                 callback()
 
-    def run(self, callback: Callable[..., object], *args: object) -> None:
-        """Run a callback, unless it comes too late."""
-        if self.alive and self.steps == self._kill_at_step:
-            self.kill()
-        if self.alive:
-            self.steps += 1
-            callback(*args)
-        else:
-            self.stopped.append((callback, args))
+    def lets_run(self, handle: asyncio.Handle) -> bool:
+        """Whether a callback runs now. Else it waits for `resume`, or comes too late."""
+        if self.alive and self.steps == self._due_at_step:
+            self._due_at_step = None
+            self._due()
+        if not self.alive:
+            self.stopped.append(handle)
+            return False
+        if self.suspended:
+            self._waiting.append(handle)
+            return False
+        self.steps += 1
+        return True
+
+    def take_waiting(self) -> list[asyncio.Handle]:
+        """What it will never run any more."""
+        handles, self._waiting, self.stopped = self.stopped + self._waiting, [], []
+        return handles
+
+
+class _Handle(asyncio.Handle):
+    """A callback of a process."""
+
+    __slots__ = ("process",)
+    process: Process | None
+
+    def _run(self) -> None:
+        if self.process is None or self.process.lets_run(self):
+            super()._run()  # type: ignore[misc]
+
+
+class _TimerHandle(asyncio.TimerHandle):
+    """A timer of a process."""
+
+    __slots__ = ("process",)
+    process: Process | None
+
+    def _run(self) -> None:
+        if self.process is None or self.process.lets_run(self):
+            super()._run()  # type: ignore[misc]
 
 
 _current: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
@@ -165,19 +222,26 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Start a coroutine that belongs to the world: it goes on when whoever started it is dead."""
         return self.create_task(coroutine, context=context_of(None))
 
+    # These two do what asyncio's do, and know the process; more than half of a simulation's time goes through them.
+
     def call_soon(self, callback: Any, *args: Any, context: contextvars.Context | None = None) -> asyncio.Handle:
-        process = self._process_of(context)
-        if process is None:
-            return super().call_soon(callback, *args, context=context)
-        return super().call_soon(process.run, callback, *args, context=context)
+        handle = _Handle(callback, args, self, context)
+        handle.process = self._process_of(context)
+        self._ready.append(handle)  # type: ignore[attr-defined]
+        return handle
 
     def call_at(
         self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
-        process = self._process_of(context)
-        if process is None:
-            return super().call_at(when, callback, *args, context=context)
-        return super().call_at(when, process.run, callback, *args, context=context)
+        timer = _TimerHandle(when, callback, args, self, context)
+        timer.process = self._process_of(context)
+        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
+        timer._scheduled = True  # type: ignore[attr-defined]
+        return timer
+
+    def run_next(self, handles: Sequence[asyncio.Handle]) -> None:
+        """Run callbacks in this order; those that were cancelled meanwhile are left out."""
+        self._ready.extend(handles)  # type: ignore[attr-defined]
 
     def _process_of(self, context: contextvars.Context | None) -> Process | None:
         if self._burying:
@@ -188,12 +252,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Take every task apart that is left. Ports of dead processes refuse, so nothing that this runs has effects."""
         self._burying = True
         for process in self._processes:
-            process.alive = False
+            process.alive = process.suspended = False
         for _ in range(_MAX_BURIAL_TURNS):
             for process in self._processes:
-                for callback, args in process.stopped:
-                    self.call_soon(callback, *args)
-                process.stopped.clear()
+                for handle in process.take_waiting():
+                    self.call_soon(handle._callback, *handle._args)  # type: ignore[attr-defined]
             self._tasks = {task for task in self._tasks if not task.done()}
             if not self._tasks:
                 return

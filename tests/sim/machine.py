@@ -1,5 +1,11 @@
 """The simulated computer that the broker runs on: a disk, a clock and a process, again and again.
 
+Another computer may be given its node id, while the broker here stands still or goes on, as an orchestrator does that believes a
+machine to be dead (`successor`). What that one has of the WAL:
+- a WAL in the bucket: the same, to fence it there;
+- the volume, taken from here: whatever is written here from then on fails;
+- what a recoverer on this host has: it sets the fence word, and then reads the WAL, whoever goes on writing.
+
 What is the broker's own is real: controller, WAL, storage engine, partitions, handlers, connections. Only what lies behind
 its ports is simulated: disk, bucket, network, clocks, randomness.
 """
@@ -13,7 +19,8 @@ from collections.abc import Coroutine
 from typing import Any
 
 from broker.node import Node
-from s3stream.errors import MetadataUnavailable, StorageFenced
+from controller.errors import NodeRefused
+from s3stream.errors import MetadataUnavailable, NodeFenced, StorageFenced
 from s3stream.memory import Bucket, Faults, MemoryObjectStore
 from s3stream.objectstore import ObjectStoreError
 from s3stream.paths import Paths
@@ -23,13 +30,14 @@ from tests.sim.loop import Process, VirtualLoop, context_of
 from tests.sim.node import Ports, broker_settings, metadata_digest, trim
 from tests.sim.scenario import Scenario
 from tests.sim.store import ProcessStore
-from wal.errors import WalFenced
-from wal.header import RING_START_BYTES, WalHeader, initial_image
+from wal.errors import WalFenced, WalUnavailable
+from wal.header import RING_START_BYTES, WalHeader, choose_header, initial_image
 
-__all__ = ["CLUSTER_ID", "NODE_ID", "Machine"]
+__all__ = ["CLUSTER_ID", "NODE_ID", "PATHS", "Machine", "first_of"]
 
 CLUSTER_ID = "simulated"
 NODE_ID = 1
+PATHS = Paths("sim")
 
 
 class Machine:
@@ -44,20 +52,20 @@ class Machine:
         scenario: Scenario,
         rng: random.Random,
         problems: list[str],
+        name: str = "host-0",
+        platter: Platter | None = None,
     ) -> None:
-        self.paths = Paths("sim")
+        """Build one. `platter` is its disk; None makes an empty one, with a formatted WAL."""
+        self.name = name
+        self.paths = PATHS
         self.clock = WallClock(loop, drift=scenario.clock_drift)
-        self.platter = Platter(
-            RING_START_BYTES + scenario.wal_capacity_bytes, random.Random(rng.getrandbits(64)), scenario.disk
-        )
-        header = WalHeader(
-            wal_id=f"{rng.getrandbits(128):032x}",
-            cluster_id=CLUSTER_ID,
-            node_id=NODE_ID,
-            capacity_bytes=scenario.wal_capacity_bytes,
-        )
-        image = initial_image(header)
-        self.platter.content[: len(image)] = image
+        self.platter = _new_platter(scenario, rng) if platter is None else platter
+        self.successor: Machine | None = None
+        """The computer that has its node id by now."""
+        self.relieved = asyncio.Event()
+        """Set when there is one."""
+        self.fenced_epoch = -1
+        """The fence word."""
         self.process: Process | None = None
         self.last_digest: str | None = None
         """Of the metadata that the last broker ended with, if it ended in good order."""
@@ -72,6 +80,8 @@ class Machine:
         self._outage = False
         self._store: MemoryObjectStore | None = None
         self._node: Node | None = None
+        self._disk: SimDisk | None = None
+        self._has_wal_open = False
         self._stop = asyncio.Event()
         self._ended: asyncio.Future[BaseException | None] = loop.create_future()
 
@@ -79,10 +89,11 @@ class Machine:
 
     def boot(self, name: str) -> Process:
         """Start a broker."""
-        process = self.process = Process(name)
+        process = self.process = Process(name, self.name)
         self._stop = asyncio.Event()
         self._ended = self._loop.create_future()
         self._node = None
+        self._has_wal_open = False
         process.on_death(self._died)
         task = self._loop.spawn(process, self._serve(process, self._stop))
         task.add_done_callback(lambda task: self._returned(process, task), context=context_of(None))
@@ -103,6 +114,9 @@ class Machine:
                 self._ended.set_result(error)
             process.exit()
 
+    def _opened(self) -> None:
+        self._has_wal_open = True
+
     def _died(self) -> None:
         if not self._ended.done():
             self._ended.set_result(None)
@@ -119,10 +133,13 @@ class Machine:
         inner.outage = self._outage
         inner.requests = self.requests
         self._store = inner
+        self._disk = SimDisk(self.platter, process, self._loop)
         process.ports = Ports(
             store=ProcessStore(inner, process, self._loop, self._problems),
             paths=self.paths,
-            disk=SimDisk(self.platter, process, self._loop),
+            disk=self._disk,
+            fenced_epoch=lambda: self.fenced_epoch,
+            on_wal_open=self._opened,
             # An operator may give less memory than before: recovery then meets more than fits.
             arena_bytes=self._scenario.arena_bytes // self._rng.choice((1, 1, 2)),
             scenario=self._scenario,
@@ -131,7 +148,7 @@ class Machine:
         async with Node(settings, now_ms=self.clock, rng=rng) as node:
             self._node = node
             believed = metadata_digest(node)
-            failure = await _first_of(stop.wait(), node.wait_failed())
+            failure = await first_of(stop.wait(), node.wait_failed())
             self._node = None
         self.last_digest = believed()
         if isinstance(failure, BaseException):
@@ -139,7 +156,14 @@ class Machine:
 
     def may_fail_with(self, error: BaseException) -> bool:
         """Whether a broker may give up with this on a machine whose parts fail: the next start sees to the rest."""
-        if isinstance(error, StorageFenced | WalFenced):
+        if isinstance(error, NodeFenced) or (
+            isinstance(error, StorageFenced | WalFenced) and _caused_by_a_fence(error)
+        ):
+            # The node id was given to another computer, which may be gone by now: its registration, or its fence, came late.
+            return self._scenario.wal_in_bucket or self._scenario.takeover > 0
+        if isinstance(error, NodeRefused):
+            return self.successor is not None  # that one was registered while this one had only looked at the WAL
+        if isinstance(error, StorageFenced | WalFenced | WalUnavailable):
             # In a bucket, the fence of a former process may arrive late, and stop the one that came after it.
             return _caused_by_a_fence(error) if self._scenario.wal_in_bucket else _caused_by_disk(error)
         return isinstance(error, ObjectStoreError | MetadataUnavailable | OSError | TimeoutError)
@@ -157,6 +181,33 @@ class Machine:
         self._outage = outage
         if self._store is not None:
             self._store.outage = outage
+
+    def hand_over(self, name: str) -> Machine:
+        """Give its node id, and what it has of the WAL, to another computer; nobody tells the process here."""
+        rng = random.Random(self._rng.getrandbits(64))
+        platter = self.platter
+        if not self._scenario.wal_in_bucket:
+            # A process that opens the WAL after the fence was set is not fenced by it: that is the metadata's to do.
+            if self._disk is not None and (rng.random() < 0.5 or not self._has_wal_open):
+                self._disk.detach()
+            else:
+                self.fenced_epoch = choose_header(bytes(platter.content[:RING_START_BYTES])).wal_epoch
+                platter = platter.copy(random.Random(rng.getrandbits(64)))
+        self.successor = Machine(
+            loop=self._loop,
+            bucket=self._bucket,
+            port=self._port,
+            scenario=self._scenario,
+            rng=rng,
+            problems=self._problems,
+            name=name,
+            platter=platter,
+        )
+        self.successor._faults, self.successor._outage = self._faults, self._outage
+        if self.process is not None:
+            self.process.deposed = True
+        self.relieved.set()
+        return self.successor
 
     async def trim(self, topic: str, partition: int, offset: int) -> None:
         """Raise a log start offset, as retention does. Does nothing where the broker is not up to it."""
@@ -179,7 +230,7 @@ class Machine:
         return self.platter.written_bytes
 
 
-async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> object:
+async def first_of(*coroutines: Coroutine[Any, Any, object]) -> object:
     """What the first of them returns; the others are cancelled."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
@@ -190,8 +241,22 @@ async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> object:
             task.cancel()
 
 
+def _new_platter(scenario: Scenario, rng: random.Random) -> Platter:
+    size_bytes = RING_START_BYTES + scenario.wal_capacity_bytes
+    platter = Platter(size_bytes, random.Random(rng.getrandbits(64)), scenario.disk)
+    header = WalHeader(
+        wal_id=f"{rng.getrandbits(128):032x}",
+        cluster_id=CLUSTER_ID,
+        node_id=NODE_ID,
+        capacity_bytes=scenario.wal_capacity_bytes,
+    )
+    image = initial_image(header)
+    platter.content[: len(image)] = image
+    return platter
+
+
 def _caused_by_a_fence(error: BaseException | None) -> bool:
-    while error is not None and not isinstance(error, WalFenced):
+    while error is not None and not isinstance(error, WalFenced | NodeFenced):
         error = error.__cause__
     return error is not None and error.__cause__ is None
 

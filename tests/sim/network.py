@@ -8,7 +8,12 @@ Fault model:
 - When a broker is killed its connections are reset; answers that it had written may still arrive.
 - The kernel takes `SEND_BUFFER_BYTES` of an answer, and the client takes it from there in its own time. What the kernel did
   not take stays in the broker's memory, as the views that it wrote: if that memory changes meanwhile, the client gets the change.
+- A broker that stands still answers nothing, and its kernel goes on to take connections and bytes.
+- Several brokers may listen under one address, each on a computer of its own: a client gets to any of them, as where an address
+  was moved and not everybody knows.
 - Not permitted: to change, reorder, duplicate or invent bytes.
+
+Clients give up a connection on which an answer is due, and nothing came for `REQUEST_TIMEOUT_S`.
 """
 
 from __future__ import annotations
@@ -25,7 +30,11 @@ from tests.sim.loop import Process, VirtualLoop, context_of
 __all__ = ["ClientConnection", "ConnectionReset", "Network", "NetworkFaults", "SimServer"]
 
 SEND_BUFFER_BYTES = 32 << 10
+REQUEST_TIMEOUT_S = 30.0
+"""As `request.timeout.ms` of most clients."""
 _FIRST_PORT = 10_000
+_OUTDATED = 0.5
+"""Probability that a client knows nothing of the newest one of several brokers under one address."""
 
 
 class ConnectionReset(Exception):
@@ -52,7 +61,8 @@ class Network:
         self.loop = loop
         self.rng = rng
         self.faults = faults
-        self._servers: dict[int, SimServer] = {}
+        self._servers: dict[int, list[SimServer]] = {}
+        """By port, the one that came last at the end."""
         self._next_port = _FIRST_PORT
 
     def listen(self, process: Process, factory: Callable[[], asyncio.BufferedProtocol], port: int) -> SimServer:
@@ -61,10 +71,11 @@ class Network:
         if port == 0:
             port = self._next_port
             self._next_port += 1
-        if port in self._servers:
+        servers = self._servers.setdefault(port, [])
+        if any(server.process.host == process.host for server in servers):
             raise OSError(98, f"port {port} is taken")
         server = SimServer(self, process, factory, port)
-        self._servers[port] = server
+        servers.append(server)
         process.on_death(server.close)
         return server
 
@@ -74,14 +85,17 @@ class Network:
         Raises ConnectionReset where nobody listens.
         """
         await asyncio.sleep(self.latency_s())
-        server = self._servers.get(port)
-        if server is None or not server.serving:
+        servers = self._servers.get(port)
+        if not servers:
             raise ConnectionReset(f"nobody listens on port {port}")
+        server = servers[-1]
+        if len(servers) > 1 and self.rng.random() < _OUTDATED:
+            server = self.rng.choice(servers)
         return server.accept(slowness)
 
     def closed(self, server: SimServer) -> None:
-        if self._servers.get(server.port) is server:
-            del self._servers[server.port]
+        if server in self._servers.get(server.port, ()):
+            self._servers[server.port].remove(server)
 
     def latency_s(self, slowness: float = 1.0) -> float:
         if self.rng.random() < self.faults.stall:
@@ -121,7 +135,7 @@ class SimServer:
     def accept(self, slowness: float) -> ClientConnection:
         context = context_of(self.process)
         transport = SimTransport(self.network, self.process, slowness)
-        client = ClientConnection(self.network, transport)
+        client = ClientConnection(self.network, transport, self.process)
         transport.client = client
 
         def made() -> None:
@@ -315,12 +329,17 @@ class SimTransport(asyncio.Transport):
 class ClientConnection:
     """The client's end: length-prefixed requests out, length-prefixed answers in, in order."""
 
-    def __init__(self, network: Network, transport: SimTransport) -> None:
+    def __init__(self, network: Network, transport: SimTransport, broker: Process) -> None:
+        self.broker = broker
+        """Who answers here."""
         self._network = network
         self._transport = transport
         self._loop = network.loop
         self._received = bytearray()
         self._waiting: deque[asyncio.Future[bytes]] = deque()
+        self._heard_at = 0.0
+        """When the last piece came, or the first of the answers that are due was asked for."""
+        self._watch: asyncio.TimerHandle | None = None
         self._in_flight: deque[bytes] = deque()
         self._arrives_at = 0.0
         self.closed = False
@@ -334,9 +353,23 @@ class ClientConnection:
             answer.set_exception(ConnectionReset("the connection is closed"))
             answer.exception()
             return answer
+        if not self._waiting:
+            self._heard_at = self._loop.time()
         self._waiting.append(answer)
+        if self._watch is None:
+            self._watch = self._loop.call_later(REQUEST_TIMEOUT_S, self._look)
         self.send(request)
         return answer
+
+    def _look(self) -> None:
+        """Hang up where an answer is long overdue."""
+        self._watch = None
+        if self._waiting and not self.closed:
+            due_at = self._heard_at + REQUEST_TIMEOUT_S
+            if due_at <= self._loop.time():
+                self.close()
+            else:
+                self._watch = self._loop.call_at(due_at, self._look)
 
     def send(self, data: bytes) -> None:
         """Send bytes that nobody answers."""
@@ -367,6 +400,7 @@ class ClientConnection:
         """A piece of an answer has come through the network."""
         if self.closed:
             return
+        self._heard_at = self._loop.time()
         received = self._received
         received += piece
         while len(received) >= 4:

@@ -49,6 +49,8 @@ class Ports:
     store: ObjectStore
     paths: Paths
     disk: Disk
+    fenced_epoch: Callable[[], int]
+    on_wal_open: Callable[[], None]
     arena_bytes: int
     scenario: Scenario
 
@@ -147,15 +149,18 @@ async def _open_wal(
             rng=rng,
             clock=clock,
         )
-    return await FileWal.open(
+    wal = await FileWal.open(
         arena=arena,
         disk=ports.disk,
         cluster_id=cluster_id,
         node_id=node_id,
         capacity_bytes=ports.scenario.wal_capacity_bytes,
+        fenced_epoch=ports.fenced_epoch,
         format_in_background=True,
         clock=clock,
     )
+    ports.on_wal_open()
+    return wal
 
 
 def _controller_settings(settings: BrokerSettings) -> ControllerSettings:

@@ -48,6 +48,10 @@ class Scenario:
     outage: float
     """Probability per second that the bucket is unreachable for a while."""
     outage_s: float
+    suspend: float
+    """Probability per second that the broker stands still for a while."""
+    takeover: float
+    """Probability per second that another computer is given the node id, while the process on the first one lives."""
     clock_jumps: bool
     clock_drift: float
     wal_in_bucket: bool
@@ -93,6 +97,8 @@ def draw(seed: int) -> Scenario:
         power_loss=rng.choice((0.0, 0.5)),
         outage=0.0 if calm else rng.choice((0.0, 0.05, 0.2)),
         outage_s=rng.uniform(0.5, 6.0),
+        suspend=0.0 if calm else random.Random(f"{seed} suspend").choice((0.0, 0.0, 0.1, 0.3)),
+        takeover=random.Random(f"{seed} takeover").choice((0.0, 0.0, 0.1, 0.3)),
         clock_jumps=rng.random() < 0.2,
         clock_drift=rng.uniform(-0.0002, 0.0002),
         # Drawn apart, so that all else of a seed is the same whatever kind of WAL it has.
@@ -110,10 +116,11 @@ def draw(seed: int) -> Scenario:
             latency_ms=rng.choice((1.0, 10.0, 50.0)),
             slow_probability=0.01,
             slow_latency_ms=1_000.0,
-            delay_ms=3_000.0,
+            delay_ms=random.Random(f"{seed} delay").choice((3_000.0, 3_000.0, 40_000.0)),
             refused=rng.choice((0.0, 0.02)),
             lost_reply=rng.choice((0.0, 0.02)),
             delayed=rng.choice((0.0, 0.02)),
+            echo=random.Random(f"{seed} echo").choice((0.0, 0.02, 0.1)),
             repeated=rng.choice((0.0, 0.05)),
             conflict=rng.choice((0.0, 0.02)),
             flipped=rng.choice((0.0, 0.0, 0.01)),

@@ -18,16 +18,17 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from s3stream.memory import Bucket
 from tests.checker.history import FinalLog, History
 from tests.sim.actors import Producer, Reader, Topic, World, create_topic, delete_topic, read_whole
+from tests.sim.bucket import WatchedBucket
 from tests.sim.disk import DiskFaults
 from tests.sim.inspection import inspect_bucket
-from tests.sim.loop import Deadlock, Process, VirtualLoop
-from tests.sim.machine import Machine
+from tests.sim.loop import Deadlock, Process, VirtualLoop, current_process
+from tests.sim.machine import PATHS, Machine, first_of
 from tests.sim.network import Network, NetworkFaults
 from tests.sim.node import simulated_ports
 from tests.sim.scenario import HEALTHY_STORE, Scenario, draw
@@ -56,6 +57,12 @@ class Outcome:
     """Every broken promise; empty: none."""
     crashes: int
     stops: int
+    suspensions: int
+    """Times that a broker stood still and went on."""
+    takeovers: int
+    """Times that another computer was given the node id of one whose process lived."""
+    litter: int
+    """Writes that landed after their key had been deleted."""
     acknowledged: int
     seen: int
     objects: int
@@ -124,7 +131,7 @@ class _Simulation:
         self.rng = random.Random(f"{scenario.seed}/world")
         self.network = Network(loop, self._rng("network"), scenario.network)
         loop.network = self.network
-        self.bucket = Bucket()
+        self.bucket = WatchedBucket(PATHS, self.problems)
         self.machine = Machine(
             loop=loop,
             bucket=self.bucket,
@@ -133,6 +140,9 @@ class _Simulation:
             rng=self._rng("machine"),
             problems=self.problems,
         )
+        self.machines = [self.machine]
+        """All there ever were; `machine` is the one that has the node id."""
+        self._retired: list[asyncio.Task[None]] = []
         self.history = History()
         self.world = World(
             network=self.network,
@@ -159,8 +169,12 @@ class _Simulation:
             stops=self.stats["stops"],
             acknowledged=self.history.acknowledged_count,
             seen=self.history.seen_count,
-            objects=self.machine.objects_written(),
-            ring_laps=self.machine.wal_bytes_written() / self.scenario.wal_capacity_bytes,
+            suspensions=self.stats["suspensions"],
+            takeovers=self.stats["takeovers"],
+            litter=self.bucket.litter,
+            objects=sum(machine.objects_written() for machine in self.machines),
+            ring_laps=sum({id(m.platter): m.wal_bytes_written() for m in self.machines}.values())
+            / self.scenario.wal_capacity_bytes,
             virtual_s=self.loop.time(),
             trace=f"{self.loop.time()!r} {self.bucket.writes} {self.stats} {self._final!r}",
         )
@@ -178,7 +192,7 @@ class _Simulation:
 
     async def _course(self) -> None:
         supervisor = asyncio.ensure_future(self._supervise())
-        weather = asyncio.ensure_future(self._weather())
+        weather = asyncio.gather(self._weather(), self._suspend(), self._take_over())
         clients = asyncio.ensure_future(self._clients())
         await asyncio.sleep(self.scenario.duration_s)
         weather.cancel()
@@ -190,6 +204,7 @@ class _Simulation:
             self.problems.append(f"clients did not come to an end within {_FINISHED_WITHIN_S} s of a healthy system")
             supervisor.cancel()
             return
+        await asyncio.gather(*self._retired)
         await asyncio.sleep(_SETTLED_AFTER_S)
         await self._stop_in_order()
         try:
@@ -202,20 +217,26 @@ class _Simulation:
             self.problems.append(f"the last read did not come to an end within {_FINISHED_WITHIN_S} s")
         await self._stop_in_order()
         supervisor.cancel()
-        await asyncio.gather(supervisor, weather, return_exceptions=True)
+        for outcome in await asyncio.gather(supervisor, weather, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
         self.problems += await inspect_bucket(self.bucket, self.machine.paths, last_digest=self.machine.last_digest)
-        self.problems += self.machine.platter.problems
+        for platter in {id(machine.platter): machine.platter for machine in self.machines}.values():
+            self.problems += platter.problems
 
     def _heal(self) -> None:
         self.healed = True
-        self.machine.platter.on_write = None
         self.network.faults = NetworkFaults(stall=0.0, reset=0.0)
-        self.machine.platter.faults = DiskFaults(stall=0.0)
-        self.machine.store_faults(HEALTHY_STORE)
-        self.machine.outage(False)
+        for machine in self.machines:
+            machine.platter.on_write = None
+            machine.platter.faults = DiskFaults(stall=0.0)
+            machine.store_faults(HEALTHY_STORE)
+            machine.outage(False)
         crashpoint.arm(None)
         if (process := self.machine.process) is not None:
             process.spare()
+            if process.suspended:
+                process.resume(self.loop)
         self.world.finishing = True
 
     async def _stop_in_order(self) -> None:
@@ -229,11 +250,15 @@ class _Simulation:
         rng = self._rng("supervisor")
         failed_starts = 0
         while True:
-            process = self.machine.boot(f"broker-{self.stats['boots']}")
+            machine = self.machine
+            process = machine.boot(f"broker-{self.stats['boots']}")
             self.stats["boots"] += 1
             if not self.healed:
                 self._plan_end(process, rng)
-            error = await self.machine.wait_ended()
+            await first_of(machine.wait_ended(), machine.relieved.wait())
+            if machine.successor is not None:
+                continue  # another computer goes on, see `_take_over`; what becomes of this process, see `_retire`
+            error = await machine.wait_ended()
             crashpoint.arm(None)
             if error is None:
                 self.stats["stops" if process.exited else "crashes"] += 1
@@ -241,14 +266,19 @@ class _Simulation:
             else:
                 self.stats[type(error).__name__] += 1
                 failed_starts = failed_starts + 1 if self.healed else 0
-                if not self.machine.may_fail_with(error):
-                    self.problems.append(f"{process.name} failed: {type(error).__name__}: {error}")
+                if not self._may_fail(machine, process, error):
                     failed_starts += 1
                 if failed_starts >= _STARTS_AFTER_HEALING:
                     raise AssertionError(f"the broker cannot start any more: {error!r}")
             if not process.exited and rng.random() < self.scenario.power_loss:
-                self.machine.platter.power_loss()
+                machine.platter.power_loss()
             await asyncio.sleep(self.scenario.restart_delay_s)
+
+    def _may_fail(self, machine: Machine, process: Process, error: BaseException) -> bool:
+        allowed = machine.may_fail_with(error)
+        if not allowed:
+            self.problems.append(f"{process.name} failed: {type(error).__name__}: {error}")
+        return allowed
 
     def _plan_end(self, process: Process, rng: random.Random) -> None:
         """Decide when and how this incarnation ends."""
@@ -272,7 +302,7 @@ class _Simulation:
 
         def reached(name: str) -> None:
             nonlocal times
-            if name == point and process.alive:
+            if name == point and process.alive and current_process() is process:
                 times -= 1
                 if times == 0:
                     process.die_here()
@@ -313,6 +343,55 @@ class _Simulation:
                 self.machine.outage(False)
             if self.scenario.clock_jumps and rng.random() < 0.2:
                 self.machine.clock.jump(rng.choice((-5_000, -1_000, 1_000, 60_000)))
+
+    async def _suspend(self) -> None:
+        """Let the broker stand still at any await, and go on later as if nothing had been."""
+        rng = self._rng("suspend")
+        while True:
+            await asyncio.sleep(1.0)
+            process = self.machine.process
+            if rng.random() < self.scenario.suspend and process is not None and process.alive:
+                process.suspend_after(rng.randint(0, 60))
+                await asyncio.sleep(rng.choice((0.05, 1.0, 10.0)) * rng.random())
+                self._go_on(process)
+
+    def _go_on(self, process: Process) -> None:
+        if process.suspended:
+            self.stats["suspensions"] += 1
+            process.resume(self.loop)
+
+    async def _take_over(self) -> None:
+        """Give the node id to another computer, while a process lives that has it: sound, standing still, or still starting."""
+        rng = self._rng("takeover")
+        while True:
+            await asyncio.sleep(1.0)
+            process = self.machine.process
+            if rng.random() >= self.scenario.takeover or process is None or not process.alive:
+                continue
+            if rng.random() < 0.7:
+                process.suspend_after(rng.randint(0, 60))
+                await asyncio.sleep(rng.random())
+            if process.alive and self.machine.process is process:
+                self.stats["takeovers"] += 1
+                former = self.machine
+                self.machine = former.hand_over(f"host-{len(self.machines)}")
+                self.machines.append(self.machine)
+                self._retired.append(
+                    asyncio.ensure_future(self._retire(former, process, rng.choice((1.0, 10.0, 60.0))))
+                )
+
+    async def _retire(self, machine: Machine, process: Process, mean_s: float) -> None:
+        """The rest of a process's life whose node id another one has: it wakes, finds out or not, and ends at last."""
+        rng = self._rng(f"retire-{machine.name}")
+        await asyncio.sleep(rng.expovariate(1 / mean_s))
+        self._go_on(process)
+        process.spare()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(rng.choice((5.0, 30.0))):
+                error = await machine.wait_ended()
+                if error is None or self._may_fail(machine, process, error):
+                    self.stats["retired by themselves"] += process.exited
+        process.kill()
 
     # ---- clients
 
