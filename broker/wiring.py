@@ -330,6 +330,7 @@ def _assemble(
         metadata=metadata,
         payload_format=payload_format,
         settings=opened.config.read,
+        catch_up=controller.refresh,
     )
     storage = Storage(
         wal=opened.wal,
