@@ -1,6 +1,6 @@
 """A load generator that costs as little as Python allows: pre-encoded requests over raw sockets, one epoll loop.
 
-`python -m bench.load produce|fetch|latency …` prints one line of JSON. It runs in a process of its own, so that its CPU time
+`python -m bench.load produce|steady|fetch|latency …` prints one line of JSON. It runs in a process of its own, so that its CPU time
 and the broker's are told apart.
 
 Always true:
@@ -19,6 +19,7 @@ import socket
 import struct
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -257,6 +258,52 @@ def round_trips(
     return result
 
 
+def run_steady(args: argparse.Namespace) -> dict[str, float]:
+    """Produce `--rate-bytes` a second, evenly, whatever the broker does: latencies count from when a request was due, so that
+    one that had to wait behind a slow one is not left out."""
+    batch = wire.record_batch([os.urandom(args.record_bytes)] * args.records, timestamp_ms=int(time.time() * 1000))
+    interval_s = len(batch) / args.rate_bytes
+    error_position = wire.produce_error_position(args.topic)
+    socks = [connect(args.bootstrap) for _ in range(args.connections)]
+    requests = [
+        wire.produce_request(topic=args.topic, partition=at % args.partitions, batch=batch, correlation_id=at)
+        for at in range(args.connections)
+    ]
+    due: dict[socket.socket, deque[float]] = {sock: deque() for sock in socks}
+    received = {sock: bytearray() for sock in socks}
+    latencies_s: list[float] = []
+    meter = Meter(args.warmup_s, args.seconds, args.broker_pid)
+    meter.start()
+    next_s = time.perf_counter()
+    number = 0
+    while not meter.finished():
+        # Not epoll: its time-outs are whole milliseconds.
+        ready, _, _ = select.select(socks, (), (), max(next_s - time.perf_counter(), 0))
+        for sock in ready:
+            rest = received[sock]
+            part = sock.recv(RECEIVE_BYTES)
+            if not part:
+                raise LoadFailed("the broker closed a connection")
+            rest += part
+            while len(rest) >= 4 and len(rest) >= (size := 4 + int.from_bytes(rest[:4])):
+                if rest[error_position : error_position + 2] != bytes(2):
+                    raise LoadFailed(f"Produce answered with an error: {bytes(rest[:size])!r}")
+                latencies_s.append(time.perf_counter() - due[sock].popleft())
+                meter.add(1, len(batch))
+                del rest[:size]
+        while next_s <= time.perf_counter():
+            sock = socks[number % len(socks)]
+            due[sock].append(next_s)
+            sock.sendall(requests[number % len(socks)])
+            number += 1
+            next_s += interval_s
+    result = meter.result()
+    measured = sorted(latencies_s[-int(result["requests"]) :])
+    for name, share in (("p50_us", 0.5), ("p99_us", 0.99), ("p999_us", 0.999)):
+        result[name] = measured[int(share * (len(measured) - 1))] * 1e6
+    return result
+
+
 @dataclass(slots=True)
 class FetchConnection:
     """One connection that reads one partition from its first offset to its last, over and over."""
@@ -271,6 +318,8 @@ class FetchConnection:
     records_per_batch: int
     remaining: int = 0
     """Bytes of the current response that are still to come."""
+    may_be_empty: bool = False
+    """Whether the broker may have nothing yet: it is asked again."""
 
     def ask(self) -> None:
         if self.offset >= self.end_offset:
@@ -299,7 +348,7 @@ class FetchConnection:
         if error:
             raise LoadFailed(f"Fetch answered with error code {error}")
         _, records_size = self.layout.records(view)
-        if records_size == 0 or records_size % self.batch_size:
+        if (records_size == 0 and not self.may_be_empty) or records_size % self.batch_size:
             raise LoadFailed(f"Fetch answered with {records_size} bytes, not whole batches of {self.batch_size}")
         self.offset += records_size // self.batch_size * self.records_per_batch
         self.remaining = 4 + frame_size
@@ -325,13 +374,14 @@ def run_fetch(args: argparse.Namespace) -> dict[str, float]:
             end_offset=args.end_offset,
             batch_size=batch_size,
             records_per_batch=args.records,
+            may_be_empty=args.may_be_empty,
         )
         epoll.register(sock, select.EPOLLIN)
     view = memoryview(bytearray(RECEIVE_BYTES))
     meter.start()
     for connection in connections.values():
         connection.ask()
-    while not meter.finished():
+    while not (meter.payload_bytes >= args.total_bytes if args.total_bytes else meter.finished()):
         events = epoll.poll(_IDLE_TIMEOUT_S)
         if not events:
             raise LoadFailed(f"no response within {_IDLE_TIMEOUT_S} s")
@@ -358,6 +408,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-bytes", type=int, default=1 << 20, help="of one Fetch response")
     parser.add_argument("--end-offset", type=int, default=0, help="where a reader turns back to the start")
     parser.add_argument("--total-bytes", type=int, default=0, help="stop after that much instead of after a time")
+    parser.add_argument("--rate-bytes", type=int, default=20_000_000, help="of a steady load, each second")
+    parser.add_argument("--may-be-empty", action="store_true", help="of Fetch responses: ask again")
     parser.add_argument("--warmup-s", type=float, default=1.0)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--broker-pid", type=int)
@@ -366,6 +418,7 @@ def _parser() -> argparse.ArgumentParser:
 
 _LOADS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
     "produce": run_produce,
+    "steady": run_steady,
     "fetch": run_fetch,
     "latency": run_latency,
 }

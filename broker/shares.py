@@ -46,7 +46,7 @@ def storage_settings(settings: BrokerSettings) -> StorageSettings:
     memory_bytes = settings.memory_bytes
     arena_bytes = memory_bytes // 2 // ALIGNMENT_BYTES * ALIGNMENT_BYTES
     read_bytes = memory_bytes * 3 // 16
-    get_bytes = min(4 * MIB, read_bytes // 4)
+    get_bytes = min(8 * MIB, read_bytes // 12)
     return StorageSettings(
         wal_uri=settings.wal_uri,
         object_store_uri=settings.object_store_uri,
@@ -58,7 +58,7 @@ def storage_settings(settings: BrokerSettings) -> StorageSettings:
         read=ReadSettings(
             memory_bytes=read_bytes,
             index_cache_bytes=memory_bytes // 32,
-            read_ahead_max_bytes=get_bytes,
+            read_ahead_max_bytes=2 * get_bytes,
             read_ahead_initial_bytes=min(MIB, get_bytes),
             max_get_size_bytes=get_bytes,
         ),

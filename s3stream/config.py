@@ -69,7 +69,7 @@ class ReadSettings:
     """Blocks being read, cached, or still held by responses that are being sent: all of them together."""
     index_cache_bytes: int = 32 * MIB
     """Indexes of objects, 64 bytes a block."""
-    read_ahead_max_bytes: int = 4 * MIB
+    read_ahead_max_bytes: int = 8 * MIB
     """Most that is read ahead for one sequential reader."""
     read_ahead_initial_bytes: int = 1 * MIB
     """What the second read in sequence reads ahead; doubles from there."""

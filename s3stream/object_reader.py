@@ -223,7 +223,7 @@ class ObjectReader:
                 break
         if next_offset > offset:
             sequence = self._sequences.moved(sequence, stream_id, offset, next_offset, size)
-            if sequence.wants_more and paced and not self.budget.is_throttled:
+            if paced and sequence.wants_more(self._settings) and not self.budget.is_throttled:
                 sequence.busy = True
                 self._own(self._read_ahead(sequence, stream_id, end_offset))
         return result
@@ -355,6 +355,7 @@ class ObjectReader:
                 reserved -= item.entry.size_bytes  # counted with the block from now on
                 del self._blocks_under_way[item.key]
                 future.set_result(block)
+                await asyncio.sleep(0)  # a GET's blocks at once would hold the event loop up for milliseconds
         except BaseException as error:
             for item, future in zip(run, futures, strict=True):
                 if not future.done():
@@ -542,6 +543,11 @@ class ObjectReader:
             size = sequence.window_bytes - sequence.ahead_bytes
             wanted = await self._plan(stream_id, at, end_offset, size, paced=True)
             missing = self._missing(wanted)
+            runs = list(_runs(missing, self._settings.max_get_size_bytes))
+            if len(runs) > 1 and _size(runs[-1]) < self._settings.max_get_size_bytes // 2:
+                rest = runs.pop()  # better with its neighbours, the next time
+                del missing[-len(rest) :]
+                del wanted[wanted.index(rest[0]) :]
             if missing and not self.cache.try_reserve(_cost(missing), ahead=True):
                 sequence.shrink()
                 return

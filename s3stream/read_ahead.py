@@ -42,10 +42,10 @@ class ReadSequence:
     _slow: bool = False
     """Was too large once: no more doubling."""
 
-    @property
-    def wants_more(self) -> bool:
-        """Whether it is time to read ahead: half of the window is used up."""
-        return not self.busy and self.ahead_bytes <= self.window_bytes // 2 > 0
+    def wants_more(self, settings: ReadSettings) -> bool:
+        """Whether it is time to read ahead: half of the window is used up, or there is room for a whole GET."""
+        least = min(self.window_bytes // 2, settings.max_get_size_bytes)
+        return not self.busy and self.window_bytes - self.ahead_bytes >= least > 0
 
     def grow(self, settings: ReadSettings) -> None:
         """A reader came where it was expected."""

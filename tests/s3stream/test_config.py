@@ -49,7 +49,7 @@ def test_every_problem_is_named_at_once() -> None:
         ("", {"upload_size_bytes": 400 * MIB}, "upload_size_bytes must be at most half of arena_bytes"),
         ("", {"block_size_bytes": 8 * MIB}, "block_size_bytes must be at most read.max_get_size_bytes"),
         ("read", {"memory_bytes": 8 * MIB}, "read.memory_bytes must be at least 4 x max_get_size_bytes"),
-        ("read", {"read_ahead_initial_bytes": 8 * MIB}, "read.read_ahead_initial_bytes must be at most"),
+        ("read", {"read_ahead_initial_bytes": 16 * MIB}, "read.read_ahead_initial_bytes must be at most"),
         ("read", {"tail_size_bytes": 63}, "read.tail_size_bytes must be at least 64"),
         (
             "object_store",

@@ -33,13 +33,13 @@ def test_more_is_wanted_when_half_of_the_window_is_used_up() -> None:
     sequences = ReadSequences(SETTINGS)
     read(sequences, 0)
     sequence = read(sequences, 10)
-    assert sequence.wants_more
+    assert sequence.wants_more(SETTINGS)
     sequence.ahead_bytes = 4 * KIB
-    assert not sequence.wants_more
+    assert not sequence.wants_more(SETTINGS)
     sequence.ahead_bytes = 2 * KIB
-    assert sequence.wants_more
+    assert sequence.wants_more(SETTINGS)
     sequence.busy = True
-    assert not sequence.wants_more
+    assert not sequence.wants_more(SETTINGS)
 
 
 def test_what_did_not_fit_is_halved_down_to_nothing_and_grows_slowly_from_then_on() -> None:
@@ -57,7 +57,7 @@ def test_what_did_not_fit_is_halved_down_to_nothing_and_grows_slowly_from_then_o
         sequences.at(STREAM, at + 80).shrink()
         read(sequences, at + 80)
     assert sequence.window_bytes < 4 * KIB
-    assert not sequence.wants_more or sequence.window_bytes
+    assert not sequence.wants_more(SETTINGS) or sequence.window_bytes
 
 
 def test_readers_in_step_go_on_as_one_whose_window_grows_once_a_step() -> None:

@@ -51,6 +51,12 @@ class StoreProcess:
         """How it is used."""
         return S3Server(name=self.name, endpoint_url=f"http://127.0.0.1:{self.port}")
 
+    @property
+    def pid(self) -> int:
+        """Of the process that serves it."""
+        assert self._process is not None
+        return self._process.pid
+
     def check(self) -> None:
         """Raise StoreUnavailable where it is not built."""
         target = _BUILT / self.name
