@@ -24,7 +24,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from controller.batch import Batch, Waiting
@@ -38,6 +38,7 @@ from controller.node_metadata import NodeMetadata
 from controller.nodes import ConfigureBroker, NodeRegistration, RegisterNode, UnregisterNode
 from controller.records import LeaderChanged, Record, encode_records
 from controller.replica import Replica
+from controller.restoration import RestorePlan, RestoreTopics
 from controller.snapshot import capture
 from controller.state import FormatCluster, State
 from controller.streams import AbandonWal
@@ -290,6 +291,10 @@ class Controller:
     async def abandon_wal(self, wal_id: str, *, slack_offsets: int) -> Mapping[StreamId, tuple[int, int]]:
         """Give up a WAL that is lost for good; returns the gap [start, end) of each partition that was open on it."""
         return await self.submit(AbandonWal(wal_id=wal_id, slack_offsets=slack_offsets, at_ms=self._now_ms()))
+
+    async def restore_topics(self, command: RestoreTopics, *, expected: RestorePlan) -> RestorePlan:
+        """Take topics back to what they were, exactly as planned. Raises RestoreRefused."""
+        return await self.submit(replace(command, expected=expected))
 
     async def submit(self, command: Command[R]) -> R:
         """Have a command decided and committed, and the image brought up to it.

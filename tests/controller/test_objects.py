@@ -238,6 +238,7 @@ def test_compaction_carries_a_state_whose_data_retention_has_passed() -> None:
 
 def test_a_state_by_itself_is_kept_until_a_newer_one_comes() -> None:
     machine, (stream,) = ready()
+    machine.state.tables.metadata_version = 1
     a, _ = machine.upload(1, stream_range(stream, 0, 10))
     b, _ = machine.upload(1, stream_range(stream, 10, 10, has_state=True))
     assert machine.layout(stream) == [(0, 10, a)]
