@@ -5,6 +5,8 @@ Always true:
 - A WAL that is still here is refused: the broker recovers it, and nothing is lost.
 - What is given up is a recorded gap in each partition that was open on the WAL: offsets from the end of what was uploaded to where
   the partition goes on, past everything that may have been acknowledged (I2). Nothing that was uploaded is touched.
+- Of a damaged WAL that was set aside, exactly what is missing is given up: up to the next record that is intact, which the broker recovers
+  at its next start. Only where nobody knows how far the loss goes is the gap longer.
 
 That no broker runs on the WAL any more is the operator's word. One that does goes on acknowledging what nobody will see until it hears
 of the abandon; so it must be stopped, or its machine gone, first.
@@ -14,21 +16,28 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from broker.config import BrokerSettings
-from broker.inspect.bucket import open_bucket, stream_name
+from broker.inspect.bucket import PATIENCE_MS, open_bucket, stream_name
 from broker.inspect.command import EXIT_CLEAN, EXIT_NOT_CHECKED, add_places, at_least_one, wal_path
-from broker.inspect.rows import NoteRow, Row, emit, offsets, plural, when
+from broker.inspect.rows import NoteRow, Row, emit, offsets, plural, ranges_text, when
 from broker.inspect.wal import open_wal_disk
-from broker.tool_controller import PATIENCE, open_controller
+from broker.node import wall_clock_ms
+from broker.salvage import assess, streams_on
 from broker.uris import absolute_uri
+from controller.config import ControllerSettings
+from controller.controller import Controller
 from controller.errors import NodeRefused
 from controller.image import Image
+from s3stream.config import ObjectStoreSettings
+from s3stream.metadata import StreamId
 from s3stream.open import open_object_store
 from s3stream.wal_objects import StoreForWal
+from wal.aside import file_asides
 from wal.config import ObjectWalConfig, parse_wal_uri
 from wal.errors import WalError
 from wal.header import choose_header
@@ -37,6 +46,8 @@ from wal.slot import identity_key
 from wal.survey import WalSurvey
 
 __all__ = ["abandon", "add_wal"]
+
+_PATIENCE: Final = ObjectStoreSettings(request_timeout_ms=PATIENCE_MS // 3, deadline_ms=PATIENCE_MS)
 
 DEFAULT_SLACK_OFFSETS: Final = 1_000_000_000
 """Offsets left out in each partition. A lost WAL of 512 MiB held fewer records than that, unless they were compressed to a
@@ -59,8 +70,15 @@ class AbandonedRow(Row, frozen=True, kw_only=True):
     resume_offset: int
     newest_timestamp_ms: int
     """Of what is in objects: what came later is lost."""
+    is_exact: bool = False
+    """All of these were acknowledged, and are lost: no more, no less."""
+    stays: tuple[tuple[int, int], ...] = ()
+    """What the WAL holds behind that, and is recovered."""
 
     def text(self) -> str:
+        if self.is_exact:
+            stays = f"; {ranges_text(self.stays)} stay, and are recovered at the next start" if self.stays else ""
+            return f"{self.partition}: offsets {offsets(self.committed_end_offset, self.resume_offset)} are lost, and given up{stays}"
         return (
             f"{self.partition}: offsets {offsets(self.committed_end_offset, self.resume_offset)} are given up, of which those "
             f"are lost that were acknowledged and not uploaded; the newest record that stays is of {when(self.newest_timestamp_ms)}"
@@ -100,11 +118,30 @@ async def abandon(options: argparse.Namespace, settings: BrokerSettings) -> int:
         image = (await bucket.replica()).image
     if not any(stream.wal_id == options.wal_id for stream in image.state.tables.streams.values()):
         raise NodeRefused(f"no partition is open on a WAL {options.wal_id}: there is nothing to abandon")
-    await emit(_rows(image, options), as_json=options.json)
+    plan = await _plan(settings, image, options)
+    await emit(_rows(image, plan, options), as_json=options.json)
     if not options.yes:
         return EXIT_NOT_CHECKED
-    async with open_controller(uri, cluster_id=settings.cluster_id, rng=rng) as controller:
-        await controller.abandon_wal(options.wal_id, slack_offsets=options.slack_offsets)
+    store, paths = open_object_store(uri, rng=rng, settings=_PATIENCE)
+    try:
+        controller = await Controller.start(
+            store=store,
+            paths=paths,
+            settings=ControllerSettings(cluster_id=settings.cluster_id, command_timeout_ms=2 * PATIENCE_MS),
+            now_ms=wall_clock_ms,
+            rng=rng,
+        )
+        try:
+            await controller.abandon_wal(
+                options.wal_id,
+                slack_offsets=options.slack_offsets,
+                resume_offsets={stream_id: loss.resume_offset for stream_id, loss in plan.items()},
+                kept=[stream_id for stream_id, loss in plan.items() if loss.stays],
+            )
+        finally:
+            await controller.close()
+    finally:
+        await store.close()
     return EXIT_CLEAN
 
 
@@ -131,7 +168,7 @@ async def _refuse_what_is_in_its_bucket(settings: BrokerSettings, wal_id: str, r
     config = parse_wal_uri(absolute_uri(settings.wal_uri)) if "://" in settings.wal_uri else None
     if not isinstance(config, ObjectWalConfig):
         return
-    opened = open_object_store(config.store_uri, rng=rng, settings=PATIENCE)
+    opened = open_object_store(config.store_uri, rng=rng, settings=_PATIENCE)
     objects = StoreForWal(opened.store, opened.paths.prefix)
     key = identity_key(settings.node_id)
     aside = f"delete the object {key} below the prefix of wal.uri first; the node then begins a new WAL"
@@ -149,17 +186,65 @@ async def _refuse_what_is_in_its_bucket(settings: BrokerSettings, wal_id: str, r
         )
 
 
-async def _rows(image: Image, options: argparse.Namespace) -> AsyncIterator[Row]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loss:
+    """What is given up of one partition."""
+
+    resume_offset: int
+    is_exact: bool
+    stays: tuple[tuple[int, int], ...]
+
+
+async def _plan(settings: BrokerSettings, image: Image, options: argparse.Namespace) -> dict[StreamId, _Loss]:
+    """What of each partition is given up; empty where the WAL is not here, so that nobody knows.
+
+    Raises:
+        NodeRefused: the broker has not taken out yet what the WAL still holds.
+    """
+    path = wal_path(settings.wal_uri)
+    asides = [] if path is None else [each for each in file_asides(path) if each.wal_id == options.wal_id]
+    plan: dict[StreamId, _Loss] = {}
+    for aside in asides:
+        ends = streams_on(image, aside.wal_id)
+        try:
+            assessment = await assess(aside, ends)
+        except WalError as error:
+            await emit(_note(f"nothing can be read of it: {error}"), as_json=options.json)
+            continue
+        for stream_id, committed_end_offset in ends.items():
+            loss = assessment.streams[stream_id]
+            if loss.is_complete or loss.end_offset != committed_end_offset:
+                raise NodeRefused(
+                    f"the WAL in {aside.place} holds records that are intact, and in no object yet: start the broker first, which "
+                    "recovers them"
+                )
+            end = loss.lost[0][1]
+            plan[stream_id] = _Loss(
+                resume_offset=committed_end_offset + options.slack_offsets if end is None else end,
+                is_exact=end is not None,
+                stays=tuple(loss.intact),
+            )
+    return plan
+
+
+async def _note(message: str) -> AsyncIterator[Row]:
+    yield NoteRow(message=message)
+
+
+async def _rows(image: Image, plan: Mapping[StreamId, _Loss], options: argparse.Namespace) -> AsyncIterator[Row]:
     count = 0
     for stream in image.state.tables.streams.values():
         if stream.wal_id != options.wal_id:
             continue
         count += 1
+        loss = plan.get(stream.stream_id)
         yield AbandonedRow(
             partition=stream_name(image, stream.stream_id),
             stream_id=stream.stream_id,
             committed_end_offset=stream.committed_end_offset,
-            resume_offset=stream.committed_end_offset + options.slack_offsets,
+            resume_offset=stream.committed_end_offset + options.slack_offsets if loss is None else loss.resume_offset,
+            is_exact=loss is not None and loss.is_exact,
+            stays=() if loss is None else loss.stays,
             newest_timestamp_ms=max((value.max_timestamp_ms for value in stream.ranges), default=-1),
         )
     if not options.yes:

@@ -1,22 +1,26 @@
 """Damage as an operator sees it: partitions by name, first and last offset, in the log and in the metrics.
 
-Always true: nothing is decided here. What is damaged is refused by whoever reads it (`s3stream.damage`).
+Always true: nothing is decided here. What is damaged is refused by whoever reads it (`s3stream.damage`), what may be missing in a WAL
+keeps its partition offline (`broker.salvage`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from broker.salvage import OfflineStream
 from controller.image import Image
 from s3stream.damage import Damage, DamagedRange
 from s3stream.errors import ObjectCorrupt
+from s3stream.metadata import StreamId
 
 __all__ = ["MAX_NAMED_RANGES", "DamageReport", "NamedRange"]
 
 MAX_NAMED_RANGES = 100
-"""Ranges that metrics name; all are counted. `tidelog verify` lists them all."""
+"""Ranges that metrics name; all are counted. `tidelog verify` and `tidelog inspect wal` list them all."""
 
 log = logging.getLogger("tidelog.damage")
 
@@ -27,22 +31,35 @@ class NamedRange(NamedTuple):
     topic: str
     partition: int
     place: str
-    """Where the records were: `object 17`."""
+    """Where the records were: `object 17`, or `WAL …` with its id."""
     first_offset: int
-    last_offset: int
-    """Inclusive."""
+    last_offset: float
+    """Inclusive; infinite where nobody knows it."""
 
 
 class DamageReport:
     """Names what is damaged."""
 
-    def __init__(self, *, image: Image, objects: Damage) -> None:
+    def __init__(self, *, image: Image, objects: Damage, offline: Sequence[OfflineStream] = ()) -> None:
         self._image = image
         self._objects = objects
+        self._offline = list(offline)
         objects.tell = self._tell
+        for stream in offline:
+            topic, partition = self._name(stream.stream_id)
+            log.error(
+                "acknowledged records may be lost in a damaged WAL: %(topic)s-%(partition)d is offline, %(lost)s (WAL %(wal_id)s in %(place)s)",
+                {
+                    "topic": topic,
+                    "partition": partition,
+                    "lost": stream.loss.text(),
+                    "wal_id": stream.wal_id,
+                    "place": stream.place,
+                },
+            )
 
     def _tell(self, damaged: DamagedRange, error: ObjectCorrupt) -> None:
-        topic, partition = self._name(damaged)
+        topic, partition = self._name(damaged.stream_id)
         values = {
             "topic": topic,
             "partition": partition,
@@ -61,10 +78,16 @@ class DamageReport:
 
     def ranges(self) -> Iterator[NamedRange]:
         """Records that cannot be read now."""
+        for stream in self._still_offline():
+            topic, partition = self._name(stream.stream_id)
+            for start, end in stream.loss.lost:
+                yield NamedRange(
+                    topic, partition, f"WAL {stream.wal_id}", start, math.inf if end is None else float(end - 1)
+                )
         for damaged in self._objects.ranges():
             if damaged.is_state:
                 continue
-            topic, partition = self._name(damaged)
+            topic, partition = self._name(damaged.stream_id)
             yield NamedRange(
                 topic, partition, f"object {damaged.object_id}", damaged.base_offset, damaged.end_offset - 1
             )
@@ -73,9 +96,20 @@ class DamageReport:
         """Damaged ranges of records, and states, by where they are."""
         found = self._objects.ranges()
         states = sum(1 for each in found if each.is_state)
-        return {"object": len(found) - states, "state": states}
+        lost = sum(len(stream.loss.lost) for stream in self._still_offline())
+        return {"wal": lost, "object": len(found) - states, "state": states}
 
-    def _name(self, damaged: DamagedRange) -> tuple[str, int]:
-        place = self._image.partition_of(damaged.stream_id)
+    def _still_offline(self) -> list[OfflineStream]:
+        """Without what an operator gave up since."""
+        streams = self._image.state.tables.streams
+        self._offline = [
+            each
+            for each in self._offline
+            if (stream := streams.get(each.stream_id)) is not None and stream.wal_id == each.wal_id
+        ]
+        return self._offline
+
+    def _name(self, stream_id: StreamId) -> tuple[str, int]:
+        place = self._image.partition_of(stream_id)
         topic = None if place is None else self._image.topic_by_id(place[0])
         return ("(deleted)", -1) if place is None or topic is None else (topic.name, place[1])

@@ -217,7 +217,7 @@ def _store_errors(parts: Parts) -> Iterable[Sample]:
     return [((operation, error), count) for (operation, error), count in sorted(parts.store.failures.items())]
 
 
-def _damaged(offset_of: Callable[[NamedRange], int], parts: Parts) -> Iterable[Sample]:
+def _damaged(offset_of: Callable[[NamedRange], float], parts: Parts) -> Iterable[Sample]:
     return [
         ((found.topic, str(found.partition), found.place), offset_of(found))
         for found in islice(parts.damage.ranges(), MAX_NAMED_RANGES)
@@ -728,7 +728,7 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "tidelog_damaged_ranges",
                 "source",
                 "Ranges of offsets that this node found damaged or missing, and that were neither restored nor given up since: records in"
-                " objects (object), states of partitions in objects (state).",
+                " objects (object), states of partitions in objects (state), records in a WAL that was set aside (wal).",
                 _by_value(lambda parts: dict(parts.damage.counts())),
             ),
             _labelled(
@@ -742,7 +742,7 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "gauge",
                 "tidelog_damaged_range_last_offset",
                 ("topic", "partition", "place"),
-                "Last offset of each, inclusive.",
+                "Last offset of each, inclusive; infinite where nobody can tell how many records a damaged WAL held.",
                 partial(_damaged, lambda found: found.last_offset),
             ),
         ),

@@ -71,6 +71,7 @@ class Partitions:
         self._by_stream: dict[StreamId, Partition] = {}
         self._to_open: dict[StreamId, None] = {}
         self._opening: set[StreamId] = set()
+        self._offline: dict[StreamId, Topic] = {}
         self._to_load: dict[StreamId, Partition] = {}
         self._open_event = asyncio.Event()
         self._load_event = asyncio.Event()
@@ -96,8 +97,16 @@ class Partitions:
 
     @property
     def offline_count(self) -> int:
-        """Partitions that take no records for damage."""
-        return sum(1 for partition in self._by_stream.values() if partition.offline is not None)
+        """Partitions that take no records for damage, of the WAL or of objects."""
+        return len(self._offline) + sum(1 for partition in self._by_stream.values() if partition.offline is not None)
+
+    def set_offline(self, stream_id: StreamId, why: str) -> None:
+        """A partition of this node cannot be opened, until it can: nobody waits for it, and clients are told."""
+        place = self._image.partition_of(stream_id)
+        topic = None if place is None else self._topics.by_id.get(place[0])
+        if place is not None and topic is not None:
+            self._offline[stream_id] = topic
+            topic.offline[place[1]] = why
 
     def run(self) -> None:
         """Start the tasks."""
@@ -149,6 +158,9 @@ class Partitions:
             )
             self._by_stream[stream.stream_id] = partition
             topic.partitions[index] = partition
+            if self._offline.pop(stream.stream_id, None) is not None:
+                topic.offline.pop(index, None)
+                log.info("a partition is no longer offline: %(partition)s", {"partition": partition})
             if partition.is_new:
                 partition.start()
             else:
@@ -178,6 +190,7 @@ class Partitions:
             self._to_open.pop(stream_id, None)
             self._to_load.pop(stream_id, None)
             self._by_stream.pop(stream_id, None)
+            self._offline.pop(stream_id, None)
             self._storage.forget_stream(stream_id, StreamClosed(f"topic {topic.name} was deleted"))
         self._wake_waiting()
 
@@ -194,7 +207,8 @@ class Partitions:
     async def wait_open(self, topic: Topic) -> None:
         """Return when the partitions of a topic that are ours are open, or the topic is gone."""
         while self._topics.by_id.get(topic.topic_id) is topic and any(
-            state.leader == self._node_id and topic.partitions[state.index] is None for state in topic.info.partitions
+            state.leader == self._node_id and topic.partitions[state.index] is None and state.index not in topic.offline
+            for state in topic.info.partitions
         ):
             await self._opened.wait()
 

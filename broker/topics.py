@@ -2,7 +2,8 @@
 
 Always true:
 - A topic is here exactly while the applied metadata has it. Its id tells apart topics that had the same name.
-- `partitions[i]` is set while partition i is open on this node and answers for it; None otherwise.
+- `partitions[i]` is set while partition i is open on this node and answers for it; None otherwise. `offline` has those that cannot be opened
+  since acknowledged records of theirs may be missing; they are answered KAFKA_STORAGE_ERROR, which clients try again.
 - `version` grows with every change that a Metadata response could show.
 """
 
@@ -28,7 +29,7 @@ INTERNAL_TOPICS = frozenset({"__consumer_offsets", "__transaction_state"})
 class Topic:
     """One topic."""
 
-    __slots__ = ("config", "info", "is_internal", "name", "partitions", "topic_id", "traffic")
+    __slots__ = ("config", "info", "is_internal", "name", "offline", "partitions", "topic_id", "traffic")
 
     def __init__(self, info: TopicInfo, config: TopicConfig, traffic: TopicTraffic) -> None:
         self.name = info.name
@@ -40,6 +41,15 @@ class Topic:
         self.traffic = traffic
         """Where handlers count what goes in and out."""
         self.partitions: list[Partition | None] = [None] * len(info.partitions)
+        self.offline: dict[int, str] = {}
+        """Why, by partition index."""
+
+    def not_open(self, index: int) -> KafkaError:
+        """Why a partition that exists is not answered for here."""
+        why = self.offline.get(index)
+        if why is not None:
+            return KafkaError(ErrorCode.KAFKA_STORAGE_ERROR, f"{self.name}-{index} is offline: {why}")
+        return KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{self.name}-{index} is not open on this broker")
 
     def leader(self, index: int) -> PartitionState | None:
         """Who has partition `index` open; None while nobody has."""
@@ -101,7 +111,7 @@ class Topics:
             raise KafkaError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"{name}-{index} does not exist")
         partition = topic.partitions[index]
         if partition is None:
-            raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{name}-{index} is not open here")
+            raise topic.not_open(index)
         if partition.stream.closed is not None:
             raise partition.stream.closed
         code = partition.check_epoch(current_leader_epoch)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from broker.background import Background
@@ -32,6 +32,7 @@ from broker.partitions import Partitions
 from broker.payload import RecordBatchFormat
 from broker.producer_ids import ProducerIds
 from broker.retention import Retention
+from broker.salvage import OfflineStream, salvage
 from broker.server import Server
 from broker.shares import (
     controller_settings,
@@ -60,10 +61,12 @@ from s3stream.probe import probe
 from s3stream.storage import Storage
 from s3stream.wal_objects import StoreForWal
 from wal.arena import Arena
+from wal.aside import AsideWal
 from wal.config import ObjectWalConfig
+from wal.errors import WalDamaged
 from wal.log import WriteAheadLog
 from wal.objects import WalObjects
-from wal.open import open_wal
+from wal.open import OpenObjects, open_wal, set_wal_aside, wals_set_aside
 
 __all__ = ["Running", "Surroundings", "start_broker"]
 
@@ -139,11 +142,12 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
         stack.push_async_callback(server.close)
         bound = await server.listen(parse_listeners(settings.listeners))
         advertised = advertised_listeners(settings, bound)
-        registered = await _register(settings, opened, advertised)
-        broker, reader = _assemble(settings, around, opened, registered, metrics)
-        broker.advertised = advertised
-        damage = DamageReport(image=opened.controller.image, objects=reader.damage)
-        await _recover(stack, settings, opened, broker, reader, server)
+        try:
+            up = await _come_up(stack, settings, around, opened, advertised, metrics, server)
+        except WalDamaged as error:
+            opened = await _set_wal_aside(stack, settings, around, opened, error)
+            up = await _come_up(stack, settings, around, opened, advertised, metrics, server)
+        broker, reader, registered = up.broker, up.reader, up.registered
         stack.callback(opened.controller.subscribe(lambda change: _stop_where_superseded(settings, registered, broker)))
         _stop_where_superseded(settings, registered, broker)
         work = _Work(settings, around, opened, registered, broker)
@@ -162,7 +166,7 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
                 store=opened.store,
                 usage=opened.usage,
                 reader=reader,
-                damage=damage,
+                damage=up.damage,
                 controller=opened.controller,
                 topics=broker.topics,
                 partitions=broker.partitions,
@@ -220,6 +224,7 @@ class _Opened:
     controller: Controller
     arena: Arena
     wal: WriteAheadLog
+    open_objects: OpenObjects
 
     def metered(self, purpose: Purpose) -> ObjectStore:
         """The object store, for somebody whose requests are counted under a purpose."""
@@ -257,6 +262,27 @@ async def _open(stack: AsyncExitStack, settings: BrokerSettings, around: Surroun
         on_failure=around.on_failed,
     )
     stack.push_async_callback(controller.close, timeout_ms=CONTROLLER_CLOSE_TIMEOUT_MS)
+    arena, wal = await _open_wal(stack, settings, around, config, controller, open_objects)
+    return _Opened(
+        config=config,
+        store=store,
+        usage=usage,
+        paths=paths,
+        controller=controller,
+        arena=arena,
+        wal=wal,
+        open_objects=open_objects,
+    )
+
+
+async def _open_wal(
+    stack: AsyncExitStack,
+    settings: BrokerSettings,
+    around: Surroundings,
+    config: StorageSettings,
+    controller: Controller,
+    open_objects: OpenObjects,
+) -> tuple[Arena, WriteAheadLog]:
     arena = Arena(config.arena_bytes)
     wal = await open_wal(
         absolute_uri(settings.wal_uri),
@@ -268,7 +294,27 @@ async def _open(stack: AsyncExitStack, settings: BrokerSettings, around: Surroun
         open_objects=open_objects,
     )
     stack.push_async_callback(wal.close)
-    return _Opened(config=config, store=store, usage=usage, paths=paths, controller=controller, arena=arena, wal=wal)
+    return arena, wal
+
+
+async def _set_wal_aside(
+    stack: AsyncExitStack, settings: BrokerSettings, around: Surroundings, opened: _Opened, error: WalDamaged
+) -> _Opened:
+    """Begin another WAL where the one that is there is damaged: only what may be lost in it shall stay offline."""
+    log.error(
+        "the WAL is damaged, and is set aside: %(error)s (WAL %(wal_id)s)",
+        {"wal_id": opened.wal.wal_id, "error": error},
+    )
+    await set_wal_aside(
+        absolute_uri(settings.wal_uri),
+        opened.wal.wal_id,
+        cluster_id=opened.controller.cluster_id,
+        node_id=settings.node_id,
+        rng=around.rng,
+        open_objects=opened.open_objects,
+    )
+    arena, wal = await _open_wal(stack, settings, around, opened.config, opened.controller, opened.open_objects)
+    return replace(opened, arena=arena, wal=wal)
 
 
 def _metered(store: ObjectStore, usage: Usage, purpose: Purpose, settings: ObjectStoreSettings) -> MeteredObjectStore:
@@ -303,12 +349,57 @@ class _Registered:
     metadata: NodeMetadata
 
 
-async def _register(settings: BrokerSettings, opened: _Opened, advertised: Mapping[str, Listener]) -> _Registered:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Up:
+    """A broker that has recovered."""
+
+    registered: _Registered
+    broker: Broker
+    reader: ObjectReader
+    damage: DamageReport
+
+
+async def _come_up(
+    stack: AsyncExitStack,
+    settings: BrokerSettings,
+    around: Surroundings,
+    opened: _Opened,
+    advertised: dict[str, Listener],
+    metrics: Metrics,
+    server: Server,
+) -> _Up:
+    """From an opened WAL to one that is recovered.
+
+    Raises:
+        WalDamaged: acknowledged frames are missing in it; it is closed, and as it was.
+    """
+    asides = await wals_set_aside(absolute_uri(settings.wal_uri), open_objects=opened.open_objects)
+    registered = await _register(settings, opened, advertised, asides)
+    offline = await salvage(
+        asides,
+        image=opened.controller.image,
+        metadata=registered.metadata,
+        store=opened.store,
+        paths=opened.paths,
+        settings=opened.config,
+        rng=around.rng,
+    )
+    broker, reader = _assemble(settings, around, opened, registered, metrics)
+    broker.advertised = advertised
+    damage = DamageReport(image=opened.controller.image, objects=reader.damage, offline=offline)
+    await _recover(stack, settings, opened, broker, reader, server, offline)
+    return _Up(registered=registered, broker=broker, reader=reader, damage=damage)
+
+
+async def _register(
+    settings: BrokerSettings, opened: _Opened, advertised: Mapping[str, Listener], asides: Sequence[AsideWal]
+) -> _Registered:
     """Tell the cluster who is here. From now on an earlier start of this node can commit nothing."""
     registration = await opened.controller.register_node(
         settings.node_id,
         opened.wal.wal_id,
         wal_epoch=opened.wal.wal_epoch,
+        set_aside=[aside.wal_id for aside in asides],
         address=",".join(map(str, advertised.values())),
         rack=settings.broker_rack,
     )
@@ -397,10 +488,17 @@ async def _recover(
     broker: Broker,
     reader: ObjectReader,
     server: Server,
+    offline: Sequence[OfflineStream],
 ) -> None:
     """Recover the WAL, then follow the metadata, and begin to upload and to load."""
     broker.topics.sync_all()
-    streams = await broker.storage.start(opened.controller.image.streams_led_by(settings.node_id))
+    try:
+        streams = await broker.storage.start(opened.controller.image.streams_led_by(settings.node_id))
+    except WalDamaged:
+        await broker.storage.close(timeout_s=0)
+        raise
+    for each in offline:
+        broker.partitions.set_offline(each.stream_id, each.loss.text())
     log.info(
         "recovered: %(recovered_bytes)d bytes of the WAL, %(partitions)d partitions",
         {

@@ -23,8 +23,8 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from controller.batch import Batch, Waiting
@@ -38,7 +38,6 @@ from controller.node_metadata import NodeMetadata
 from controller.nodes import ConfigureBroker, NodeRegistration, RegisterNode, UnregisterNode
 from controller.records import LeaderChanged, Record, encode_records
 from controller.replica import Replica
-from controller.restoration import RestorePlan, RestoreTopics
 from controller.snapshot import capture
 from controller.state import FormatCluster, State
 from controller.streams import AbandonWal
@@ -209,7 +208,14 @@ class Controller:
         )
 
     async def register_node(
-        self, node_id: int, wal_id: str, *, wal_epoch: int = 0, address: str = "", rack: str = ""
+        self,
+        node_id: int,
+        wal_id: str,
+        *,
+        wal_epoch: int = 0,
+        set_aside: Sequence[str] = (),
+        address: str = "",
+        rack: str = "",
     ) -> NodeRegistration:
         """Register a node that came up, fencing its earlier registrations.
 
@@ -218,7 +224,13 @@ class Controller:
         """
         return await self.submit(
             RegisterNode(
-                node_id=node_id, wal_id=wal_id, wal_epoch=wal_epoch, address=address, rack=rack, at_ms=self._now_ms()
+                node_id=node_id,
+                wal_id=wal_id,
+                wal_epoch=wal_epoch,
+                set_aside=tuple(set_aside),
+                address=address,
+                rack=rack,
+                at_ms=self._now_ms(),
             )
         )
 
@@ -288,13 +300,27 @@ class Controller:
         """Alter settings of a node, or of all (`ALL_NODES`), and take back those given as None. Raises ConfigsChanged."""
         await self.submit(ConfigureBroker(node_id=node_id, changes=dict(changes), expected=expected))
 
-    async def abandon_wal(self, wal_id: str, *, slack_offsets: int) -> Mapping[StreamId, tuple[int, int]]:
-        """Give up a WAL that is lost for good; returns the gap [start, end) of each partition that was open on it."""
-        return await self.submit(AbandonWal(wal_id=wal_id, slack_offsets=slack_offsets, at_ms=self._now_ms()))
+    async def abandon_wal(
+        self,
+        wal_id: str,
+        *,
+        slack_offsets: int,
+        resume_offsets: Mapping[StreamId, int] | None = None,
+        kept: Collection[StreamId] = (),
+    ) -> Mapping[StreamId, tuple[int, int]]:
+        """Give up a WAL that is lost for good; returns the gap [start, end) of each partition that was open on it.
 
-    async def restore_topics(self, command: RestoreTopics, *, expected: RestorePlan) -> RestorePlan:
-        """Take topics back to what they were, exactly as planned. Raises RestoreRefused."""
-        return await self.submit(replace(command, expected=expected))
+        `resume_offsets` and `kept`: see `AbandonWal`.
+        """
+        return await self.submit(
+            AbandonWal(
+                wal_id=wal_id,
+                slack_offsets=slack_offsets,
+                resume_offsets=dict(resume_offsets or {}),
+                kept=frozenset(kept),
+                at_ms=self._now_ms(),
+            )
+        )
 
     async def submit(self, command: Command[R]) -> R:
         """Have a command decided and committed, and the image brought up to it.

@@ -14,7 +14,7 @@ from controller.commands import Command
 from controller.committed import CommittedMetadata
 from controller.image import Image
 from controller.objects import AllocateObjectIds, AllocateProducerIds, Commit, ExpireObjects, ForgetObjects
-from controller.streams import CloseStreams, OpenStreams, TrimStreams
+from controller.streams import CloseStreams, OpenStreams, RecoverWal, TrimStreams
 from s3stream.metadata import (
     CommitObjects,
     CommitResult,
@@ -91,6 +91,10 @@ class NodeMetadata(CommittedMetadata):
         return await self._port.submit(
             OpenStreams(node_id=self.node_id, node_epoch=self.node_epoch, stream_ids=tuple(stream_ids))
         )
+
+    async def recover_wal(self, wal_id: str) -> Sequence[OpenedStream]:
+        """Take over every stream that is open on another WAL, which nobody writes to any more; see `RecoverWal`."""
+        return await self._port.submit(RecoverWal(node_id=self.node_id, node_epoch=self.node_epoch, wal_id=wal_id))
 
     async def close_streams(self, end_offsets: Mapping[StreamId, int]) -> None:
         """Close streams, all committed up to the given ends (else StreamNotDrained); those held no more are left alone."""

@@ -3,7 +3,8 @@
 Always true:
 - A node id has one registration; a newer one has a higher node epoch and fences the older.
 - A node's streams are OPEN on the WAL of its registration or on none. So a node that comes up with another disk is
-  refused while its former WAL may hold acknowledged records (I1): nothing is lost silently.
+  refused while its former WAL may hold acknowledged records (I1): nothing is lost silently. Unless it still has that WAL, set aside
+  since it is damaged: what is open on it stays so, and cannot be opened on another, until it is recovered or abandoned.
 - Altered settings of a node outlive its registration: they are there for it when it comes back.
 """
 
@@ -37,6 +38,8 @@ class RegisterNode(Command[NodeRegistration]):
     wal_id: str
     wal_epoch: int = 0
     """As found in the WAL's header before recovery raises it."""
+    set_aside: tuple[str, ...] = ()
+    """WALs that the node still has besides, which are damaged."""
     address: str = ""
     rack: str = ""
     at_ms: int
@@ -68,7 +71,7 @@ def register_node(tables: Tables, command: RegisterNode) -> Decision[NodeRegistr
             f"registered with epoch {former.wal_epoch} before: this is an older copy of the disk, and records that were "
             "acknowledged since are not on it. Start the node with its newest disk."
         )
-    if former is not None and former.wal_id != command.wal_id:
+    if former is not None and former.wal_id not in (command.wal_id, *command.set_aside):
         held = sum(1 for stream in tables.streams.values() if stream.wal_id == former.wal_id)
         if held:
             raise NodeRefused(

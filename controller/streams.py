@@ -11,7 +11,7 @@ Always true:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from controller.commands import Command, Decision, NodeCommand, check_node
 from controller.errors import NodeRefused, StreamNotDrained
@@ -68,6 +68,10 @@ class AbandonWal(Command[Mapping[StreamId, tuple[int, int]]]):
     wal_id: str
     slack_offsets: int
     """Offsets to leave out past the committed end: more than can have been acknowledged and not uploaded (I2)."""
+    resume_offsets: Mapping[StreamId, int] = field(default_factory=dict)
+    """Where streams go on of which that is known, since the WAL could be read."""
+    kept: frozenset[StreamId] = frozenset()
+    """Streams that have more in the WAL from there on: they stay open on it, to be recovered."""
     at_ms: int
 
 
@@ -125,7 +129,13 @@ def recover_wal(tables: Tables, command: RecoverWal) -> Decision[Sequence[Opened
 def abandon_wal(tables: Tables, command: AbandonWal) -> Decision[Mapping[StreamId, tuple[int, int]]]:
     assert command.slack_offsets >= 0, "slack is a number of offsets"
     gaps = {
-        stream.stream_id: (stream.committed_end_offset, stream.committed_end_offset + command.slack_offsets)
+        stream.stream_id: (
+            stream.committed_end_offset,
+            max(
+                stream.committed_end_offset,
+                command.resume_offsets.get(stream.stream_id, stream.committed_end_offset + command.slack_offsets),
+            ),
+        )
         for stream in tables.streams.values()
         if stream.wal_id == command.wal_id
     }
@@ -135,6 +145,7 @@ def abandon_wal(tables: Tables, command: AbandonWal) -> Decision[Mapping[StreamI
         wal_id=command.wal_id,
         resume_offsets=tuple((stream_id, end) for stream_id, (_, end) in gaps.items()),
         abandoned_at_ms=command.at_ms,
+        kept=tuple(sorted(command.kept & gaps.keys())),
     )
     return Decision((record,), gaps)
 
@@ -216,4 +227,8 @@ def apply_streams_abandoned(tables: Tables, record: StreamsAbandoned, touched: T
         if resume_offset > stream.committed_end_offset:
             stream.gaps = (*stream.gaps, (stream.committed_end_offset, resume_offset))
             stream.committed_end_offset = resume_offset
-        _close(stream, touched)
+        if stream_id in record.kept:
+            tables.require_version(3)
+            touched.stream(stream_id)
+        else:
+            _close(stream, touched)

@@ -1,4 +1,4 @@
-"""The directory of a file WAL: `lock`, `fence` and `wal`, one process at a time.
+"""The directory of a file WAL: `lock`, `fence` and `wal`, one process at a time. And `damaged-<wal_id>/wal`, see `wal.aside`.
 
 Always true:
 - `lock` is held (flock) while a process has the WAL open; it goes when the process does, its last write included.
@@ -20,10 +20,20 @@ from pathlib import Path
 from wal.errors import WalLocked, WalUnavailable
 from wal.header import RING_START_BYTES, WalHeader, choose_header, initial_image
 
-__all__ = ["FenceWord", "WalDirectory", "fence", "lock_holder", "open_read_only", "read_fence"]
+__all__ = [
+    "FenceWord",
+    "WalDirectory",
+    "aside_paths",
+    "fence",
+    "lock_holder",
+    "open_read_only",
+    "read_fence",
+    "remove_aside",
+]
 
 _WAL_NAME = "wal"
 _NEW_NAME = "wal.new"
+_ASIDE_PREFIX = "damaged-"
 _LOCK_NAME = "lock"
 _FENCE_NAME = "fence"
 _FENCE = struct.Struct("<Q")
@@ -106,6 +116,17 @@ class WalDirectory:
         Raises:
             WalUnavailable: no room for the capacity, or the directory is read-only.
         """
+        self._create(header)
+
+    def replace(self, header: WalHeader, damaged_id: str) -> None:
+        """Set the WAL that is here aside as it is, and make another in its place.
+
+        Raises:
+            WalUnavailable: no room for the capacity once more, or the directory is read-only.
+        """
+        self._create(header, aside=self.path / f"{_ASIDE_PREFIX}{damaged_id}")
+
+    def _create(self, header: WalHeader, aside: Path | None = None) -> None:
         size_bytes = RING_START_BYTES + header.capacity_bytes
         new = self.path / _NEW_NAME
         try:
@@ -118,6 +139,11 @@ class WalDirectory:
             finally:
                 os.close(fd)
             self.fence.clear()
+            if aside is not None:  # a crash in between leaves no WAL here, and the next start makes one
+                aside.mkdir(exist_ok=True)
+                os.rename(self.path / _WAL_NAME, aside / _WAL_NAME)
+                _sync_directory(aside)
+                _sync_directory(self.path)
             os.rename(new, self.path / _WAL_NAME)
             _sync_directory(self.path)
         except OSError as error:
@@ -163,6 +189,19 @@ def fence(path: Path) -> int:
                 return wal_epoch
     finally:
         word.close()
+
+
+def aside_paths(path: Path) -> list[tuple[str, Path]]:
+    """The WALs that were set aside below a directory, by the identity that each had."""
+    found = sorted(path.glob(f"{_ASIDE_PREFIX}*/{_WAL_NAME}"))
+    return [(each.parent.name.removeprefix(_ASIDE_PREFIX), each.parent) for each in found]
+
+
+def remove_aside(path: Path) -> None:
+    """Delete a WAL that was set aside."""
+    (path / _WAL_NAME).unlink(missing_ok=True)
+    path.rmdir()
+    _sync_directory(path.parent)
 
 
 def open_read_only(path: Path) -> tuple[int, int]:

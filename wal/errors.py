@@ -6,6 +6,7 @@ __all__ = [
     "PayloadTooLarge",
     "WalConfigInvalid",
     "WalCorrupt",
+    "WalDamaged",
     "WalError",
     "WalFenced",
     "WalLocked",
@@ -41,6 +42,10 @@ class WalUnsupportedFormat(WalError):
 
 class WalCorrupt(WalError):
     """What was acknowledged is provably missing or damaged. Never repaired silently."""
+
+
+class WalDamaged(WalCorrupt):
+    """Acknowledged frames are missing, and the rest of the log can be read: what is lost can be told (`wal.salvage`)."""
 
 
 class WalFenced(WalError):

@@ -6,10 +6,11 @@ import asyncio
 import errno
 import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from wal.aio_disk import AioDisk
 from wal.arena import Arena
+from wal.aside import AsideWal, file_asides
 from wal.config import FileWalConfig, NullWalConfig, ObjectWalConfig, WalConfig, WalIo, parse_wal_uri
 from wal.directory import WalDirectory
 from wal.disk import Disk, ThreadDisk
@@ -21,7 +22,7 @@ from wal.null_wal import NullWal
 from wal.object_wal import ObjectWal
 from wal.objects import WalObjects
 
-__all__ = ["OpenObjects", "open_wal"]
+__all__ = ["OpenObjects", "open_wal", "set_wal_aside", "wals_set_aside"]
 
 OpenObjects = Callable[[ObjectWalConfig], Awaitable[WalObjects]]
 """Opens the object store that a WAL's URI names. It comes from above: this package knows of no object store."""
@@ -71,6 +72,37 @@ async def open_wal(
             clock=clock,
         )
     return await _open_file(config, arena=arena, cluster_id=cluster_id, node_id=node_id, rng=rng, clock=clock)
+
+
+async def set_wal_aside(
+    uri: str, damaged_id: str, *, cluster_id: str, node_id: int, rng: random.Random, open_objects: OpenObjects
+) -> None:
+    """Leave a damaged WAL, which is closed, as it is, and begin another in its place.
+
+    Raises:
+        WalError: that cannot be done; the WAL is where it was.
+    """
+    config = parse_wal_uri(uri)
+    assert isinstance(config, FileWalConfig), "only a file WAL can be set aside so far"
+    directory = WalDirectory(config.path)
+    try:
+        directory.replace(
+            WalHeader(
+                wal_id=_new_wal_id(rng),
+                cluster_id=cluster_id,
+                node_id=node_id,
+                capacity_bytes=config.capacity_bytes,
+            ),
+            damaged_id,
+        )
+    finally:
+        directory.close()
+
+
+async def wals_set_aside(uri: str, *, open_objects: OpenObjects) -> Sequence[AsideWal]:
+    """Damaged WALs that were set aside where a URI says."""
+    config = parse_wal_uri(uri)
+    return file_asides(config.path) if isinstance(config, FileWalConfig) else []
 
 
 async def _open_in_bucket(

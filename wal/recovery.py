@@ -15,12 +15,12 @@ Closing in order, and every trim, moves that window by writing the confirmed off
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from wal.checksum import crc32c
-from wal.errors import WalCorrupt
+from wal.errors import WalCorrupt, WalDamaged
 from wal.frame import (
     BLOCK_SIZE_BYTES,
     FRAME_ALIGNMENT_BYTES,
@@ -39,6 +39,7 @@ from wal.log import RecoveredPayloads, RecoveredRun
 
 __all__ = ["AcceptedFrame", "FrameScan", "Hole", "Need", "floor_block"]
 
+_MAGIC_BYTES = MAGIC.to_bytes(4, "little")
 _MAGICS_PER_BLOCK = BLOCK_SIZE_BYTES // 4
 _ROUND_UP = FRAME_ALIGNMENT_BYTES - 1
 
@@ -230,11 +231,11 @@ class FrameScan:
         """Hold the hole against what the header knows.
 
         Raises:
-            WalCorrupt: the log ends before an offset that was durable.
+            WalDamaged: the log ends before an offset that was durable.
         """
         confirmed = self._header.confirmed_offset
         if hole.offset < confirmed:
-            raise WalCorrupt(_loss(hole, f"the WAL header says that the log was durable up to {confirmed}"))
+            raise WalDamaged(_loss(hole, f"the WAL header says that the log was durable up to {confirmed}"))
 
     def check_beyond(self, hole: Hole, buffer: memoryview, buffer_offset: int) -> None:
         """Look through whole blocks beyond the hole for a frame that proves that it once was filled.
@@ -242,8 +243,23 @@ class FrameScan:
         The first frame of a write carries everything that was durable before it, so only block boundaries matter.
 
         Raises:
-            WalCorrupt: there is one.
+            WalDamaged: there is one.
+            WalCorrupt: there is one that is newer than the header.
         """
+        for frame in self._first_frames(hole, buffer, buffer_offset):
+            if frame.confirmed_offset > hole.offset:
+                raise WalDamaged(
+                    _loss(
+                        hole, f"the frame at {frame.log_offset} was written when {frame.confirmed_offset} was durable"
+                    )
+                )
+
+    def confirmed_beyond(self, hole: Hole, buffer: memoryview, buffer_offset: int) -> int:
+        """Up to where frames in whole blocks beyond a hole prove that the log was durable; 0 where there are none."""
+        return max((frame.confirmed_offset for frame in self._first_frames(hole, buffer, buffer_offset)), default=0)
+
+    def _first_frames(self, hole: Hole, buffer: memoryview, buffer_offset: int) -> Iterator[FrameHeader]:
+        """Frames at block boundaries that belong to this log, and may follow a hole."""
         magics = buffer.cast("I")[::_MAGICS_PER_BLOCK].tolist()
         block = -1
         while True:
@@ -256,12 +272,47 @@ class FrameScan:
             if frame is None or frame.log_offset != buffer_offset + position:
                 continue
             self._check_known_epoch(frame)
-            if frame.confirmed_offset > hole.offset and self._could_follow(frame, hole):
-                raise WalCorrupt(
-                    _loss(
-                        hole, f"the frame at {frame.log_offset} was written when {frame.confirmed_offset} was durable"
-                    )
-                )
+            if self._could_follow(frame, hole):
+                yield frame
+
+    # ---- beyond damage: see `wal.salvage`
+
+    def skip_frame(self, buffer: memoryview, buffer_offset: int) -> FrameHeader | None:
+        """Go on behind the next frame, whatever its payload is; None where no header stands in its place."""
+        at = self.next_offset
+        for offset in dict.fromkeys((at, align_block(at))):
+            frame = read_header(buffer, offset - buffer_offset, self._seed)
+            if (
+                frame is not None
+                and (frame.log_offset, frame.padding_before) == (offset, offset - at)
+                and self._epoch_fits(frame)
+                and frame.end_offset <= self.limit_offset
+            ):
+                self._last_epoch = frame.wal_epoch
+                self.next_offset = frame.end_offset
+                return frame
+        return None
+
+    def resume(self, hole: Hole, buffer: memoryview, buffer_offset: int, offset: int) -> bool:
+        """Look for the next intact header from `offset` on, and go on at the end of what came before it; False: there is none here."""
+        data = bytes(buffer[offset - buffer_offset :])
+        position = -1
+        while (position := data.find(_MAGIC_BYTES, position + 1)) >= 0:
+            if position % FRAME_ALIGNMENT_BYTES:
+                continue
+            frame = read_header(buffer, offset - buffer_offset + position, self._seed)
+            if frame is None or frame.log_offset != offset + position:
+                continue
+            before = frame.log_offset - frame.padding_before
+            if (
+                before >= hole.offset
+                and frame.log_offset in (before, align_block(before))
+                and self._epoch_fits(frame)
+                and frame.end_offset <= self.limit_offset
+            ):
+                self.next_offset = before
+                return True
+        return False
 
     def _check_known_epoch(self, frame: FrameHeader) -> None:
         if frame.wal_epoch > self._header.wal_epoch:

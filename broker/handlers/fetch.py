@@ -127,7 +127,7 @@ def _resolve(broker: Broker, by_id: bool, wanted: SessionPartition) -> FetchedPa
         return FetchedPartition(wanted=wanted, partition=None, error=ErrorCode.UNKNOWN_TOPIC_OR_PARTITION)
     partition = topic.partitions[wanted.partition]
     if partition is None:
-        return FetchedPartition(wanted=wanted, partition=None, error=ErrorCode.NOT_LEADER_OR_FOLLOWER)
+        return FetchedPartition(wanted=wanted, partition=None, error=topic.not_open(wanted.partition).error_code)
     return FetchedPartition(
         wanted=wanted, partition=partition, error=partition.check_epoch(wanted.current_leader_epoch)
     )

@@ -136,7 +136,7 @@ def _partition_for(request: ProduceRequest, topic: Topic | None, name: str, inde
         raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, f"{name} is written by the broker only")
     partition = topic.partitions[index]
     if partition is None:
-        raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{name}-{index} is not open on this broker")
+        raise topic.not_open(index)
     return partition
 
 

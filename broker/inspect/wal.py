@@ -10,13 +10,16 @@ from pathlib import Path
 
 from broker.inspect.bucket import stream_name
 from broker.inspect.rows import DamageRow, NoteRow, Row, offsets, plural, ranges_text, size
+from broker.salvage import assess, streams_on
 from controller.image import Image
 from s3stream.metadata import StreamId
+from wal.aside import AsideWal, FileAside, file_asides
 from wal.directory import lock_holder, open_read_only, read_fence
 from wal.disk import Disk, ThreadDisk
 from wal.errors import WalCorrupt
-from wal.header import RING_START_BYTES, WalHeader
+from wal.header import RING_START_BYTES, WalHeader, choose_header
 from wal.log import RecoveredPayloads
+from wal.salvage import lost_text
 from wal.survey import EndOfLog, SurveyedFrame, WalSurvey, frames_of
 
 __all__ = ["StreamTail", "inspect_wal", "open_wal_disk"]
@@ -120,6 +123,24 @@ class StreamTailRow(Row, frozen=True, kw_only=True):
         return f"{text}; NOT UPLOADED: {ranges_text(self.not_uploaded)} (committed up to {self.committed_end_offset})"
 
 
+class LossRow(DamageRow, frozen=True, kw_only=True, tag="loss"):
+    """What of one partition may be missing in a damaged WAL."""
+
+    message: str = ""
+    stream_id: int
+    partition: str
+    complete_up_to: int
+    """Exclusive: everything below is in objects or in this WAL."""
+    lost: tuple[tuple[int, int | None], ...]
+    """Offsets, each [start, end); no end where nobody knows it."""
+    intact: tuple[tuple[int, int], ...]
+    """What this WAL holds behind the first of them."""
+
+    def text(self) -> str:
+        intact = f"; intact behind that: {ranges_text(self.intact)}" if self.intact else ""
+        return f"DAMAGE: {self.partition}: complete up to {self.complete_up_to}; {lost_text(self.lost)}{intact}"
+
+
 class EndRow(Row, frozen=True, kw_only=True):
     """Where the log ends."""
 
@@ -198,8 +219,36 @@ async def inspect_wal(path: Path, *, image: Image | None, list_frames: bool) -> 
             open_in_process=lock_holder(path),
             fenced_epoch=read_fence(path),
         )
-        async for row in survey_rows(WalSurvey(disk), image=image, list_frames=list_frames):
+        survey = WalSurvey(disk)
+        async for row in survey_rows(survey, image=image, list_frames=list_frames):
             yield row
+        if image is not None and survey.end is not None and survey.end.loss is not None:
+            wal_id = choose_header(await survey.head()).wal_id
+            async for row in loss_rows(FileAside(wal_id, path), image):
+                yield row
+    for aside in file_asides(path):
+        yield DamageRow(
+            message=f"WAL {aside.wal_id} was found damaged, and set aside in {aside.path}"
+            + ("" if image is None else f": {plural(len(streams_on(image, aside.wal_id)), 'partition')} offline for it")
+            + f"; see tidelog inspect wal {aside.path}"
+        )
+
+
+async def loss_rows(aside: AsideWal, image: Image) -> AsyncIterator[Row]:
+    """What a damaged WAL has lost of each partition that is open on it, and what it still holds."""
+    ends = streams_on(image, aside.wal_id)
+    assessment = await assess(aside, ends)
+    for stream_id, loss in assessment.incomplete.items():
+        yield LossRow(
+            stream_id=stream_id,
+            partition=stream_name(image, stream_id),
+            complete_up_to=loss.end_offset,
+            lost=tuple(loss.lost),
+            intact=tuple(loss.intact),
+        )
+    yield NoteRow(
+        message=f"{plural(len(assessment.complete), 'partition')} of {len(ends)} lost nothing that was acknowledged"
+    )
 
 
 async def survey_rows(survey: WalSurvey, *, image: Image | None, list_frames: bool) -> AsyncIterator[Row]:

@@ -7,7 +7,7 @@ import pytest
 from controller.commands import check_node
 from controller.errors import ConfigsChanged, NodeRefused
 from controller.image import Image
-from controller.nodes import ConfigureBroker, UnregisterNode
+from controller.nodes import ConfigureBroker, RegisterNode, UnregisterNode
 from controller.records import ALL_NODES
 from controller.snapshot import capture, encode, restore
 from controller.streams import AbandonWal, RecoverWal
@@ -119,6 +119,40 @@ def test_abandoning_a_lost_wal_leaves_a_recorded_gap_past_everything_that_was_ac
     assert machine.layout(stream)[0][0] == 1_100
     with pytest.raises(NodeRefused, match="nothing to abandon"):
         machine.do(AbandonWal(wal_id="wal-1", slack_offsets=1_000, at_ms=machine.now_ms))
+
+
+def test_what_is_open_on_a_wal_that_was_set_aside_stays_so_until_it_is_recovered() -> None:
+    """I1: the node goes on with another WAL, and cannot open there what may have lost records in the first."""
+    machine, (sound, hurt) = ready(2)
+    machine.do(RegisterNode(node_id=1, wal_id="wal-2", set_aside=("wal-1",), at_ms=machine.now_ms))
+    assert machine.open(1, [sound, hurt]) == ()
+    taken = machine.do(RecoverWal(node_id=1, node_epoch=machine.node_epoch(1), wal_id="wal-1"))
+    assert [opened.stream_id for opened in taken] == [sound, hurt]
+    machine.close(1, {sound: 0})
+    assert [opened.stream_id for opened in machine.open(1, [sound, hurt])] == [sound]
+    assert machine.stream(hurt).wal_id == "wal-1"
+    machine.register(1, "wal-2")  # nothing forgets it
+    assert machine.open(1, [hurt]) == ()
+
+
+def test_giving_up_a_part_of_a_wal_keeps_what_comes_behind_it() -> None:
+    machine, (stream,) = ready()
+    machine.upload(1, stream_range(stream, 0, 100))
+    machine.do(RegisterNode(node_id=1, wal_id="wal-2", set_aside=("wal-1",), at_ms=machine.now_ms))
+    given_up = AbandonWal(
+        wal_id="wal-1",
+        slack_offsets=1_000,
+        resume_offsets={stream: 120},
+        kept=frozenset({stream}),
+        at_ms=machine.now_ms,
+    )
+    assert machine.do(given_up) == {stream: (100, 120)}
+    assert machine.open(1, [stream]) == (), "its rest is in wal-1"
+    (taken,) = machine.do(RecoverWal(node_id=1, node_epoch=machine.node_epoch(1), wal_id="wal-1"))
+    assert (taken.committed_end_offset, taken.gaps) == (120, ((100, 120),))
+    machine.upload(1, stream_range(stream, 120, 150, leader_epoch=taken.leader_epoch))
+    machine.close(1, {stream: 150})
+    assert machine.open(1, [stream])[0].committed_end_offset == 150
 
 
 def test_altered_settings_of_a_node_and_of_all() -> None:
