@@ -167,6 +167,14 @@ class BrokerSettings:
         "", "Addresses told to clients, by listener name. Empty: the listeners.", is_list=True
     )
 
+    controller_listeners: str = _identity(
+        "",
+        "Where other brokers of the cluster reach this one, CONTROLLER://host:port; they all work on one bucket, and one of them leads. "
+        "What others are told may be given in advertised.listeners by this name. Empty: this broker is alone. There is no password and "
+        "no TLS on it: bind it to an address that only brokers reach.",
+        is_list=True,
+    )
+
     object_store_uri: str = _data(
         "file://./data/objects", "Where objects are: file:///dir, s3://bucket/prefix?endpoint=…, or mem:// for tests."
     )
@@ -460,8 +468,12 @@ class BrokerSettings:
             bound = parse_listeners(self.listeners)
             if not bound:
                 yield "listeners is empty: at least one NAME://host:port is needed"
+            among_brokers = parse_listeners(self.controller_listeners, what="controller.listeners")
+            for listener in among_brokers:
+                if listener.name != "CONTROLLER" or len(among_brokers) > 1:
+                    yield "controller.listeners is not of the form CONTROLLER://host:port"
             advertised = parse_listeners(self.advertised_listeners, what="advertised.listeners")
-            names = {listener.name for listener in bound}
+            names = {listener.name for listener in (*bound, *among_brokers)}
             for listener in advertised:
                 if listener.name not in names:
                     yield f"advertised.listeners names {listener.name}, which listeners does not have"

@@ -123,10 +123,11 @@ def wal_store_settings(config: ObjectWalConfig) -> ObjectStoreSettings:
     )
 
 
-def controller_settings(settings: BrokerSettings) -> ControllerSettings:
-    """What the operator says of the metadata log."""
+def controller_settings(settings: BrokerSettings, *, leader_address: str = "") -> ControllerSettings:
+    """What the operator says of the metadata log; `leader_address` is where other brokers reach this one."""
     return ControllerSettings(
         cluster_id=settings.cluster_id,
+        leader_address=leader_address,
         max_partitions=settings.max_partitions_per_broker,
         snapshot_interval_bytes=settings.metadata_log_max_record_bytes_between_snapshots,
         restore_window_ms=settings.metadata_restore_window_ms,

@@ -9,6 +9,8 @@ Always true:
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Iterable
 
 from broker.config import BrokerSettings
@@ -68,6 +70,7 @@ class Topics:
         self.by_id: dict[bytes, Topic] = {}
         self.version = 0
         self._names_by_form: dict[str, str] = {}
+        self._change = asyncio.Event()
 
     def sync(self, topic_ids: Iterable[bytes]) -> list[Topic]:
         """Take over what the metadata says of these topics now; returns those that are gone."""
@@ -122,6 +125,23 @@ class Topics:
     def changed(self) -> None:
         """Something else that Metadata shows changed: a node, or a partition that opened."""
         self.version += 1
+        self._change.set()
+        self._change = asyncio.Event()
+
+    async def wait_open_elsewhere(self, names: Iterable[str], timeout_s: float) -> None:
+        """Return when every partition of these topics is open on some node, or the time is up: its node may be away."""
+        wanted = set(names)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    wanted = {name for name in wanted if self._waits_to_open(name)}
+                    if not wanted:
+                        return
+                    await self._change.wait()
+
+    def _waits_to_open(self, name: str) -> bool:
+        topic = self.by_name.get(name)
+        return topic is not None and not all(state.is_open for state in topic.info.partitions)
 
     def colliding_name(self, name: str) -> str | None:
         """An existing topic whose name differs only in '.' and '_'; see `colliding_form`."""

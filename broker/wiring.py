@@ -16,6 +16,7 @@ from functools import partial
 
 from broker.background import Background
 from broker.broker import Broker
+from broker.cluster import ControllerEndpoint, while_leading
 from broker.compaction.process import CompactionProcess
 from broker.config import BrokerSettings, Listener, parse_listeners, parse_overrides
 from broker.config_layers import SettingsLayers
@@ -253,14 +254,17 @@ async def _open(stack: AsyncExitStack, settings: BrokerSettings, around: Surroun
 
     store, paths = await open_store(absolute_uri(settings.object_store_uri), config.object_store)
     stack.push_async_callback(store.close)
+    endpoint = ControllerEndpoint(stack)
+    await endpoint.bind(settings)
     controller = await Controller.start(
         store=_metered(store, usage, Purpose.METADATA, config.object_store),
         paths=paths,
-        settings=controller_settings(settings),
+        settings=controller_settings(settings, leader_address=endpoint.address),
         now_ms=around.now_ms,
         rng=around.rng,
         on_failure=around.on_failed,
     )
+    await endpoint.join(controller, settings.node_id)
     stack.push_async_callback(controller.close, timeout_ms=CONTROLLER_CLOSE_TIMEOUT_MS)
     arena, wal = await _open_wal(stack, settings, around, config, controller, open_objects)
     return _Opened(
@@ -621,8 +625,9 @@ class _Work:
     def start(self, *, with_lag: bool) -> None:
         """Start all of it; the lag of groups only where somebody can see it."""
         self._background.start("retention", self.retention.run())
-        self._background.start("compaction", self.compactor.run())
-        self._background.start("collection", self.collector.run())
+        controller = self._broker.controller
+        self._background.start("compaction", while_leading(controller, self.compactor.run))
+        self._background.start("collection", while_leading(controller, self.collector.run))
         self._background.start("expiry of offsets", self._broker.groups.expire())
         if with_lag:
             self._background.start("lag of groups", self.group_lag.run())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from controller.records import Record
 from controller.tables import Tables
@@ -23,6 +23,9 @@ R_co = TypeVar("R_co", covariant=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command(Generic[R]):
     """Base of all commands; `R` is the type of the reply."""
+
+    REPEATABLE: ClassVar[bool] = True
+    """Given twice it does what it does once, and answers the same: where an answer was lost, it may be given again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,13 @@ class ControllerSettings:
     cluster_id: str = ""
     """Required id of the cluster in the bucket, given to it if it is new; empty: whatever it is, random if it is new."""
     leader_address: str = ""
-    """Written into the leader object for whoever looks for the controller."""
+    """`host:port` by which other nodes reach this one; it is written into the leader object. Empty: alone."""
+    election_timeout_ms: int = 1_500
+    """A leader that does not answer for so long is replaced."""
+    follow_wait_ms: int = 1_000
+    """How long the leader lets a node wait for news that there are none: the interval of signs of life."""
+    leader_check_interval_ms: int = 2_000
+    """How often a leader that has nothing to write looks whether it still is the one."""
     command_timeout_ms: int = 30_000
     """How long a command waits for the bucket before it fails with `MetadataUnavailable`."""
     retry_backoff_ms: int = 100

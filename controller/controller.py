@@ -1,4 +1,4 @@
-"""The controller: commands in, committed metadata out. Here it runs inside the node.
+"""The controller of a node: commands in, committed metadata out, whoever leads.
 
 Theory of operation. One driver task owns all progress. When the slot for the next entry is free it takes every command
 that waits, decides them one by one on the *ahead* state, which includes what earlier commands of the same entry change,
@@ -6,20 +6,23 @@ and writes all their records as one entry (group commit). Once the entry counts,
 *image*, and the replies go out. An entry that turns out to be another's leaves the image as it is: the office is taken
 again, and the commands are decided anew.
 
-The office is taken when there is something to write, and kept until somebody else takes it. So several nodes with a
-controller each work on one bucket, slowly if they all write at once, and a cluster that changes nothing sends nothing.
+Every node has one. Given `peers`, one of them leads, and the others follow it (`follower.py`): their commands are decided by the
+leader, and its entries reach them within a round trip. Without peers the office is taken when there is something to write, and kept
+until somebody else takes it: several nodes work on one bucket even so, slowly if they all write at once. Either way safety lies in the bucket alone.
 
 Always true:
 - The image holds entries that everybody will apply, in order, and nothing else (I9). Ahead is image, or image plus the
   entry in flight.
 - One entry is in flight. Errors are answered as late as successes: what they were decided on is committed by then.
-- A reply means: committed, and applied to the image. `MetadataUnavailable` leaves open whether it will be.
+- A reply means: committed, and applied to this node's image, wherever it was decided. `MetadataUnavailable` leaves open
+  whether it will be.
 - What this version does not understand, or damage, stops the controller: every command then raises, `on_failure` is told.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections import deque
@@ -30,18 +33,22 @@ from typing import Any, Final, TypeVar
 from controller.batch import Batch, Waiting
 from controller.commands import Command, NodeCommand, check_node
 from controller.config import ControllerSettings
-from controller.entry import Entry, EntryHeader
+from controller.entry import Entry, EntryHeader, encode_entry
 from controller.errors import ControllerError, MetadataCorrupt
+from controller.follower import Follower
 from controller.image import Applied, Image, Topic
-from controller.log import Claim, Floor, MetadataLog
+from controller.log import Claim, Floor, LeaderObject, MetadataLog
 from controller.node_metadata import NodeMetadata
 from controller.nodes import ConfigureBroker, NodeRegistration, RegisterNode, UnregisterNode
+from controller.peers import Followed, Following, NotLeader, Peers, PeerUnavailable
+from controller.recent import RecentEntries
 from controller.records import LeaderChanged, Record, encode_records
 from controller.replica import Replica
 from controller.snapshot import capture
 from controller.state import FormatCluster, State
 from controller.streams import AbandonWal
 from controller.topics import AddPartitions, ConfigureTopic, CreateTopics, DeleteTopics, NewTopic
+from controller.wire import Outcome
 from s3stream.errors import MetadataUnavailable, NodeFenced
 from s3stream.metadata import StreamId
 from s3stream.objectstore import ObjectStore
@@ -94,6 +101,16 @@ class Controller:
         self._driver: asyncio.Task[None] | None = None
         self._snapshot_task: asyncio.Task[None] | None = None
         self._refreshing: list[asyncio.Future[None]] = []
+        # ---- among others
+        self._peers: Peers | None = None
+        self._leader = ""
+        """Where commands go while another node leads; empty while nobody is known to."""
+        self._running_for_office: list[asyncio.Future[None]] = []
+        self._received: deque[tuple[Sequence[Entry], asyncio.Future[None]]] = deque()
+        self._recent = RecentEntries()
+        self._changed = asyncio.Event()
+        """Set, and replaced, when an entry was applied, or the office or the known leader changed."""
+        self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
     async def start(
@@ -130,12 +147,30 @@ class Controller:
         self._driver = asyncio.create_task(self._drive(), name="controller")
         return self
 
+    def join(self, peers: Peers, *, node_id: int) -> None:
+        """Work with the controllers of other nodes from now on, which reach this one at `leader_address`."""
+        assert self._settings.leader_address, "others find the leader by its address"
+        self._peers = peers
+        follower = Follower(self, peers, node_id=node_id, settings=self._settings, rng=self._rng)
+        for name, work in (("metadata-follower", follower.run()), ("metadata-office", self._look_at_office())):
+            task = asyncio.create_task(work, name=name)
+            task.add_done_callback(self._task_ended)
+            self._tasks.append(task)
+
     async def close(self, timeout_ms: int = 2_000) -> None:
         """Finish the entry in flight and the commands that wait, for a bounded time, and stop. Idle: sends nothing."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._closing = True
         self._work.set()
+        self._tell_changed()  # followers in waiting are sent away
         if self._driver is not None:
             await asyncio.wait([self._driver], timeout=timeout_ms / 1_000)
+        if self._claim is not None and self._peers is not None:
+            with contextlib.suppress(TimeoutError):  # then the others wait out their election timeout
+                async with asyncio.timeout(timeout_ms / 1_000):
+                    await self._log.resign(self._claim)
         tasks = [task for task in (self._driver, self._snapshot_task) if task is not None]
         for task in tasks:
             task.cancel()
@@ -323,12 +358,44 @@ class Controller:
         )
 
     async def submit(self, command: Command[R]) -> R:
-        """Have a command decided and committed, and the image brought up to it.
+        """Have a command decided and committed, here or by the node that leads, and the image brought up to it.
 
         Raises:
             MetadataUnavailable: the bucket cannot be reached; whether the command takes effect is open.
             Exception: those that the command names.
         """
+        if self._peers is None:
+            return await self._submit_here(command)
+        try:
+            async with asyncio.timeout(self._settings.command_timeout_ms / 1_000):
+                while True:
+                    try:
+                        if self._claim is not None:
+                            return await self._submit_here(command)
+                        return await self._submit_there(self._peers, command)
+                    except NotLeader:
+                        await self._until_changed(self._settings.retry_backoff_ms)
+        except TimeoutError as error:
+            raise self._unavailable(type(command).__name__) from error
+
+    async def _submit_there(self, peers: Peers, command: Command[R]) -> R:
+        """Have the leader decide. Raises NotLeader where nothing came of it, and also the errors of `submit`."""
+        self._check_running()
+        if not self._leader:
+            raise NotLeader("nobody is known to lead")
+        try:
+            outcome = await peers.submit(self._leader, command)
+        except PeerUnavailable as error:
+            if error.sent and not command.REPEATABLE:
+                raise MetadataUnavailable(f"{error}; whether this took effect is open") from error
+            raise NotLeader(str(error)) from error
+        await self._until_applied(outcome.index)
+        if isinstance(outcome.result, Exception):
+            raise outcome.result
+        result: R = outcome.result
+        return result
+
+    async def _submit_here(self, command: Command[R]) -> R:
         self._check_running()
         if len(self._queue) >= self._settings.max_pending_commands:
             self._queue = deque(member for member in self._queue if not member.future.done())
@@ -352,6 +419,104 @@ class Controller:
         except TimeoutError as error:
             raise self._unavailable(what) from error
 
+    # ---- among others
+
+    @property
+    def next_index(self) -> int:
+        """Index of the first entry that this node has not applied."""
+        return self._replica.next_index
+
+    async def submitted(self, command: Command[Any]) -> Outcome:
+        """See PeerService."""
+        if self._claim is None or self._closing:
+            raise NotLeader(f"{self._settings.leader_address} does not lead")
+        try:
+            result: Any = await self._submit_here(command)
+        except NotLeader:
+            raise
+        except Exception as error:
+            result = error
+        return Outcome(index=self.applied_index, result=result)
+
+    async def followed(self, following: Following) -> Followed:
+        """See PeerService."""
+        deadline_s = asyncio.get_running_loop().time() + following.wait_ms / 1_000
+        while True:
+            if self._claim is None or self._closing:
+                raise NotLeader(f"{self._settings.leader_address} does not lead")
+            left_s = deadline_s - asyncio.get_running_loop().time()
+            if following.next_index != self.next_index or left_s <= 0:
+                return Followed(entries=self._recent.since(following.next_index), next_index=self.next_index)
+            await self._until_changed(left_s * 1_000)
+
+    @property
+    def is_alone(self) -> bool:
+        """It knows of no other nodes' controllers."""
+        return self._peers is None
+
+    async def until_in_office(self) -> None:
+        """Return when this node leads."""
+        while self._claim is None:
+            await self._until_changed()
+
+    async def until_led_elsewhere(self) -> None:
+        """Return when this node does not lead."""
+        while self._claim is not None:
+            await self._until_changed()
+
+    async def read_leader(self) -> LeaderObject | None:
+        """Who took office last, by the bucket."""
+        return await self._log.read_leader()
+
+    def led_by(self, address: str) -> None:
+        """Commands go there from now on; empty: nobody is known to lead."""
+        self._leader = address
+        self._tell_changed()
+
+    async def receive(self, entries: Sequence[Entry]) -> None:
+        """Apply entries that the leader handed out; returns when that is done."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._received.append((entries, future))
+        self._work.set()
+        await future
+
+    async def run_for_office(self) -> None:
+        """Become the leader. Raises MetadataUnavailable."""
+        self._check_running()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._running_for_office.append(future)
+        await self._answer(future, "taking office")
+
+    async def _look_at_office(self) -> None:
+        """A leader that has nothing to write would not notice that another took over."""
+        while True:
+            await asyncio.sleep(self._settings.leader_check_interval_ms / 1_000)
+            claim = self._claim
+            if claim is not None and not await self._log.still_leads(claim):
+                await self.refresh()  # which steps down
+
+    async def _until_applied(self, index: int) -> None:
+        while self.applied_index < index:
+            if not await self._until_changed(self._settings.retry_backoff_ms):
+                await self.refresh()
+
+    async def _until_changed(self, timeout_ms: float | None = None) -> bool:
+        try:
+            async with asyncio.timeout(None if timeout_ms is None else timeout_ms / 1_000):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _tell_changed(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            self._fail(error)
+
     def _unavailable(self, what: str) -> MetadataUnavailable:
         return MetadataUnavailable(f"{what} got no answer within {self._settings.command_timeout_ms} ms: {self._why()}")
 
@@ -366,6 +531,12 @@ class Controller:
             while self._failure is None:
                 if self._refreshing:
                     await self._refresh()
+                elif self._received:
+                    self._take_in(*self._received.popleft())
+                elif self._running_for_office:
+                    await self._run_for_office()
+                elif self._queue and self._claim is None and self._peers is not None:
+                    self._redirect()
                 elif self._queue:
                     await self._work_off()
                 elif self._closing:
@@ -378,10 +549,9 @@ class Controller:
 
     async def _refresh(self) -> None:
         waiting, self._refreshing = self._refreshing, []
-        index = self._replica.next_index
         await self._replica.catch_up()
-        if self._replica.next_index != index:
-            self._step_down()  # somebody else wrote
+        if self._claim is not None and not await self._log.still_leads(self._claim):
+            self._step_down()
         for future in waiting:
             if not future.done():
                 future.set_result(None)
@@ -408,6 +578,30 @@ class Controller:
             batch.refuse(MetadataUnavailable("the controller stopped; whether this took effect is open"))
             raise
 
+    def _take_in(self, entries: Sequence[Entry], done: asyncio.Future[None]) -> None:
+        """Apply what the leader handed out, as far as it is what comes next."""
+        for entry in entries:
+            if self._claim is None and entry.header.index == self._replica.next_index:
+                self._replica.apply(entry)
+                self._tell_changed()
+        if not done.done():
+            done.set_result(None)
+
+    async def _run_for_office(self) -> None:
+        """Take the office though nothing is to be written."""
+        if self._claim is None:
+            await self._replica.catch_up()
+            await self._take_office()
+        waiting, self._running_for_office = self._running_for_office, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    def _redirect(self) -> None:
+        """Another node leads by now: who waits here is to ask there. Nothing came of what waits in the queue."""
+        while self._queue:
+            self._queue.popleft().resolve(NotLeader("another node leads by now"))
+
     def _refuse_fenced(self) -> None:
         """Spare the leader in office the commands of processes that were replaced: node epochs only grow."""
         for member in self._queue:
@@ -433,6 +627,7 @@ class Controller:
                 if await self._append(claim, self._next_header(claim), records, encode_records(records)):
                     self._claim = claim
                     self._ahead = self.image.state.copy()
+                    self._tell_changed()
                     return
                 if not await self._log.still_leads(claim):
                     break
@@ -441,6 +636,8 @@ class Controller:
     def _step_down(self) -> None:
         self._claim = None
         self._ahead = None
+        self._recent.clear()
+        self._tell_changed()
 
     async def _pause(self) -> None:
         """Leave another controller time to get something done before the office is taken from it."""
@@ -506,6 +703,9 @@ class Controller:
         if not await self._log.append(header, body) or not await self._log.still_leads(claim):
             return False
         self._replica.apply(Entry(header=header, records=records, size_bytes=len(body)))
+        if self._peers is not None:
+            self._recent.add(header.index, b"".join(encode_entry(header, body)))
+            self._tell_changed()
         return True
 
     # ---- snapshots
@@ -558,6 +758,14 @@ class Controller:
             if not future.done():
                 future.set_exception(MetadataUnavailable(why))
         self._refreshing.clear()
+        for future in self._running_for_office:
+            if not future.done():
+                future.set_exception(MetadataUnavailable(why))
+        self._running_for_office.clear()
+        while self._received:
+            _, future = self._received.popleft()
+            if not future.done():
+                future.set_exception(MetadataUnavailable(why))
 
 
 def _random_uuid(rng: random.Random) -> bytes:

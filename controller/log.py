@@ -174,6 +174,15 @@ class MetadataLog:
                     continue
             return Claim(controller_epoch=attempt.controller_epoch, nonce=nonce)
 
+    async def resign(self, claim: Claim) -> None:
+        """Leave the office, if it is still held: its epoch stays, nobody is named."""
+        found = await self._get(self._paths.leader)
+        current = None if found is None else _decode_json(found.data, LeaderObject, self._paths.leader)
+        if found is None or current is None or current.nonce != claim.nonce:
+            return
+        nobody = LeaderObject(controller_epoch=claim.controller_epoch, leader="", nonce="")
+        await self._swap_once(self._paths.leader, msgspec.json.encode(nobody), found)
+
     async def still_leads(self, claim: Claim) -> bool:
         """True where nobody has taken office since."""
         current = await self.read_leader()

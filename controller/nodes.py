@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from controller.commands import Command, Decision
 from controller.errors import NodeRefused
@@ -55,6 +56,8 @@ class UnregisterNode(Command[None]):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigureBroker(Command[None]):
     """Set and remove altered settings of a node, or of all (`ALL_NODES`). Raises ConfigsChanged."""
+
+    REPEATABLE: ClassVar[bool] = False
 
     node_id: int
     changes: Mapping[str, str | None]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from controller.commands import Command, Decision, NodeCommand, check_node
 from controller.errors import NodeRefused, StreamNotDrained
@@ -64,6 +65,8 @@ class AbandonWal(Command[Mapping[StreamId, tuple[int, int]]]):
 
     Raises NodeRefused where no stream is open on such a WAL.
     """
+
+    REPEATABLE: ClassVar[bool] = False
 
     wal_id: str
     slack_offsets: int

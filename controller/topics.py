@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from controller.commands import Command, Decision
 from controller.errors import (
@@ -58,6 +59,8 @@ class CreateTopics(Command[Mapping[str, bytes | ControllerError]]):
 class DeleteTopics(Command[Mapping[bytes, ControllerError | None]]):
     """Delete topics by id; the reply has None or UnknownTopic by id."""
 
+    REPEATABLE: ClassVar[bool] = False
+
     topic_ids: tuple[bytes, ...]
     at_ms: int
 
@@ -65,6 +68,8 @@ class DeleteTopics(Command[Mapping[bytes, ControllerError | None]]):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddPartitions(Command[None]):
     """Give a topic more partitions. Raises UnknownTopic, InvalidPartitionCount, TooManyPartitions, NoNodes."""
+
+    REPEATABLE: ClassVar[bool] = False
 
     topic_id: bytes
     partition_count: int
@@ -75,6 +80,8 @@ class AddPartitions(Command[None]):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigureTopic(Command[None]):
     """Set and remove configs of a topic. Raises UnknownTopic, ConfigsChanged."""
+
+    REPEATABLE: ClassVar[bool] = False
 
     topic_id: bytes
     changes: Mapping[str, str | None]
@@ -94,7 +101,9 @@ def create_topics(tables: Tables, command: CreateTopics) -> Decision[Mapping[str
         assert topic.partition_count > 0, "a topic has partitions"
         candidates = sorted(set(topic.leaders) & tables.nodes.keys() if topic.leaders else tables.nodes.keys())
         assert topic.name not in reply, "the broker refuses requests that name a topic twice"
-        if topic.name in tables.topic_ids:
+        if tables.topic_ids.get(topic.name) == topic.topic_id:
+            reply[topic.name] = topic.topic_id  # the command was given before, and its answer was lost
+        elif topic.name in tables.topic_ids:
             reply[topic.name] = TopicExists(f"topic {topic.name} exists")
         elif not candidates:
             reply[topic.name] = NoNodes(f"no node is registered that could lead partitions of {topic.name}")

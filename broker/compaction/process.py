@@ -158,8 +158,8 @@ class CompactionProcess:
                 delay_s = FIRST_RESTART_DELAY_S
             self.restarts += 1
             log.warning(
-                "the process of compaction ended: %(why)s; it is started again in %(delay_s).0f s",
-                {"why": why, "delay_s": delay_s},
+                "the process of compaction ended: %(why)s; it is started again in %(delay_s)d s",
+                {"why": why, "delay_s": round(delay_s)},
             )
             await asyncio.sleep(delay_s * (0.5 + self._rng.random()))
             delay_s = min(delay_s * 2, MAX_RESTART_DELAY_S)

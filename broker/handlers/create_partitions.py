@@ -111,7 +111,7 @@ async def _commit(
     try:
         async with asyncio.timeout(max(timeout_ms, 0) / 1000):
             await asyncio.gather(*(add(topic, count) for topic, count in accepted))
-            await wait_until_open(broker, (topic.name for topic, _ in accepted))
+            await wait_until_open(broker, [topic.name for topic, _ in accepted])
     except (MetadataUnavailable, TimeoutError):
         late = KafkaError(
             ErrorCode.REQUEST_TIMED_OUT, "the partitions may come into being later: look before trying again"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from broker.broker import Broker, Call
@@ -61,8 +61,13 @@ def handle(
     return _create(broker, request)
 
 
-async def wait_until_open(broker: Broker, names: Iterable[str]) -> None:
-    """Return when those partitions of topics that are this node's are open."""
+OPEN_ELSEWHERE_WAIT_S = 2.0
+"""How long other nodes may take to open their partitions of a new topic: then the answer goes out all the same, and clients ask again."""
+
+
+async def wait_until_open(broker: Broker, names: Sequence[str]) -> None:
+    """Return when those partitions of topics that are this node's are open, and as a rule the others as well."""
+    await broker.topics.wait_open_elsewhere(names, OPEN_ELSEWHERE_WAIT_S)
     for name in names:
         topic = broker.topics.by_name.get(name)
         if topic is not None:
@@ -117,7 +122,7 @@ async def _commit(
                     _fail(results[name], made)
                 else:
                     results[name].topic_id = made.topic_id
-            await wait_until_open(broker, (spec.name for spec in specs))
+            await wait_until_open(broker, [spec.name for spec in specs])
     except (MetadataUnavailable, TimeoutError):
         late = KafkaError(ErrorCode.REQUEST_TIMED_OUT, "the topic may come into being later: look before trying again")
         for spec in specs:

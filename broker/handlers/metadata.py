@@ -135,7 +135,7 @@ async def _create_and_answer(
             for name, made in (await broker.controller.create_topics(specs)).items():
                 if isinstance(made, ControllerError) and not isinstance(made, TopicExists):
                     errors[name] = code_of(made)
-            await wait_until_open(broker, (spec.name for spec in specs))
+            await wait_until_open(broker, [spec.name for spec in specs])
     except (MetadataUnavailable, TimeoutError):
         for spec in specs:  # whether they come into being is open: the client asks again
             errors.setdefault(spec.name, ErrorCode.LEADER_NOT_AVAILABLE)

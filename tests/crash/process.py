@@ -33,7 +33,7 @@ class BrokerProcess:
         self._arming_file = directory / "armed"
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
-        everything = {"listeners": f"PLAINTEXT://127.0.0.1:{self.port}", **settings}
+        self.settings = everything = {"listeners": f"PLAINTEXT://127.0.0.1:{self.port}", **settings}
         self._config.write_text("".join(f'"{name}" = {json.dumps(value)}\n' for name, value in everything.items()))
 
     @property

@@ -1,0 +1,80 @@
+"""This broker's controller among those of the other brokers: the address where they reach it, and what only the leader does.
+
+Always true: without `controller.listeners` a broker is alone, and nothing here runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+from broker.config import BrokerSettings, InvalidSettings, Listener, parse_listeners
+from broker.listening import advertised_listeners, bind
+from controller.controller import Controller
+from controller.tcp import PeerServer, TcpPeers
+
+__all__ = ["ControllerEndpoint", "while_leading"]
+
+
+class ControllerEndpoint:
+    """Where other brokers reach this one's controller. Bound first, since the leader object tells the address."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._stack = stack
+        self._sockets: list[socket.socket] = []
+        self.address = ""
+        """`host:port` as others are told; empty: this broker is alone."""
+
+    async def bind(self, settings: BrokerSettings) -> None:
+        """Bind what the settings name.
+
+        Raises:
+            InvalidSettings: the address cannot be bound.
+        """
+        bound: list[Listener] = []
+        for listener in parse_listeners(settings.controller_listeners, what="controller.listeners"):
+            try:
+                sockets = await bind(asyncio.get_running_loop(), listener)
+            except OSError as error:
+                raise InvalidSettings(f"controller.listeners: {listener} cannot be bound: {error}") from error
+            for one in sockets:
+                self._stack.callback(one.close)
+            self._sockets.extend(sockets)
+            bound.append(Listener(name=listener.name, host=listener.host, port=sockets[0].getsockname()[1]))
+        if bound:
+            told = advertised_listeners(settings, tuple(bound))[bound[0].name]
+            self.address = f"[{told.host}]:{told.port}" if ":" in told.host else f"{told.host}:{told.port}"
+
+    async def join(self, controller: Controller, node_id: int) -> None:
+        """Answer others, and work with them from now on."""
+        if not self.address:
+            return
+        server = PeerServer(controller, cluster_id=controller.cluster_id)
+        self._stack.push_async_callback(server.close)
+        await server.serve(self._sockets)
+        peers = TcpPeers(cluster_id=controller.cluster_id, node_id=node_id)
+        self._stack.push_async_callback(peers.close)
+        controller.join(peers, node_id=node_id)
+
+
+async def while_leading(controller: Controller, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Do work that one broker of the cluster is to do, whenever it is this one."""
+    if controller.is_alone:
+        await work()
+        return
+    while True:
+        await controller.until_in_office()
+        task = asyncio.create_task(work())
+        leaving = asyncio.create_task(controller.until_led_elsewhere())
+        try:
+            await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+                return
+        finally:
+            for one in (task, leaving):
+                one.cancel()
+            await asyncio.gather(task, leaving, return_exceptions=True)

@@ -1,0 +1,75 @@
+"""How the nodes of a cluster reach the one that leads: the port, its values and its errors.
+
+Always true:
+- Nothing here carries safety. Whoever leads proves it in the bucket, with each entry; what a peer says only saves time and
+  requests. A cluster whose nodes cannot reach each other works, each node taking the office when it has something to write.
+- An error says whether the command may have been executed (`PeerUnavailable.sent`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from controller.commands import Command
+from controller.errors import ControllerError
+from controller.wire import Outcome
+
+__all__ = ["Followed", "Following", "NotLeader", "PeerService", "PeerUnavailable", "Peers"]
+
+
+class NotLeader(ControllerError):
+    """The node that was asked does not lead, and has done nothing: the leader object in the bucket says who does."""
+
+
+class PeerUnavailable(ControllerError):
+    """The node that was asked did not answer."""
+
+    def __init__(self, message: str, *, sent: bool) -> None:
+        super().__init__(message)
+        self.sent = sent
+        """It may have received the request, and executed it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Following:
+    """A node asks for what comes next, and shows by it that it lives."""
+
+    node_id: int
+    next_index: int
+    """The first entry that it does not have."""
+    wait_ms: int
+    """Time within which it wants an answer, be it an empty one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followed:
+    """Entries that count, as they lie in the bucket, from the asked index on."""
+
+    entries: Sequence[bytes]
+    next_index: int
+    """The leader's own. Beyond the asked index without entries: they are to be read from the bucket."""
+
+
+class PeerService(Protocol):
+    """What a node does for others while it leads."""
+
+    async def submitted(self, command: Command[Any]) -> Outcome:
+        """Decide and commit a command for another node. Raises NotLeader."""
+
+    async def followed(self, following: Following) -> Followed:
+        """Answer as soon as there are entries that the other node does not have, or its time is up. Raises NotLeader."""
+
+
+class Peers(Protocol):
+    """Asks other nodes, by the address that their leader objects carry."""
+
+    async def submit(self, address: str, command: Command[Any]) -> Outcome:
+        """Have a command decided there. Raises NotLeader, PeerUnavailable."""
+
+    async def follow(self, address: str, following: Following) -> Followed:
+        """Wait for entries. Raises NotLeader, PeerUnavailable (also where no answer comes well after `wait_ms`)."""
+
+    async def close(self) -> None:
+        """End all connections; who waits gets PeerUnavailable."""

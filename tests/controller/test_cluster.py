@@ -1,0 +1,363 @@
+"""Several controllers on one bucket: one leads, the others follow; it is replaced when it does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from controller.commands import Command
+from controller.config import ControllerSettings
+from controller.controller import Controller, TopicSpec
+from controller.errors import TopicExists
+from controller.peers import Followed, Following, NotLeader, PeerUnavailable
+from controller.snapshot import digest
+from controller.tcp import PeerServer, TcpPeers
+from controller.wire import Outcome, decode_command, decode_outcome, encode_command, encode_outcome
+from s3stream.errors import MetadataUnavailable, NodeFenced
+from s3stream.memory import Bucket, MemoryObjectStore
+from s3stream.metadata import StreamId
+from s3stream.paths import Paths
+from tests.controller.machine import T0_MS
+from tests.sim.loop import VirtualLoop
+
+PATHS = Paths("here")
+
+
+class Network:
+    """The port `Peers` between controllers of one process: everything that is said is encoded, some of it is lost."""
+
+    def __init__(self) -> None:
+        self.services: dict[str, Controller] = {}
+        self.silent: set[str] = set()
+        """Takes requests, and answers none: killed, paused or cut off."""
+        self.loses_answers = False
+        self.submitted = 0
+
+    async def submit(self, address: str, command: Command[Any]) -> Outcome:
+        await self._arrive(address)
+        self.submitted += 1
+        received = decode_command(encode_command(command))
+        outcome = await self.services[address].submitted(received)
+        if self.loses_answers:
+            self.loses_answers = False
+            raise PeerUnavailable("lost", sent=True)
+        return decode_outcome(type(command), encode_outcome(type(received), outcome))
+
+    async def follow(self, address: str, following: Following) -> Followed:
+        await self._arrive(address)
+        found = await self.services[address].followed(following)
+        await self._arrive(address)
+        return found
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    async def _arrive(self, address: str) -> None:
+        await asyncio.sleep(0.001)
+        if address in self.silent:
+            await asyncio.sleep(0.5)
+            raise PeerUnavailable("no answer", sent=False)
+
+
+class Cluster:
+    """A bucket, a network, and nodes 1, 2, 3 …"""
+
+    def __init__(self) -> None:
+        self.bucket = Bucket()
+        self.network = Network()
+        self.stores: list[MemoryObjectStore] = []
+        self.nodes: list[Controller] = []
+        self.failures: list[BaseException] = []
+
+    async def start(self, **settings: Any) -> Controller:
+        number = len(self.nodes) + 1
+        address = f"node{number}:9093"
+        store = MemoryObjectStore(self.bucket)
+        node = await Controller.start(
+            store=store,
+            paths=PATHS,
+            settings=ControllerSettings(leader_address=address, **settings),
+            now_ms=lambda: T0_MS,
+            rng=random.Random(number),
+            on_failure=self.failures.append,
+        )
+        self.network.services[address] = node
+        node.join(self.network, node_id=number)
+        self.nodes.append(node)
+        self.stores.append(store)
+        return node
+
+    def cut_off(self, node: Controller) -> None:
+        """Nobody hears of this node any more; it reaches the bucket still."""
+        self.network.silent.add(f"node{self.nodes.index(node) + 1}:9093")
+
+    async def leader_among(self, nodes: list[Controller]) -> Controller:
+        while True:
+            leading = [node for node in nodes if node.is_leader]
+            if len(leading) == 1:
+                return leading[0]
+            await asyncio.sleep(0.05)
+
+    async def close(self) -> None:
+        for node in self.nodes:
+            await node.close()
+        assert self.failures == []
+
+
+def run(scenario: Callable[[Cluster], Awaitable[None]]) -> Cluster:
+    """Run a scenario on virtual time."""
+    loop = VirtualLoop()
+    cluster = Cluster()
+
+    async def whole() -> None:
+        await scenario(cluster)
+        await cluster.close()
+
+    try:
+        loop.run_until_complete(whole())
+    finally:
+        loop.close()
+    return cluster
+
+
+async def settled(nodes: list[Controller]) -> None:
+    """Return when all nodes have applied the same, and it is the same."""
+    while len({node.applied_index for node in nodes}) > 1:
+        await asyncio.sleep(0.01)
+    assert len({digest(node.image.state) for node in nodes}) == 1
+
+
+def test_the_first_node_leads_and_the_others_follow() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        first = await cluster.start()
+        assert await cluster.leader_among([first]) is first
+        second, third = await cluster.start(), await cluster.start()
+        await first.register_node(1, "w1")
+        await second.register_node(2, "w2")
+        await third.register_node(3, "w3")
+        await third.create_topics([TopicSpec(name="spread", partition_count=6)])
+        topic = third.image.topic("spread")
+        assert topic is not None
+        assert sorted(state.leader for state in topic.partitions) == [1, 1, 2, 2, 3, 3]
+        await settled(cluster.nodes)
+        assert [node.is_leader for node in cluster.nodes] == [True, False, False]
+
+    cluster = run(scenario)
+    assert cluster.network.submitted == 3, "what others than the leader wanted went to the leader"
+
+
+def test_an_answer_comes_when_the_own_image_has_it() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        first, second = await cluster.start(), await cluster.start()
+        await first.register_node(1, "w1")
+        for number in range(20):
+            await second.create_topics([TopicSpec(name=f"t{number}", partition_count=1)])
+            assert second.image.topic(f"t{number}") is not None
+            made = await second.create_topics([TopicSpec(name=f"t{number}", partition_count=1)])
+            assert isinstance(made[f"t{number}"], TopicExists), "errors come back as they are"
+
+    run(scenario)
+
+
+def test_a_leader_that_does_not_answer_is_replaced_and_its_commands_go_on() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        nodes = [await cluster.start() for _ in range(3)]
+        registered = await nodes[1].register_node(2, "w2")
+        metadata = nodes[1].bind(2, registered.node_epoch)
+        for round_ in range(20):
+            leader = await cluster.leader_among([node for node in nodes if node.is_leader] or nodes)
+            cluster.cut_off(leader)
+            others = [node for node in nodes if node is not leader]
+            made = await others[0].create_topics([TopicSpec(name=f"t{round_}", partition_count=1)])
+            assert not isinstance(made[f"t{round_}"], Exception)
+            if nodes[1] is not leader:
+                assert await metadata.new_object_ids(1)
+            assert (await cluster.leader_among(others)).is_leader
+            cluster.network.silent.clear()
+            await settled(others)
+            while leader.is_leader:  # it finds out by itself, though it has nothing to write
+                await asyncio.sleep(0.1)
+            await settled(nodes)
+
+    run(scenario)
+
+
+def test_a_deposed_leader_commits_nothing() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        nodes = [await cluster.start() for _ in range(2)]
+        old = await cluster.leader_among(nodes)
+        (other,) = [node for node in nodes if node is not old]
+        await old.register_node(1, "w1")
+        await settled(nodes)
+        cluster.cut_off(old)
+        await other.create_topics([TopicSpec(name="name", partition_count=1)])
+        made = await old.create_topics([TopicSpec(name="name", partition_count=2)])
+        assert isinstance(made["name"], TopicExists), "it asked the new leader, or learned of it before it decided"
+        cluster.network.silent.clear()
+        await settled(nodes)
+        topic = old.image.topic("name")
+        assert topic is not None
+        assert len(topic.partitions) == 1
+
+    run(scenario)
+
+
+def test_a_lost_answer_is_asked_for_again_where_that_is_the_same() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        first, second = await cluster.start(), await cluster.start()
+        await first.register_node(1, "w1")
+        cluster.network.loses_answers = True
+        made = await second.create_topics([TopicSpec(name="once", partition_count=1)])
+        topic = second.image.topic("once")
+        assert topic is not None
+        assert made["once"] == topic
+        cluster.network.loses_answers = True
+        with pytest.raises(MetadataUnavailable, match="open"):
+            await second.delete_topics([topic.topic_id])
+        await settled(cluster.nodes)
+        assert second.image.topic("once") is None, "here it had taken effect"
+
+    run(scenario)
+
+
+def test_errors_of_a_superseded_node_arrive() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.start()
+        second = await cluster.start()
+        former = await second.register_node(2, "w2")
+        await second.register_node(2, "w2")
+        with pytest.raises(NodeFenced):
+            await second.bind(2, former.node_epoch).open_streams([StreamId(1)])
+
+    run(scenario)
+
+
+def test_a_node_that_was_away_reads_what_the_leader_has_no_more() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        first, second = await cluster.start(), await cluster.start()
+        await first.register_node(1, "w1")
+        await settled(cluster.nodes)
+        cluster.cut_off(first)  # for less than an election takes
+        for number in range(100):
+            await first.create_topics([TopicSpec(name=f"{number:03}" + "x" * 200, partition_count=1)])
+            await first.configure_topic(
+                first.image.topic(f"{number:03}" + "x" * 200).topic_id,  # type: ignore[union-attr]
+                {"note": "x" * 100_000},
+            )
+        cluster.network.silent.clear()
+        await settled(cluster.nodes)
+        assert len(second.image.topic_names()) == 100
+
+    run(scenario)
+
+
+def test_a_node_alone_among_absent_ones_leads_after_the_election_timeout() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        first, second = await cluster.start(), await cluster.start()
+        assert await cluster.leader_among(cluster.nodes) is first
+        cluster.cut_off(first)
+        await first.close()
+        third = await cluster.start()
+        cluster.cut_off(second)
+        await second.close()
+        assert await cluster.leader_among([third]) is third
+        cluster.nodes[:] = [third]
+
+    run(scenario)
+
+
+def test_an_idle_cluster_costs_one_request_of_its_leader_now_and_then() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.start(leader_check_interval_ms=2_000)
+        await cluster.start()
+        await asyncio.sleep(5)
+        before = [store.requests.total() for store in cluster.stores]
+        await asyncio.sleep(60)
+        leader, follower = (store.requests.total() - count for store, count in zip(cluster.stores, before, strict=True))
+        assert leader == 30
+        assert follower == 0
+
+    run(scenario)
+
+
+# ---- over TCP
+
+
+async def test_nodes_talk_over_tcp() -> None:
+    bucket = Bucket()
+    nodes: list[Controller] = []
+    servers: list[PeerServer] = []
+    peers: list[TcpPeers] = []
+    for number in (1, 2):
+        listener = _bound()
+        port = listener.getsockname()[1]
+        node = await Controller.start(
+            store=MemoryObjectStore(bucket),
+            paths=PATHS,
+            settings=ControllerSettings(leader_address=f"127.0.0.1:{port}", election_timeout_ms=300, cluster_id="c"),
+            now_ms=lambda: T0_MS,
+            rng=random.Random(number),
+        )
+        server = PeerServer(node, cluster_id="c")
+        await server.serve([listener])
+        own = TcpPeers(cluster_id="c", node_id=number)
+        node.join(own, node_id=number)
+        nodes.append(node)
+        servers.append(server)
+        peers.append(own)
+    try:
+        while not nodes[0].is_leader:
+            await asyncio.sleep(0.01)
+        await nodes[1].register_node(2, "w2")
+        assert nodes[0].image.node(2) is not None
+
+        await servers[0].close()  # as if it were gone
+        made = await nodes[1].create_topics([TopicSpec(name="later", partition_count=1)])
+        assert not isinstance(made["later"], Exception)
+        assert nodes[1].is_leader
+    finally:
+        for node in nodes:
+            await node.close()
+        for each in peers:
+            await each.close()
+        for server in servers:
+            await server.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "a frame of"),
+        (b"\x00\x00\x00\x03abc", "not a message"),
+        (b"\x00\x00\x00\x08\x93\x01\xa5other", "not a message"),
+        (b"\x00\x00\x00\x09\x93\x01\xa5other\x07", "cluster 'other'"),
+        (b"\x00\x00\x00\x05\x93\x63\xa1c\x07", "version 99"),
+    ],
+)
+async def test_strangers_lose_their_connection(sent: bytes, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    class Nobody:
+        async def submitted(self, command: Command[Any]) -> Outcome:
+            raise NotLeader("no")
+
+        async def followed(self, following: Following) -> Followed:
+            raise NotLeader("no")
+
+    server = PeerServer(Nobody(), cluster_id="c")
+    listener = _bound()
+    port = listener.getsockname()[1]
+    await server.serve([listener])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(sent)
+    assert await reader.read() == b""
+    writer.close()
+    await server.close()
+    assert reason in caplog.text
+
+
+def _bound(port: int = 0) -> socket.socket:
+    return socket.create_server(("127.0.0.1", port))
