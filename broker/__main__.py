@@ -20,6 +20,7 @@ from broker.inspect.command import EXIT_NOT_CHECKED, add_inspect, inspect
 from broker.logs import LEVELS, configured
 from broker.node import Node
 from broker.origin import ForeignPackage, check_packages
+from broker.restore import add_restore, restore
 from broker.verify.command import add_verify, verify
 from controller.errors import ControllerError
 from s3stream.config import InvalidSettings as InvalidStorageSettings
@@ -66,7 +67,7 @@ examples:
 """
 
 
-_TOOLS = {"inspect": inspect, "verify": verify, "wal": abandon}
+_TOOLS = {"inspect": inspect, "restore": restore, "verify": verify, "wal": abandon}
 """Commands that look at what brokers keep; see each for its exit status."""
 
 
@@ -104,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     add_inspect(commands)
     add_verify(commands)
     add_wal(commands)
+    add_restore(commands)
     for command in (serve, dev):
         command.add_argument(
             "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides", help="one setting; repeatable"

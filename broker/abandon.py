@@ -22,18 +22,15 @@ from pathlib import Path
 from typing import Final
 
 from broker.config import BrokerSettings
-from broker.inspect.bucket import PATIENCE_MS, open_bucket, stream_name
+from broker.inspect.bucket import open_bucket, stream_name
 from broker.inspect.command import EXIT_CLEAN, EXIT_NOT_CHECKED, add_places, at_least_one, wal_path
 from broker.inspect.rows import NoteRow, Row, emit, offsets, plural, ranges_text, when
 from broker.inspect.wal import open_wal_disk
-from broker.node import wall_clock_ms
 from broker.salvage import assess, streams_on
+from broker.tool_controller import PATIENCE, open_controller
 from broker.uris import absolute_uri
-from controller.config import ControllerSettings
-from controller.controller import Controller
 from controller.errors import NodeRefused
 from controller.image import Image
-from s3stream.config import ObjectStoreSettings
 from s3stream.metadata import StreamId
 from s3stream.open import open_object_store
 from s3stream.wal_objects import StoreForWal
@@ -46,8 +43,6 @@ from wal.slot import identity_key
 from wal.survey import WalSurvey
 
 __all__ = ["abandon", "add_wal"]
-
-_PATIENCE: Final = ObjectStoreSettings(request_timeout_ms=PATIENCE_MS // 3, deadline_ms=PATIENCE_MS)
 
 DEFAULT_SLACK_OFFSETS: Final = 1_000_000_000
 """Offsets left out in each partition. A lost WAL of 512 MiB held fewer records than that, unless they were compressed to a
@@ -122,26 +117,13 @@ async def abandon(options: argparse.Namespace, settings: BrokerSettings) -> int:
     await emit(_rows(image, plan, options), as_json=options.json)
     if not options.yes:
         return EXIT_NOT_CHECKED
-    store, paths = open_object_store(uri, rng=rng, settings=_PATIENCE)
-    try:
-        controller = await Controller.start(
-            store=store,
-            paths=paths,
-            settings=ControllerSettings(cluster_id=settings.cluster_id, command_timeout_ms=2 * PATIENCE_MS),
-            now_ms=wall_clock_ms,
-            rng=rng,
+    async with open_controller(uri, cluster_id=settings.cluster_id, rng=rng) as controller:
+        await controller.abandon_wal(
+            options.wal_id,
+            slack_offsets=options.slack_offsets,
+            resume_offsets={stream_id: loss.resume_offset for stream_id, loss in plan.items()},
+            kept=[stream_id for stream_id, loss in plan.items() if loss.stays],
         )
-        try:
-            await controller.abandon_wal(
-                options.wal_id,
-                slack_offsets=options.slack_offsets,
-                resume_offsets={stream_id: loss.resume_offset for stream_id, loss in plan.items()},
-                kept=[stream_id for stream_id, loss in plan.items() if loss.stays],
-            )
-        finally:
-            await controller.close()
-    finally:
-        await store.close()
     return EXIT_CLEAN
 
 
@@ -168,7 +150,7 @@ async def _refuse_what_is_in_its_bucket(settings: BrokerSettings, wal_id: str, r
     config = parse_wal_uri(absolute_uri(settings.wal_uri)) if "://" in settings.wal_uri else None
     if not isinstance(config, ObjectWalConfig):
         return
-    opened = open_object_store(config.store_uri, rng=rng, settings=_PATIENCE)
+    opened = open_object_store(config.store_uri, rng=rng, settings=PATIENCE)
     objects = StoreForWal(opened.store, opened.paths.prefix)
     key = identity_key(settings.node_id)
     aside = f"delete the object {key} below the prefix of wal.uri first; the node then begins a new WAL"

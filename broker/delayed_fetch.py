@@ -10,6 +10,8 @@ Always true:
   what is under way is found by the fetch after it. So records of today do not wait for those of last week.
 - The first batch of a response may exceed every limit, else a consumer with small limits would never get on (KIP-74);
   the batches of all other partitions stay within what is left.
+- Offsets that were given up at the end of a log are passed with an empty batch, as Kafka's cleaner leaves them: else whoever reads to
+  the high watermark would not arrive there before the next record comes.
 - An error of any partition answers at once, and so does data enough, or any data at all that had to come from objects.
 - What waiting fetches remember is bounded in partitions; beyond that a large fetch is answered at once with what is there.
 """
@@ -26,13 +28,14 @@ from broker.fetch_session import SessionPartition
 from broker.metrics import Metrics
 from broker.partition import Partition
 from protocol.errors import ErrorCode
-from protocol.records import batch_bounds
+from protocol.records import batch_bounds, empty_batch
 from s3stream.errors import NoMemory, ObjectCorrupt, StorageError
-from s3stream.log_cache import MAX_PAYLOADS
+from s3stream.log_cache import MAX_PAYLOADS, TailRead
 from s3stream.objectstore import Buffer, ObjectStoreError
 
 if TYPE_CHECKING:
     from s3stream.log_cache import CacheBlock
+    from s3stream.stream import Stream
 
 __all__ = ["COLD_READS", "MAX_BATCHES", "MAX_WAIT_MS", "DelayedFetch", "FetchedPartition", "WaitingFetches"]
 
@@ -201,7 +204,8 @@ class DelayedFetch:
             wanted = entry.wanted
             limit = min(wanted.max_bytes, left)
             stream = entry.partition.stream
-            found = stream.read_cached(wanted.fetch_offset, limit, MAX_BATCHES - batches)
+            found = self._given_up(stream, wanted.fetch_offset) if stream.gaps else None
+            found = found or stream.read_cached(wanted.fetch_offset, limit, MAX_BATCHES - batches)
             if found is None:
                 cold_count += 1
                 cold.append(entry)
@@ -217,6 +221,13 @@ class DelayedFetch:
         self.metrics.fetch_reads_cached += found_count
         self.metrics.fetch_reads_cold += cold_count
 
+    def _given_up(self, stream: Stream, offset: int) -> TailRead | None:
+        """An empty batch for offsets that nothing follows yet; None where it is not there that the log ends."""
+        if stream.past_gap(offset) != stream.confirmed_offset:
+            return None
+        batch = empty_batch(offset, stream.confirmed_offset, stream.leader_epoch)
+        return TailRead([memoryview(batch)], len(batch), None)
+
     def _has_data(self, entry: FetchedPartition) -> bool:
         """Whether there is something to read; sets the error where the offset, or the partition, is no good (any more)."""
         partition = entry.partition
@@ -229,9 +240,7 @@ class DelayedFetch:
         elif not stream.log_start_offset <= offset <= stream.confirmed_offset:
             entry.error = ErrorCode.OFFSET_OUT_OF_RANGE
         else:
-            return offset != stream.confirmed_offset and not (
-                stream.gaps and stream.past_gap(offset) == stream.confirmed_offset
-            )
+            return offset != stream.confirmed_offset
         return False
 
     def _failed(self) -> bool:

@@ -27,7 +27,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from controller.batch import Batch, Waiting
@@ -44,6 +44,7 @@ from controller.peers import Followed, Following, NotLeader, Peers, PeerUnavaila
 from controller.recent import RecentEntries
 from controller.records import LeaderChanged, Record, encode_records
 from controller.replica import Replica
+from controller.restoration import RestorePlan, RestoreTopics
 from controller.snapshot import capture
 from controller.state import FormatCluster, State
 from controller.streams import AbandonWal
@@ -356,6 +357,10 @@ class Controller:
                 at_ms=self._now_ms(),
             )
         )
+
+    async def restore_topics(self, command: RestoreTopics, *, expected: RestorePlan) -> RestorePlan:
+        """Take topics back to what they were, exactly as planned. Raises RestoreRefused."""
+        return await self.submit(replace(command, expected=expected))
 
     async def submit(self, command: Command[R]) -> R:
         """Have a command decided and committed, here or by the node that leads, and the image brought up to it.

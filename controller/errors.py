@@ -14,6 +14,8 @@ __all__ = [
     "MetadataCorrupt",
     "NoNodes",
     "NodeRefused",
+    "PastUnreachable",
+    "RestoreRefused",
     "StreamNotDrained",
     "TooManyPartitions",
     "TopicExists",
@@ -53,6 +55,14 @@ class NoNodes(ControllerError):
 
 class NodeRefused(ControllerError):
     """The node's WAL is not the one that its streams are open on; the message says what to do."""
+
+
+class RestoreRefused(ControllerError):
+    """Topics cannot be taken back to what they were; the message says what stands in the way, and what to do."""
+
+
+class PastUnreachable(ControllerError):
+    """The bucket does not hold (any more) what leads to a point of the past; the message says how far back it goes."""
 
 
 class StreamNotDrained(ControllerError):

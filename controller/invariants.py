@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from controller.errors import InvariantViolated
-from controller.records import PartitionsAdded, Record, TopicCreated
+from controller.records import MetadataRestored, PartitionsAdded, Record, TopicCreated
 from controller.tables import StreamState, StreamStatus, Tables, Touched
 from s3stream.metadata import ObjectId, StreamId
 
@@ -176,14 +176,16 @@ def check_change(
     """Check what one record changed. Raises InvariantViolated."""
     if any(now < then for now, then in zip(growing_ids(tables), ids_before, strict=True)):
         raise InvariantViolated(f"ids_only_grow: {ids_before} became {growing_ids(tables)} by {record!r:.200}")
-    if isinstance(record, TopicCreated | PartitionsAdded):
-        wrong = topic_holds_its_streams(tables, record.topic_id)
+    for topic_id in _new_streams_topics(record):
+        wrong = topic_holds_its_streams(tables, topic_id)
         if wrong is not None:
             raise InvariantViolated(f"topic_holds_its_streams: {wrong}, by {record!r:.200}")
     for stream_id, (low, high) in touched.streams.items():
         stream = tables.streams.get(stream_id)
         if stream is not None:
             facts = before.get(stream_id)
+            if facts is not None and isinstance(record, MetadataRestored):
+                facts = facts._replace(log_start_offset=0)  # nothing else brings back what was trimmed
             for predicate in STREAM_PREDICATES:
                 wrong = predicate(facts, stream)
                 if wrong is not None:
@@ -195,6 +197,13 @@ def check_change(
         wrong = object_is_in_one_place(tables, object_id)
         if wrong is not None:
             raise InvariantViolated(f"object_is_in_one_place: {wrong}, by {record!r:.200}")
+
+
+def _new_streams_topics(record: Record) -> Sequence[bytes]:
+    """Topics that a record gives streams."""
+    if isinstance(record, TopicCreated | PartitionsAdded):
+        return (record.topic_id,)
+    return [topic.topic_id for topic in record.topics] if isinstance(record, MetadataRestored) else ()
 
 
 def growing_ids(tables: Tables) -> tuple[int, ...]:

@@ -355,6 +355,14 @@ def release(tables: Tables, object_id: ObjectId, at_ms: int, touched: Touched) -
         _retire(tables, object_id, at_ms)
 
 
+def release_all(tables: Tables, stream: StreamState, at_ms: int, touched: Touched) -> None:
+    """A stream needs nothing any more."""
+    if stream.newest_state is not None and stream.newest_state_is_detached:
+        release(tables, stream.newest_state[0], at_ms, touched)
+    for object_id in stream.object_ids:
+        release(tables, object_id, at_ms, touched)
+
+
 def _retire(tables: Tables, object_id: ObjectId, at_ms: int) -> None:
     del tables.live_counts[object_id]
     entry = tables.objects.pop(object_id)

@@ -30,6 +30,7 @@ __all__ = [
     "BrokerConfigsChanged",
     "ClusterFormatted",
     "LeaderChanged",
+    "MetadataRestored",
     "NodeRegistered",
     "NodeUnregistered",
     "ObjectCommitted",
@@ -41,6 +42,8 @@ __all__ = [
     "ProducerIdsAllocated",
     "Range",
     "Record",
+    "RestoredStream",
+    "RestoredTopic",
     "Skip",
     "StreamsAbandoned",
     "StreamsClosed",
@@ -57,8 +60,8 @@ __all__ = [
 METADATA_VERSION: Final = 3
 """Newest version of records and state machine that this code writes and understands.
 
-3: `StreamsAbandoned.kept`.
 2: `PartitionsAdded`, `BrokerConfigsChanged`, and ranges without offsets that carry a state.
+3: `MetadataRestored`, and `StreamsAbandoned.kept`.
 """
 
 ALL_NODES: Final = -1
@@ -275,6 +278,50 @@ class BrokerConfigsChanged(msgspec.Struct, frozen=True, kw_only=True, array_like
     configs: dict[str, str]
 
 
+class RestoredTopic(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+    """A topic as it is from now on."""
+
+    topic_id: bytes
+    name: str
+    stream_ids: tuple[StreamId, ...]
+    """By partition index; those that are not among the restored streams stay as they are."""
+    configs: dict[str, str]
+    created_at_ms: int
+
+
+class RestoredStream(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+    """A stream as it is from now on: CLOSED. Its ranges are those of the record's objects."""
+
+    stream_id: StreamId
+    topic_id: bytes
+    partition: int
+    node_id: int
+    """Who is to open it."""
+    leader_epoch: int
+    log_start_offset: int
+    committed_end_offset: int
+    gaps: tuple[tuple[int, int], ...]
+    newest_state_object_id: ObjectId
+    """0 where there is none."""
+
+
+class MetadataRestored(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag=21):
+    """An operator took topics back to what they were at an earlier entry."""
+
+    index: int
+    """Of that entry: the state after it was restored."""
+    restored_at_ms: int
+    deleted_topic_ids: tuple[bytes, ...]
+    """Topics that did not exist then."""
+    topics: tuple[RestoredTopic, ...]
+    streams: tuple[RestoredStream, ...]
+    """Those that are not what they were; what they held until now is released."""
+    objects: tuple[ObjectCommitted, ...]
+    """Every object that holds a range of them, with exactly the ranges that streams need from now on."""
+    broker_configs: tuple[tuple[int, dict[str, str]], ...] | None
+    """All altered settings of brokers; None: they stay as they are."""
+
+
 Record = (
     ClusterFormatted
     | LeaderChanged
@@ -296,9 +343,10 @@ Record = (
     | ProducerIdsAllocated
     | PartitionsAdded
     | BrokerConfigsChanged
+    | MetadataRestored
 )
 
-_KNOWN_TAGS: Final = range(1, 21)
+_KNOWN_TAGS: Final = range(1, 22)
 _encoder: Final = msgspec.msgpack.Encoder()
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are no MessagePack, for text that is no UTF-8, and for arrays in arrays without end."""

@@ -15,7 +15,7 @@ from controller.errors import MetadataCorrupt
 from controller.image import Applied, Image
 from controller.invariants import check_all
 from controller.log import Behind, MetadataLog
-from controller.records import LeaderChanged
+from controller.records import LeaderChanged, Record
 from controller.state import State
 
 __all__ = ["Replica"]
@@ -32,6 +32,8 @@ class Replica:
         self.entries_since_snapshot = 0
         self.bytes_since_snapshot = 0
         self.snapshot_size_bytes = 0
+        self.before_record: Callable[[State, Record], None] | None = None
+        """Told of each record right before it is applied, for whoever studies the past."""
         self._subscribers: list[Callable[[Applied], None]] = []
 
     def subscribe(self, callback: Callable[[Applied], None]) -> Callable[[], None]:
@@ -89,6 +91,8 @@ class Replica:
         topic_ids: set[bytes] = set()
         broker_configs = False
         for record in records:
+            if self.before_record is not None:
+                self.before_record(self.image.state, record)
             touched = self.image.state.apply(record)
             topic_ids |= touched.topics
             broker_configs |= touched.broker_configs

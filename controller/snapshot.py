@@ -15,14 +15,13 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Final
 
 import msgspec
 from crc32c import crc32c
 
 from controller.errors import MetadataCorrupt, UnsupportedMetadata
-from controller.records import METADATA_VERSION, NodeRegistered, ObjectCommitted, Range, Skip
+from controller.records import METADATA_VERSION, NodeRegistered, ObjectCommitted, Skip
 from controller.state import State
 from controller.tables import IdSet, StreamState, StreamStatus, Tables, TopicState, Unreferenced
 from s3stream.metadata import ObjectId, StreamId
@@ -217,7 +216,7 @@ def restore(data: bytes, *, where: str) -> Iterator[tuple[State, int] | None]:
     if len(tables.objects) != head.object_count:
         raise MetadataCorrupt(f"{where} holds {len(tables.objects)} objects instead of {head.object_count}")
     for stream in tables.streams.values():
-        _sort_ranges(stream)
+        stream.sort_ranges()
     yield State(tables), head.index
 
 
@@ -302,13 +301,3 @@ def _restore_object(tables: Tables, entry: ObjectCommitted, newest: dict[StreamI
             live_count += 1
     tables.objects[object_id] = entry
     tables.live_counts[object_id] = live_count
-
-
-def _sort_ranges(stream: StreamState) -> None:
-    """Objects are in id order, which is not offset order once some were compacted, or committed out of turn."""
-    ranges: list[Range] = stream.ranges
-    if all(a.base_offset < b.base_offset for a, b in pairwise(ranges)):
-        return
-    order = sorted(range(len(ranges)), key=lambda index: ranges[index].base_offset)
-    stream.ranges = [ranges[index] for index in order]
-    stream.object_ids = [stream.object_ids[index] for index in order]

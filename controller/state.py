@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, TypeVar, cast
 
-from controller import nodes, objects, records, streams, topics
+from controller import nodes, objects, records, restoration, streams, topics
 from controller.commands import Command, Decision
 from controller.invariants import StreamFacts, check_change, facts_of, growing_ids
 from controller.records import Record
@@ -97,6 +97,8 @@ def _streams_of(record: Record) -> list[StreamId]:
             return [stream_id for stream_id, _ in record.resume_offsets]
         case records.StreamsClosed():
             return list(record.stream_ids)
+        case records.MetadataRestored():
+            return [stream.stream_id for stream in record.streams]
         case _:
             return []
 
@@ -145,6 +147,7 @@ _HANDLERS: Final[Mapping[type, Callable[[Tables, Any], Decision[Any]]]] = {
     objects.ForgetObjects: objects.forget_objects,
     objects.AllocateObjectIds: objects.allocate_object_ids,
     objects.AllocateProducerIds: objects.allocate_producer_ids,
+    restoration.RestoreTopics: restoration.restore_topics,
 }
 
 _APPLIERS: Final[Mapping[type, Callable[[Tables, Any, Touched], None]]] = {
@@ -168,4 +171,5 @@ _APPLIERS: Final[Mapping[type, Callable[[Tables, Any, Touched], None]]] = {
     records.ProducerIdsAllocated: objects.apply_producer_ids_allocated,
     records.PartitionsAdded: topics.apply_partitions_added,
     records.BrokerConfigsChanged: nodes.apply_broker_configs_changed,
+    records.MetadataRestored: restoration.apply_metadata_restored,
 }

@@ -14,6 +14,7 @@ import enum
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 
 from controller.records import METADATA_VERSION, NodeRegistered, ObjectCommitted, Range, Skip
@@ -73,6 +74,14 @@ class StreamState:
             return False
         index = self.index_of(value.base_offset)
         return index == len(self.ranges) or self.object_ids[index] != object_id
+
+    def sort_ranges(self) -> None:
+        """Objects are in id order, which is not offset order once some were compacted, or committed out of turn."""
+        if all(a.base_offset < b.base_offset for a, b in pairwise(self.ranges)):
+            return
+        order = sorted(range(len(self.ranges)), key=lambda index: self.ranges[index].base_offset)
+        self.ranges = [self.ranges[index] for index in order]
+        self.object_ids = [self.object_ids[index] for index in order]
 
 
 def _end_offset(value: Range) -> int:

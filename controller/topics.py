@@ -25,12 +25,20 @@ from controller.errors import (
     TopicExists,
     UnknownTopic,
 )
-from controller.objects import release
+from controller.objects import release_all
 from controller.records import PartitionsAdded, Record, TopicConfigsChanged, TopicCreated, TopicDeleted
 from controller.tables import StreamState, Tables, TopicState, Touched
 from s3stream.metadata import StreamId
 
-__all__ = ["AddPartitions", "ConfigureTopic", "CreateTopics", "DeleteTopics", "NewTopic", "changed_configs"]
+__all__ = [
+    "AddPartitions",
+    "ConfigureTopic",
+    "CreateTopics",
+    "DeleteTopics",
+    "NewTopic",
+    "changed_configs",
+    "leaders_of",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +155,11 @@ def _leaders(candidates: Sequence[int], led: Counter[int], count: int) -> tuple[
     return tuple(leaders)
 
 
+def leaders_of(tables: Tables, candidates: Sequence[int], count: int) -> tuple[int, ...]:
+    """Leaders of partitions that are about to be there, chosen among candidates."""
+    return _leaders(candidates, _led(tables), count)
+
+
 def add_partitions(tables: Tables, command: AddPartitions) -> Decision[None]:
     topic = _topic(tables, command.topic_id)
     existing = len(topic.stream_ids)
@@ -166,7 +179,7 @@ def add_partitions(tables: Tables, command: AddPartitions) -> Decision[None]:
     record = PartitionsAdded(
         topic_id=command.topic_id,
         first_stream_id=tables.next_stream_id,
-        leaders=_leaders(candidates, _led(tables), added),
+        leaders=leaders_of(tables, candidates, added),
     )
     return Decision((record,), None)
 
@@ -254,10 +267,7 @@ def apply_topic_deleted(tables: Tables, record: TopicDeleted, touched: Touched) 
     for stream_id in topic.stream_ids:
         stream = tables.streams.pop(stream_id)
         touched.stream(stream_id)
-        if stream.newest_state is not None and stream.newest_state_is_detached:
-            release(tables, stream.newest_state[0], record.deleted_at_ms, touched)
-        for object_id in stream.object_ids:
-            release(tables, object_id, record.deleted_at_ms, touched)
+        release_all(tables, stream, record.deleted_at_ms, touched)
 
 
 def apply_topic_configs_changed(tables: Tables, record: TopicConfigsChanged, touched: Touched) -> None:

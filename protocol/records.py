@@ -41,6 +41,7 @@ __all__ = [
     "batch_producer_id",
     "check_produced_header",
     "crc_matches",
+    "empty_batch",
     "iter_bounds",
     "parse_batch_header",
     "stamp",
@@ -48,6 +49,7 @@ __all__ = [
 ]
 
 HEADER_BYTES = 61
+INT32_MAX = 2**31 - 1
 LENGTH_OVERHEAD_BYTES = 12
 """What `batch_length` leaves out: base offset and itself."""
 ATTRIBUTES_POSITION = 21
@@ -236,6 +238,35 @@ def _explain(header: BatchHeader, size: int, produce_version: int, max_batch_byt
     if header.is_log_append_time:
         raise InvalidRecords(ErrorCode.INVALID_TIMESTAMP, "only the broker may set the timestamp type LogAppendTime")
     return header
+
+
+def empty_batch(base_offset: int, end_offset: int, partition_leader_epoch: int) -> bytes:
+    """A batch without records that spans offsets up to an end (exclusive), or as many as fit.
+
+    Kafka's log cleaner leaves such batches where all records of one are gone; consumers go on behind them.
+    """
+    assert base_offset < end_offset, "a batch spans offsets"
+    last_offset_delta = min(end_offset - 1 - base_offset, INT32_MAX)
+    batch = bytearray(HEADER_BYTES)
+    _HEADER.pack_into(
+        batch,
+        0,
+        base_offset,
+        HEADER_BYTES - LENGTH_OVERHEAD_BYTES,
+        partition_leader_epoch,
+        MAGIC,
+        0,
+        0,
+        last_offset_delta,
+        NO_TIMESTAMP,
+        NO_TIMESTAMP,
+        NO_PRODUCER_ID,
+        -1,
+        NO_SEQUENCE,
+        0,
+    )
+    _CRC.pack_into(batch, _CRC_POSITION, crc32c(memoryview(batch)[ATTRIBUTES_POSITION:]))
+    return bytes(batch)
 
 
 def crc_matches(batch: Buffer | bytearray, crc: int) -> bool:

@@ -72,9 +72,14 @@ async def test_the_partition_goes_on_past_the_gap(node: Node) -> None:
         assert (again.error_code, again.base_offset) == (0, 3 + GAP)
 
 
-async def test_whoever_reads_at_the_old_end_waits_for_what_is_new(node: Node) -> None:
+async def test_whoever_reads_at_the_old_end_is_led_to_the_new_one_and_waits_there(node: Node) -> None:
     async with await Wire.connect(node.bootstrap_servers) as reader, await Wire.connect(node.bootstrap_servers) as wire:
-        waiting = asyncio.create_task(reader.fetch_values("t", 2, max_wait_ms=30_000))
+        await eventually(lambda: not node.running.broker.partitions.loading_count, "the partition's state")
+        assert await reader.fetch_all("t") == [b"0", b"1"], (
+            "it comes to the high watermark, though the last offsets are gone"
+        )
+        assert await reader.fetch_values("t", 2, max_wait_ms=30_000) == []
+        waiting = asyncio.create_task(reader.fetch_values("t", 2 + GAP, max_wait_ms=30_000))
         await eventually(lambda: node.running.broker.waiting_fetches.fetch_count == 1, "a fetch that waits")
         assert not waiting.done()
         await wire.produce("t", batch(b"new"))

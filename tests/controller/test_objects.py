@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from controller.objects import AllocateProducerIds, Commit
-from controller.records import METADATA_VERSION
 from s3stream.errors import NodeFenced, ObjectExpired, SourcesChanged
 from s3stream.metadata import CommitObjects, SkipReason
 from tests.controller.machine import Machine, new_object, ready, stream_range
@@ -239,11 +238,12 @@ def test_compaction_carries_a_state_whose_data_retention_has_passed() -> None:
 
 def test_a_state_by_itself_is_kept_until_a_newer_one_comes() -> None:
     machine, (stream,) = ready()
+    machine.state.tables.metadata_version = 1
     a, _ = machine.upload(1, stream_range(stream, 0, 10))
     b, _ = machine.upload(1, stream_range(stream, 10, 10, has_state=True))
     assert machine.layout(stream) == [(0, 10, a)]
     assert machine.stream(stream).committed_end_offset == 10
-    assert machine.state.tables.metadata_version == METADATA_VERSION
+    assert machine.state.tables.metadata_version == 2
     machine.trim(1, {stream: 10})
     assert machine.referenced() == {b}, "the state needs no data"
     c, _ = machine.upload(1, stream_range(stream, 10, 20, has_state=True))

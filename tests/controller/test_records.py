@@ -12,6 +12,7 @@ from controller.records import (
     BrokerConfigsChanged,
     ClusterFormatted,
     LeaderChanged,
+    MetadataRestored,
     NodeRegistered,
     NodeUnregistered,
     ObjectCommitted,
@@ -23,6 +24,8 @@ from controller.records import (
     ProducerIdsAllocated,
     Range,
     Record,
+    RestoredStream,
+    RestoredTopic,
     Skip,
     StreamsAbandoned,
     StreamsClosed,
@@ -107,6 +110,35 @@ RECORDS: dict[type, st.SearchStrategy[Record]] = {
         PartitionsAdded, topic_id=TOPIC_IDS, first_stream_id=NUMBERS, leaders=st.lists(NUMBERS, max_size=3).map(tuple)
     ),
     BrokerConfigsChanged: st.builds(BrokerConfigsChanged, node_id=NUMBERS, configs=CONFIGS),
+    MetadataRestored: st.builds(
+        MetadataRestored,
+        index=NUMBERS,
+        restored_at_ms=NUMBERS,
+        deleted_topic_ids=st.lists(TOPIC_IDS, max_size=2).map(tuple),
+        topics=st.lists(
+            st.builds(
+                RestoredTopic, topic_id=TOPIC_IDS, name=TEXT, stream_ids=IDS, configs=CONFIGS, created_at_ms=NUMBERS
+            ),
+            max_size=2,
+        ).map(tuple),
+        streams=st.lists(
+            st.builds(
+                RestoredStream,
+                stream_id=NUMBERS,
+                topic_id=TOPIC_IDS,
+                partition=NUMBERS,
+                node_id=NUMBERS,
+                leader_epoch=st.integers(-1, 2**31 - 1),
+                log_start_offset=NUMBERS,
+                committed_end_offset=NUMBERS,
+                gaps=PAIRS,
+                newest_state_object_id=NUMBERS,
+            ),
+            max_size=2,
+        ).map(tuple),
+        objects=st.lists(OBJECTS, max_size=2).map(tuple),
+        broker_configs=st.none() | st.lists(st.tuples(NUMBERS, CONFIGS), max_size=2).map(tuple),
+    ),
 }
 
 

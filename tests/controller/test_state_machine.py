@@ -1,31 +1,34 @@
 """Random commands against a model that knows what each object really holds.
 
 After every command: all invariants hold, another replica that applied the encoded records is in the same state (I9), a
-snapshot brings back that state, every committed offset is read from a referenced object that holds it (I1, I5, I8), and
-holders of a stream never share a leader epoch (I4).
+snapshot brings back that state, every committed offset is read from a referenced object that holds it (I1, I5, I8), no
+offset is used twice (I2), and holders of a stream never share a leader epoch (I4). Restores to any earlier point are among the commands.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from controller.errors import NodeRefused, StreamNotDrained
+from controller.errors import NodeRefused, RestoreRefused, StreamNotDrained
 from controller.invariants import check_all
 from controller.records import Range, decode_records, encode_records
+from controller.restoration import plan_restore
 from controller.snapshot import capture, digest, encode, restore
 from controller.state import State
 from controller.streams import AbandonWal, RecoverWal
 from controller.tables import StreamState, StreamStatus
 from s3stream.errors import ObjectExpired, SourcesChanged
-from s3stream.metadata import NewObject, StreamId, StreamRange
+from s3stream.metadata import NewObject, ObjectId, StreamId, StreamRange
 from tests.controller.machine import Machine, new_object, stream_range
 
 NODES = (1, 2)
 NAMES = ("a", "b")
+RESTORE_WINDOW_MS = 2_000
 
 
 @dataclass
@@ -33,11 +36,23 @@ class Held:
     """What the model knows of a stream."""
 
     committed: list[tuple[int, int]] = field(default_factory=list)
-    """Offsets that were acknowledged as committed."""
+    """Offsets that were acknowledged as committed, and not given up by a restore."""
+    highest: int = 0
+    """End of all offsets that ever were."""
     state_end: int | None = None
     """End of the newest range with a state block."""
     holders: dict[int, int] = field(default_factory=dict)
     """Who held each leader epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembered:
+    """A point of the past."""
+
+    at_ms: int
+    state: State
+    committed: dict[int, list[tuple[int, int]]]
+    state_ends: dict[int, int | None]
 
 
 class MetadataMachine(RuleBasedStateMachine):
@@ -51,6 +66,7 @@ class MetadataMachine(RuleBasedStateMachine):
         self.streams: dict[int, Held] = {}
         self.store: dict[int, NewObject] = {}
         """Objects that were put and not deleted."""
+        self.past: list[Remembered] = []
         self.disks = dict.fromkeys(NODES, 0)
         for node_id in NODES:
             self.register(node_id)
@@ -88,6 +104,65 @@ class MetadataMachine(RuleBasedStateMachine):
 
     def led_by(self, node_id: int) -> set[int]:
         return {each.stream_id for each in self.machine.state.tables.streams.values() if each.node_id == node_id}
+
+    # ---- the past
+
+    @rule(pass_ms=st.sampled_from([0, 100, 1_000]))
+    def remember(self, pass_ms: int) -> None:
+        self.past.append(
+            Remembered(
+                at_ms=self.machine.now_ms,
+                state=self.machine.state.copy(),
+                committed={stream_id: held.committed.copy() for stream_id, held in self.streams.items()},
+                state_ends={stream_id: held.state_end for stream_id, held in self.streams.items()},
+            )
+        )
+        self.machine.now_ms += pass_ms
+
+    @rule(data=st.data(), names=st.sets(st.sampled_from(NAMES)), slack=st.integers(0, 3))
+    def restore(self, data: st.DataObject, names: set[str], slack: int) -> None:
+        """All topics, or those of some names, as at some point of the past."""
+        if not self.past:
+            return
+        point = data.draw(st.sampled_from(self.past))
+        target = point.state.tables
+        names &= target.topic_ids.keys()
+        before = digest(self.machine.state)
+        try:
+            plan = self.machine.restore(point.state, *names, slack_offsets=slack)
+        except RestoreRefused:
+            assert digest(self.machine.state) == before
+            plan = plan_restore(
+                self.machine.state.tables, self.machine.restoring(point.state, *names, slack_offsets=slack)
+            )
+            assert plan.missing or plan.open_partitions
+            assert set(plan.missing) <= target.objects.keys()
+            assert all(object_id in self.machine.state.tables.gone for object_id in plan.missing)
+            self.may_be_missing(point, plan.missing)
+            for stream in list(self.machine.state.tables.streams.values()):
+                if stream.status is not StreamStatus.CLOSED:
+                    self.machine.close(stream.node_id, {stream.stream_id: stream.committed_end_offset})
+            if plan.missing:
+                return
+            plan = self.machine.restore(point.state, *names, slack_offsets=slack)
+        tables = self.machine.state.tables
+        for topic in target.topics.values():
+            if names and topic.name not in names:
+                continue
+            now = tables.topics[topic.topic_id]
+            assert (now.name, now.configs) == (topic.name, topic.configs)
+            for stream_id in now.stream_ids:
+                held = self.streams[stream_id]
+                held.committed = point.committed.get(stream_id, []).copy()
+                held.state_end = point.state_ends.get(stream_id)
+                assert tables.streams[stream_id].committed_end_offset >= held.highest, "I2, I3"
+        if not names:
+            assert tables.topics.keys() == target.topics.keys()
+        assert self.machine.restore(point.state, *names).changes_nothing, "once is enough"
+        assert plan.partitions or digest(self.machine.state) == before or plan.configured_topics
+
+    def may_be_missing(self, point: Remembered, object_ids: Sequence[ObjectId]) -> None:
+        """Here objects are deleted as soon as they may be."""
 
     # ---- nodes
 
@@ -214,6 +289,8 @@ class MetadataMachine(RuleBasedStateMachine):
                     held = self.streams[value.stream_id]
                     assert held.holders[value.leader_epoch] == node_id
                     assert value.base_offset >= self.committed_end(value.stream_id)
+                    assert value.base_offset >= held.highest, "I2"
+                    held.highest = value.end_offset
                     held.committed.append((value.base_offset, value.end_offset))
                     if value.has_state:
                         held.state_end = value.end_offset
@@ -354,7 +431,30 @@ class MetadataMachine(RuleBasedStateMachine):
         check_all(restored[0].tables)
 
 
+class WindowMachine(MetadataMachine):
+    """The same with a collector that leaves what may be restored within a window: then everything can be."""
+
+    @rule(pass_ms=st.sampled_from([0, 500, 1_500]), forget=st.booleans())
+    def collect(self, pass_ms: int, forget: bool) -> None:
+        self.machine.now_ms += pass_ms
+        unreferenced = self.machine.state.tables.unreferenced.items()
+        due = [
+            each for each, value in unreferenced if value.unreferenced_at_ms < self.machine.now_ms - RESTORE_WINDOW_MS
+        ]
+        expired = self.machine.expire(*due)
+        for object_id in expired:
+            del self.store[object_id]
+        if forget:
+            self.machine.forget(*expired)
+
+    def may_be_missing(self, point: Remembered, object_ids: Sequence[ObjectId]) -> None:
+        assert not object_ids or point.at_ms < self.machine.now_ms - RESTORE_WINDOW_MS
+
+
 TestMetadata = MetadataMachine.TestCase
 TestMetadata.settings = settings(
     max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+TestRestoreWindow = WindowMachine.TestCase
+TestRestoreWindow.settings = settings(TestMetadata.settings, max_examples=100)
