@@ -44,6 +44,7 @@ from s3stream.objectstore import (
 from s3stream.s3_body import Body, Pieces, read_body, send_body
 from s3stream.s3_credentials import ChainCredentials, new_session
 from s3stream.s3_errors import CredentialsRefused, RangeNotSatisfiable, TryAgain, failure, refusal
+from s3stream.s3_ranges import RangeLane
 from wal.checksum import crc32c as checksum
 
 __all__ = ["S3ObjectStore"]
@@ -427,6 +428,12 @@ class S3ObjectStore:
                     )
                 )
                 client.meta.events.register("before-send.s3", send_body)
+                lane = RangeLane(
+                    verify=self._ca_file or session.get_config_variable("ca_bundle") or True,
+                    connect_timeout_s=_CONNECT_TIMEOUT_S,
+                )
+                self._exit_stack.callback(lane.close)
+                client.meta.events.register("before-send.s3.GetObject", lane.answer)
                 self._client = client
             return self._client
 

@@ -14,6 +14,7 @@ from aiohttp.payload import Payload
 
 from s3stream.objectstore import Buffer
 from s3stream.s3_errors import TryAgain
+from s3stream.s3_ranges import ReceivedBody
 
 __all__ = ["Body", "Pieces", "copies", "read_body", "send_body"]
 
@@ -87,6 +88,8 @@ def send_body(request: Any, **_: Any) -> None:
 async def read_body(response: dict[str, Any]) -> bytes | bytearray:
     """The whole body, piece by piece as it arrives: gathered by aiohttp and joined at the end it costs half as much again."""
     async with response["Body"] as stream:
+        if isinstance(stream.raw_stream, ReceivedBody):
+            return stream.raw_stream.data
         size = response.get("ContentLength")
         if size is None:  # a store that sends it in chunks
             whole: bytes = await stream.read()

@@ -56,8 +56,10 @@ class Server:
     requests: list[Request] = field(default_factory=list)
     otherwise: Answer = ok
     delay_s: float = 0.0
+    connections: int = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")

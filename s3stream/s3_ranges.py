@@ -1,0 +1,315 @@
+"""A lane of its own for range reads of S3: bodies go from the socket into the memory they stay in.
+
+Through aiohttp a gigabyte takes about a second of CPU: every piece of a body is an object, is fed to a stream, wakes a task, and is
+copied. Here the event loop receives into the body's own memory (`asyncio.BufferedProtocol`), and wakes the task once, at its end.
+
+Always true:
+- botocore makes and signs the request and looks at the answer; this only carries them, over HTTP/1.1 with kept connections.
+- It carries answers of one plain kind: 206 with Content-Length. For anything else (errors, redirects, chunks, a proxy on the way, a
+  connection that cannot be made) it answers None, and the request goes by aiohttp as if this were not there, which knows
+  what to make of it. A range read changes nothing, so it may be sent twice.
+- A body that ends early is `ConnectionClosedError`, as aiohttp's would be: the caller tries again. Nobody sees a part of a body.
+- A connection whose answer was not taken to its end is closed: the next request never gets what was meant for another.
+- TLS is checked as botocore checks it, with the same certificates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Any, Final, NamedTuple, cast
+from urllib.parse import urlsplit
+
+from aiobotocore.awsrequest import AioAWSResponse
+from botocore.exceptions import ConnectionClosedError
+from botocore.httpsession import create_urllib3_context, get_cert_path
+from botocore.utils import get_environ_proxies
+
+__all__ = ["RangeLane", "ReceivedBody"]
+
+_HEAD_BYTES = 16 << 10
+"""Of an answer's status line and headers; S3's are below one."""
+_IDLE_S: Final = 10.0
+"""A connection that was idle for longer is not used again: servers close theirs at 20 s (S3) or more."""
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class ReceivedBody:
+    """A body that is here: what botocore hands on as its raw stream."""
+
+    def __init__(self, data: bytearray) -> None:
+        self.data = data
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class _Origin(NamedTuple):
+    scheme: str
+    host: str
+    port: int
+
+
+class _Head(NamedTuple):
+    """An answer before its body."""
+
+    headers: dict[str, str]
+    size: int
+    is_last: bool
+    """The server closes the connection behind it."""
+
+
+class _NotPlain(Exception):
+    """An answer that is aiohttp's to deal with."""
+
+
+class _Ended(Exception):
+    """The connection ended before the answer did."""
+
+
+class RangeLane:
+    """Connections to the store, for range reads alone."""
+
+    def __init__(self, *, verify: str | bool, connect_timeout_s: float) -> None:
+        """Describe it; connections are made when they are needed.
+
+        Args:
+            verify: a file of certificates to trust, or whether to check at all.
+        """
+        self._verify = verify
+        self._connect_timeout_s = connect_timeout_s
+        self._tls: ssl.SSLContext | None = None
+        self._idle: dict[_Origin, list[_Connection]] = {}
+        self._closed = False
+        self.carried_count = 0
+        """Answers that came this way."""
+
+    async def answer(self, request: Any, **_: Any) -> AioAWSResponse | None:
+        """The answer to a request (a handler of botocore's event `before-send`); None: send it as ever.
+
+        Raises:
+            ConnectionClosedError: it ended early.
+        """
+        if request.method != "GET" or "Range" not in request.headers or get_environ_proxies(request.url):
+            return None
+        parts = urlsplit(request.url)
+        if parts.scheme not in _DEFAULT_PORTS or parts.hostname is None:
+            return None
+        origin = _Origin(parts.scheme, parts.hostname, parts.port or _DEFAULT_PORTS[parts.scheme])
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        head = _request_head(target, origin, request.headers)
+        most = _asked_for(request.headers["Range"])
+        while True:
+            connection = self._kept(origin)
+            is_new = connection is None
+            if connection is None:
+                try:
+                    async with asyncio.timeout(self._connect_timeout_s):
+                        connection = await self._connect(origin)
+                except (OSError, TimeoutError):
+                    return None
+            try:
+                headers, data = await connection.get(head, most)
+            except _NotPlain:
+                return None
+            except _Ended as error:
+                if not is_new and not connection.has_answered:
+                    continue  # the server closed it while it was idle
+                raise ConnectionClosedError(endpoint_url=request.url, error=error) from error
+            self._keep(origin, connection)
+            self.carried_count += 1
+            return AioAWSResponse(request.url, 206, headers, ReceivedBody(data))
+
+    def close(self) -> None:
+        """Close all connections; what is under way ends with them."""
+        self._closed = True
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.close()
+        self._idle.clear()
+
+    def _kept(self, origin: _Origin) -> _Connection | None:
+        connections = self._idle.get(origin, [])
+        fresh_since = asyncio.get_running_loop().time() - _IDLE_S
+        while connections:
+            connection = connections.pop()
+            if connection.is_usable and connection.idle_since >= fresh_since:
+                return connection
+            connection.close()
+        return None
+
+    def _keep(self, origin: _Origin, connection: _Connection) -> None:
+        if self._closed or not connection.is_usable:
+            connection.close()
+            return
+        connection.idle_since = asyncio.get_running_loop().time()
+        self._idle.setdefault(origin, []).append(connection)
+
+    async def _connect(self, origin: _Origin) -> _Connection:
+        loop = asyncio.get_running_loop()
+        if origin.scheme == "https" and self._tls is None:
+            self._tls = await asyncio.to_thread(_tls_context, self._verify)  # reads files
+        _, connection = await loop.create_connection(
+            _Connection, origin.host, origin.port, ssl=self._tls if origin.scheme == "https" else None
+        )
+        return connection
+
+
+class _Connection(asyncio.BufferedProtocol):
+    """One connection: a request, its answer, the next request."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._head = memoryview(bytearray(_HEAD_BYTES))
+        self._head_size = 0
+        self._found: _Head | None = None
+        self._data = bytearray()
+        self._body: memoryview | None = None
+        self._position = 0
+        self._most_bytes = 0
+        self._answer: asyncio.Future[None] | None = None
+        self._failed = False
+        self.has_answered = False
+        """Something came for the request that is, or was last, under way."""
+        self.idle_since = 0.0
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether another request may go this way."""
+        return not self._failed and self._transport is not None and not self._transport.is_closing()
+
+    async def get(self, head: bytes, most_bytes: int) -> tuple[dict[str, str], bytearray]:
+        """Send a request; headers and body of its answer."""
+        assert self._transport is not None
+        self._most_bytes = most_bytes
+        self._head_size = self._position = 0
+        self._found = self._body = None
+        self.has_answered = False
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(head)
+        try:
+            await self._answer
+        except BaseException:  # given up, too: what comes now must not be taken for the next answer
+            self.close()
+            raise
+        finally:
+            self._answer = None
+        found, data = cast(_Head, self._found), self._data
+        self._data, self._body = bytearray(), None
+        if found.is_last:
+            self.close()
+        return found.headers, data
+
+    def close(self) -> None:
+        """End it, whatever is under way."""
+        self._failed = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    # ---- asyncio.BufferedProtocol ---------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """See asyncio."""
+        return self._head[self._head_size :] if self._body is None else self._body[self._position :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """See asyncio."""
+        if self._answer is None or self._answer.done():
+            self.close()  # more than was asked for
+            return
+        self.has_answered = True
+        if self._body is None:
+            self._head_size += nbytes
+            try:
+                self._read_head()
+            except _NotPlain as error:
+                self._fail(error)
+                return
+        else:
+            self._position += nbytes
+        if self._body is not None and self._position == len(self._body):
+            self._answer.set_result(None)
+
+    def eof_received(self) -> None:
+        """See asyncio."""
+        self._fail(_Ended(f"{self._position} bytes of a body of {len(self._data)}"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio."""
+        self._fail(_Ended(str(exc or "closed")))
+
+    def _fail(self, error: Exception) -> None:
+        self._failed = True
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
+
+    def _read_head(self) -> None:
+        received = bytes(self._head[: self._head_size])
+        end = received.find(b"\r\n\r\n")
+        if end < 0:
+            if self._head_size == len(self._head):
+                raise _NotPlain("a head without end")
+            return
+        self._found = found = _parse_head(received[:end])
+        rest = received[end + 4 :]
+        if found.size > self._most_bytes or len(rest) > found.size:
+            raise _NotPlain("more than was asked for, or announced")
+        self._data = bytearray(found.size)
+        self._body = memoryview(self._data)
+        self._body[: len(rest)] = rest
+        self._position = len(rest)
+
+
+def _request_head(target: str, origin: _Origin, headers: Any) -> bytes:
+    lines = [f"GET {target} HTTP/1.1"]
+    host = f"[{origin.host}]" if ":" in origin.host else origin.host
+    if origin.port != _DEFAULT_PORTS[origin.scheme]:
+        host += f":{origin.port}"
+    given = {
+        name: value.decode() if isinstance(value, bytes) else str(value)
+        for name, value in headers.items()
+        if name.lower() not in ("host", "accept-encoding", "connection")
+    }
+    lines += [f"{name}: {value}" for name, value in {"Host": host, **given, "Accept-Encoding": "identity"}.items()]
+    head = "\r\n".join(lines)
+    assert head.count("\n") == len(lines) - 1, "a header with a line break"
+    return head.encode() + b"\r\n\r\n"
+
+
+def _asked_for(byte_range: str | bytes) -> int:
+    """How many bytes `bytes=5-9` or `bytes=-5` asks for; 0 for what this does not carry."""
+    text = byte_range.decode() if isinstance(byte_range, bytes) else byte_range
+    first, _, last = text.removeprefix("bytes=").partition("-")
+    if not last.isdecimal():
+        return 0
+    return int(last) - int(first) + 1 if first.isdecimal() else int(last)
+
+
+def _parse_head(head: bytes) -> _Head:
+    status, *lines = head.decode("latin-1").split("\r\n")
+    if not status.startswith("HTTP/1.1 206"):
+        raise _NotPlain(status)
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, separator, value = line.partition(":")
+        if not separator or name != name.strip():
+            raise _NotPlain(line)
+        headers[name.lower()] = value.strip()
+    size = headers.get("content-length", "")
+    if "transfer-encoding" in headers or "content-encoding" in headers or not size.isdecimal():
+        raise _NotPlain("no plain body")
+    return _Head(headers, int(size), is_last=headers.get("connection", "").lower() == "close")
+
+
+def _tls_context(verify: str | bool) -> ssl.SSLContext:
+    context: ssl.SSLContext = create_urllib3_context()
+    context.check_hostname = bool(verify)
+    if verify:
+        context.load_verify_locations(get_cert_path(verify))
+    else:
+        context.verify_mode = ssl.CERT_NONE
+    return context

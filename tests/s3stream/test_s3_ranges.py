@@ -1,0 +1,205 @@
+"""The lane of range reads: what it carries, and that what it does not carry goes the ordinary way, with the same outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from s3stream.config import ObjectStoreSettings
+from s3stream.objectstore import AccessDenied, NotFound, Unavailable
+from s3stream.open import open_object_store
+from s3stream.s3 import S3ObjectStore
+from s3stream.s3_ranges import RangeLane
+from tests.s3stream.moto import QUICK
+from tests.s3stream.scripted import CUT_SHORT, Answer, Request, Server, answer, error, hang_up, listening, serving
+from tests.s3stream.test_s3_tls import Authority
+from tests.stores.s3_server import S3Server
+
+BRIEF = ObjectStoreSettings(request_timeout_ms=200, deadline_ms=200, retry_first_delay_ms=1, retry_max_delay_ms=10)
+CONTENT = random.Random(5).randbytes(3_000_000)
+
+
+def ranged(request: Request) -> bytes:
+    """What S3 answers to a range read."""
+    first, _, last = request.headers["range"].removeprefix("bytes=").partition("-")
+    begin, end = (int(first), int(last) + 1) if first else (len(CONTENT) - int(last), len(CONTENT))
+    content_range = f"bytes {begin}-{end - 1}/{len(CONTENT)}"
+    return answer("206 Partial Content", CONTENT[begin:end], ETag='"tag"', Content_Range=content_range)
+
+
+@pytest.fixture
+async def served(lanes: list[RangeLane]) -> AsyncIterator[tuple[Server, S3ObjectStore]]:
+    async with serving() as (server, store):
+        server.otherwise = ranged
+        yield server, store
+
+
+@pytest.fixture
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
+
+
+@pytest.fixture
+def lanes(monkeypatch: pytest.MonkeyPatch) -> list[RangeLane]:
+    """All that are made."""
+    found: list[RangeLane] = []
+    init = RangeLane.__init__
+
+    def noted(self: RangeLane, **options: object) -> None:
+        init(self, **options)  # type: ignore[arg-type]
+        found.append(self)
+
+    monkeypatch.setattr(RangeLane, "__init__", noted)
+    return found
+
+
+async def test_a_range_comes_whole_into_memory_of_its_own(
+    served: tuple[Server, S3ObjectStore], lanes: list[RangeLane]
+) -> None:
+    _, store = served
+    data = await store.get_range("key", 1000, 2_500_000)
+    assert isinstance(data, bytearray)
+    assert data == CONTENT[1000:2_500_000]
+    assert await store.get_tail("key", 70_000) == (CONTENT[-70_000:], len(CONTENT))
+    assert lanes[0].carried_count == 2
+
+
+async def test_a_connection_is_kept_and_each_gets_its_own_answer(
+    served: tuple[Server, S3ObjectStore], lanes: list[RangeLane]
+) -> None:
+    server, store = served
+    for at in range(0, 100_000, 10_000):
+        assert await store.get_range("key", at, at + 10_000) == CONTENT[at : at + 10_000]
+    assert server.connections == 1
+
+    async def read(at: int) -> None:
+        assert await store.get_range("key", at, at + 200_000) == CONTENT[at : at + 200_000]
+
+    await asyncio.gather(*(read(at) for at in range(0, 2_000_000, 200_000)))
+    assert server.connections <= 10
+    assert lanes[0].carried_count == 20
+
+
+async def test_the_signature_is_taken(lanes: list[RangeLane], s3_server: S3Server) -> None:
+    store = s3_server.open(s3_server.new_bucket())
+    key = "a key/with spaces+and%signs/ümlaut"
+    await store.put(key, [CONTENT])
+    assert await store.get_range(key, 5, 1_000_005) == CONTENT[5:1_000_005]
+    assert lanes[0].carried_count == 1
+    with pytest.raises(NotFound):
+        await store.get_range("nothing", 0, 10)
+    assert await store.get_range(key, len(CONTENT), len(CONTENT) + 5) == b""
+    await store.close()
+
+
+async def test_it_speaks_tls_and_trusts_whom_it_was_told_to(
+    tmp_path: Path, lanes: list[RangeLane], credentials: None
+) -> None:
+    authority = Authority(tmp_path, "own")
+    async with listening(ranged, tls=authority.server()) as server:
+        uri = f"s3://bucket?region=us-east-1&path_style=true&endpoint={server.url}"
+        store = open_object_store(f"{uri}&ca={authority.path}", rng=random.Random(0), settings=QUICK).store
+        assert await store.get_range("key", 0, 2_000_000) == CONTENT[:2_000_000]
+        assert lanes[0].carried_count == 1
+        await store.close()
+        store = open_object_store(uri, rng=random.Random(0), settings=QUICK).store
+        with pytest.raises(AccessDenied, match="certificate is not trusted"):
+            await store.get_range("key", 0, 10)
+        assert lanes[1].carried_count == 0
+        await store.close()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        error("503 Slow Down", "SlowDown"),
+        lambda _: answer("200 OK", CONTENT[:10]),
+        lambda _: b"HTTP/1.1 206 Partial Content\r\nTransfer-Encoding: chunked\r\n\r\na\r\n" + CONTENT[:10] + b"\r\n0\r\n\r\n",
+        lambda _: answer("206 Partial Content", CONTENT[:11]),  # more than was asked for
+        lambda _: b"HTTP/1.1 206 Partial Content\r\nContent-Length: 10\r\nX: " + b"x" * 7000 + b"\r\n\r\n" + CONTENT[:10],
+        lambda _: b"nonsense\r\n\r\n",
+    ],
+    ids=["error", "all of it", "chunked", "too much", "long head", "nonsense"],
+)  # fmt: skip
+async def test_what_is_not_plain_goes_the_ordinary_way(served: tuple[Server, S3ObjectStore], odd: Answer) -> None:
+    server, store = served
+    server.script = [odd]
+    assert await store.get_range("key", 0, 10) == CONTENT[:10]
+    assert await store.get_range("key", 10, 20) == CONTENT[10:20]
+
+
+async def test_a_body_that_is_cut_short_is_read_again(served: tuple[Server, S3ObjectStore]) -> None:
+    server, store = served
+    server.script = [lambda _: b"HTTP/1.1 206 Partial Content\r\nContent-Length: 100\r\n\r\n" + CUT_SHORT]
+    assert await store.get_range("key", 0, 100) == CONTENT[:100]
+    assert store.retries == 1
+
+
+async def test_a_connection_that_the_server_closed_meanwhile_is_replaced_without_a_pause(
+    served: tuple[Server, S3ObjectStore],
+) -> None:
+    server, store = served
+    assert await store.get_range("key", 0, 10) == CONTENT[:10]
+    server.script = [hang_up]
+    assert await store.get_range("key", 10, 20) == CONTENT[10:20]
+    assert store.retries == 0
+    assert server.connections == 2
+
+
+async def test_a_connection_that_the_server_wants_closed_is_not_kept(served: tuple[Server, S3ObjectStore]) -> None:
+    server, store = served
+    server.script = [lambda _: answer("206 Partial Content", CONTENT[:10], Connection="close")]
+    assert await store.get_range("key", 0, 10) == CONTENT[:10]
+    assert await store.get_range("key", 10, 20) == CONTENT[10:20]
+    assert server.connections == 2
+
+
+async def test_who_gives_up_leaves_nothing_for_the_next(served: tuple[Server, S3ObjectStore]) -> None:
+    server, store = served
+    assert await store.get_range("key", 0, 10) == CONTENT[:10]
+    server.delay_s = 0.2
+    given_up = asyncio.create_task(store.get_range("key", 10, 20))
+    while len(server.requests) < 2:
+        await asyncio.sleep(0.001)
+    given_up.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+    server.delay_s = 0
+    assert await store.get_range("key", 20, 30) == CONTENT[20:30]
+
+
+async def test_what_comes_without_being_asked_for_ends_the_connection(served: tuple[Server, S3ObjectStore]) -> None:
+    server, store = served
+    server.script = [
+        lambda request: ranged(request) + b"HTTP/1.1 206 Partial Content\r\nContent-Length: 10\r\n\r\n" + bytes(10)
+    ]
+    first = await store.get_range("key", 0, 10)
+    await asyncio.sleep(0.05)
+    assert first == CONTENT[:10]
+    assert await store.get_range("key", 10, 20) == CONTENT[10:20]
+
+
+async def test_a_proxy_on_the_way_is_aiohttps_matter(
+    served: tuple[Server, S3ObjectStore], lanes: list[RangeLane], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, store = served
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("http_proxy", server.url)
+    assert await store.get_range("key", 0, 10) == CONTENT[:10]
+    assert lanes[0].carried_count == 0
+
+
+async def test_a_server_that_is_not_there_is_told_as_ever(credentials: None) -> None:
+    async with listening() as gone:
+        url = gone.url
+    uri = f"s3://bucket?region=us-east-1&path_style=true&endpoint={url}"
+    store = open_object_store(uri, rng=random.Random(0), settings=BRIEF).store
+    with pytest.raises(Unavailable):
+        await store.get_range("key", 0, 10)
+    await store.close()
