@@ -1,7 +1,8 @@
 """Commands and their outcomes as bytes: what a node that does not lead says to the one that does, and hears from it. Pure.
 
 Always true:
-- Every command of the state machine has a place here; a test compares the tables.
+- Every command of the state machine has a place here; a test compares the tables. But for `RestoreTopics`, which holds a whole state: the
+  tool that gives it takes the office itself.
 - An outcome is a reply or an error. An error comes back as the same class with the same text, so a caller cannot tell where
   its command was decided; one whose class is unknown here comes back as `ControllerError`.
 - What does not fit its type is refused with `Malformed`. Nothing is executed by decoding.
