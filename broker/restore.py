@@ -122,12 +122,13 @@ class PartitionChangeRow(Row, frozen=True, kw_only=True):
     is_deleted: bool
 
     def text(self) -> str:
-        if self.is_deleted:
-            return f"{self.partition}: is deleted; gives up offsets {ranges_text(self.given_up)}"
-        return (
-            f"{self.partition}: regains offsets {ranges_text(self.regained)}, gives up {ranges_text(self.given_up)}; "
-            f"then has {offsets(self.log_start_offset, self.end_offset)}"
-        )
+        parts = [
+            f"{verb} offsets {ranges_text(ranges)}"
+            for verb, ranges in (("regains", self.regained), ("gives up", self.given_up))
+            if ranges
+        ]
+        after = "is deleted" if self.is_deleted else f"then is {offsets(self.log_start_offset, self.end_offset)}"
+        return f"{self.partition}: {', '.join((*parts, after))}"
 
 
 class MissingRow(Row, frozen=True, kw_only=True):
