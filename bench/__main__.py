@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from bench import catch_up, groups, idle_consumers, memory, partitions, recovery
+from bench import catch_up, compaction, groups, idle_consumers, memory, partitions, recovery
 from bench.baselines import BaselineUnavailable
 from bench.broker import Broker, BrokerFailed, running_broker
 from bench.librdkafka import LibrdkafkaUnavailable, rdkafka_performance
@@ -23,6 +23,7 @@ from bench.targets import LINES, MEASUREMENTS, PARTITIONS, Context, Figures, Lin
 _BUILD_DIR = Path(__file__).resolve().parent.parent / "build"
 _RUNS: Mapping[str, Callable[[Path], None]] = {
     "catch_up": catch_up.run,
+    "compaction": compaction.run,
     "idle_consumers": idle_consumers.run,
     "memory": memory.run,
     "partitions": partitions.run,
