@@ -507,7 +507,7 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "counter",
                 "tidelog_object_store_transferred_bytes_total",
                 "operation",
-                "Bytes of objects written (put…) and read (get…), by operation.",
+                "Bytes of objects written (put…), read (get…) and copied by the store itself (copy), by operation.",
                 _by_value(lambda parts: dict(parts.store.transferred_bytes)),
             ),
             _labelled(
@@ -623,6 +623,11 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "tidelog_compaction_written_bytes_total",
                 "Bytes written by compaction.",
                 lambda parts: parts.compactor.written_bytes,
+            ),
+            _counter(
+                "tidelog_compaction_copied_bytes_total",
+                "Bytes that compaction had the object store copy: they were not written by the broker, and not read either where the store tells the CRC of a copy.",
+                lambda parts: parts.compactor.copied_bytes,
             ),
             _gauge(
                 "tidelog_compaction_damaged_objects",

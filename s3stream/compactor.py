@@ -2,6 +2,9 @@
 
 Always true:
 - Every block is checked against its CRC before it is rewritten; a source that fails twice is left alone, loudly, for good.
+- Large runs of blocks are copied by the store, with the CRCs that they have in their source's index. Nothing is made valid by that: the
+  store tells the CRC of its copy, and it must be what those of the blocks come to. Of a store that does not tell it the
+  blocks are read and checked first, as if they were rewritten, and only the way back is spared.
 - New objects are read back as far as their index before the commit names them.
 - The commit names its sources. If one of them changed meanwhile it is refused, and the work is lost, nothing else: what was
   written is an orphan, which the collector finds.
@@ -12,8 +15,10 @@ Always true:
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 import random
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
@@ -43,8 +48,17 @@ from s3stream.object_format import (
     check_block,
     parse_footer,
 )
-from s3stream.objectstore import Buffer, NotFound, ObjectStore, ObjectStoreError
+from s3stream.objectstore import (
+    Buffer,
+    CopyUnconfirmed,
+    CopyUnsupported,
+    NotFound,
+    ObjectStore,
+    ObjectStoreError,
+    StoredRange,
+)
 from s3stream.paths import Paths
+from s3stream.splicing import Copy, Rewrite, Splicer
 
 __all__ = ["CompactionMetadata", "Compactor"]
 
@@ -52,10 +66,20 @@ _log = logging.getLogger("tidelog.compaction")
 
 _TAIL_SIZE_BYTES = 64 << 10
 _LEAST_CHUNK_BYTES = 64 << 10
+_COPY_ATTEMPTS = 3
+"""With a CRC, without, and by ourselves."""
 _COMMIT_ATTEMPTS = 5
 _FIRST_COMMIT_DELAY_S = 1.0
 _MAX_DAMAGED = 1000
 """Damaged objects that are remembered; more than that, and compaction stops."""
+
+
+class _Copying(enum.Enum):
+    """How far the store's copies go."""
+
+    CONFIRMED = "it tells the CRC of what it copied"
+    READ_FIRST = "it does not, so the source is checked by reading it"
+    NONE = "it does not copy"
 
 
 class CompactionMetadata(Protocol):
@@ -107,6 +131,9 @@ class Compactor:
         """Jobs whose sources changed, or whose store failed, before the commit."""
         self.read_bytes = 0
         self.written_bytes = 0
+        self.copied_bytes = 0
+        """By the store; neither read nor written here, or only read."""
+        self._copying = _Copying.CONFIRMED
 
     @property
     def damaged_objects(self) -> int:
@@ -150,6 +177,8 @@ class Compactor:
             self.discarded_jobs += 1
             _log.info("compaction discarded: %(error)s", {"error": error})
         except _Damaged as damaged:
+            if self._copying is _Copying.READ_FIRST:
+                self._copying = _Copying.CONFIRMED  # so it was not the store that could not confirm
             if damaged.object_id in self._suspected:
                 self._damaged.add(damaged.object_id)
                 _log.error(
@@ -211,56 +240,113 @@ class Compactor:
     async def _write_object(
         self, object_id: ObjectId, output: PlannedObject, sources: dict[ObjectId, _Source]
     ) -> NewObject:
+        for _ in range(_COPY_ATTEMPTS):
+            copying = self._copying
+            try:
+                return await self._put(object_id, output, sources, copying)
+            except (CopyUnsupported, CopyUnconfirmed) as error:
+                self._copying = _Copying.NONE if isinstance(error, CopyUnsupported) else _Copying.READ_FIRST
+                why = error
+            _log.info(
+                "compaction copies otherwise: %(copying)s (%(error)s)",
+                {"copying": self._copying.value, "error": why, "object_id": object_id},
+            )
+        raise ObjectStoreError(f"object {object_id} cannot be put together: {why}") from why
+
+    async def _put(
+        self, object_id: ObjectId, output: PlannedObject, sources: dict[ObjectId, _Source], copying: _Copying
+    ) -> NewObject:
         builder = ObjectBuilder(object_id)
         ranges: list[StreamRange] = []
+        layout = self._layout(output, sources, copying)
+        copied = sum(step.end - step.start for _, steps, _ in layout for step in steps if isinstance(step, Copy))
         tail = b""
 
-        async def body() -> AsyncIterator[Buffer]:
+        async def body() -> AsyncIterator[Buffer | StoredRange]:
             nonlocal tail
-            for planned in output.ranges:
-                async for buffer in self._copy_range(planned, sources, builder, ranges):
-                    yield buffer
+            for planned, steps, state_entry in layout:
+                async for part in self._parts(planned, steps, state_entry, sources, builder, ranges, copying):
+                    yield part
             tail = builder.finish().data
             yield tail
 
+        async def buffers() -> AsyncIterator[Buffer]:
+            async for part in body():
+                assert not isinstance(part, StoredRange), "nothing is copied"
+                yield part
+
         key = self._paths.data_object(object_id)
-        await self._store.put_multipart(key, body())
+        await (self._store.put_composed(key, body()) if copied else self._store.put_multipart(key, buffers()))
         size = builder.body_size_bytes + len(tail)
-        self.written_bytes += size
+        self.copied_bytes += copied
+        self.written_bytes += size - copied
         found, found_size = await self._store.get_tail(key, len(tail))
         if (found, found_size) != (tail, size):
             raise ObjectStoreError(f"object {object_id} does not read back as it was written")
         return NewObject(object_id=object_id, size_bytes=size, ranges=tuple(ranges))
 
-    async def _copy_range(
+    def _layout(
+        self, output: PlannedObject, sources: dict[ObjectId, _Source], copying: _Copying
+    ) -> list[tuple[PlannedRange, list[Copy | Rewrite], IndexEntry | None]]:
+        """What is to be done for each range, and the state that follows it."""
+        splicer = Splicer(self._block_size_bytes, copies=copying is not _Copying.NONE)
+        layout: list[tuple[PlannedRange, list[Copy | Rewrite], IndexEntry | None]] = []
+        for planned in output.ranges:
+            steps: list[Copy | Rewrite] = []
+            for object_id, piece in planned.pieces:
+                steps += splicer.steps(object_id, sources[object_id].entries(piece, planned.needed_offset))
+            state_entry = None
+            if planned.state_source is not None:
+                state_entry = sources[planned.state_source].state_entry(planned.stream_id)
+                splicer.wrote(state_entry.size_bytes)
+            layout.append((planned, steps, state_entry))
+        copied_from: dict[ObjectId, list[int]] = {object_id: [] for object_id in sources}
+        if copying is _Copying.CONFIRMED:
+            for _, steps, _ in layout:
+                for step in steps:
+                    if isinstance(step, Copy):
+                        copied_from[step.object_id].append(step.start)
+        for object_id, positions in copied_from.items():
+            sources[object_id].copied_from = sorted(positions)
+        return layout
+
+    async def _parts(
         self,
         planned: PlannedRange,
+        steps: Sequence[Copy | Rewrite],
+        state_entry: IndexEntry | None,
         sources: dict[ObjectId, _Source],
         builder: ObjectBuilder,
         ranges: list[StreamRange],
-    ) -> AsyncIterator[Buffer]:
-        """Yield a range's blocks, small neighbours joined, then its state."""
+        copying: _Copying,
+    ) -> AsyncIterator[Buffer | StoredRange]:
+        """Yield a range's blocks, small neighbours joined and large runs left to the store; then its state."""
         stream_id = planned.stream_id
         last = planned.pieces[-1][1]
         size = record_count = 0
         max_timestamp_ms = -1
         group: list[tuple[IndexEntry, Buffer]] = []
-        for object_id, piece in planned.pieces:
-            source = sources[object_id]
-            for entry in source.entries(piece, planned.needed_offset):
+        for step in steps:
+            source = sources[step.object_id]
+            for entry in step.blocks:
+                size += entry.size_bytes
+                record_count += entry.record_count
+                max_timestamp_ms = max(max_timestamp_ms, entry.max_timestamp_ms)
+            if isinstance(step, Copy):
+                for buffer in _add_block(builder, group, last.leader_epoch):
+                    yield buffer
+                group = []
+                yield await self._copied(step, source, builder, last.leader_epoch, copying)
+                continue
+            for entry in step.blocks:
                 if group and sum(each.size_bytes for each, _ in group) + entry.size_bytes > self._block_size_bytes:
                     for buffer in _add_block(builder, group, last.leader_epoch):
                         yield buffer
                     group = []
                 group.append((entry, await source.read(entry)))
-                size += entry.size_bytes
-                record_count += entry.record_count
-                max_timestamp_ms = max(max_timestamp_ms, entry.max_timestamp_ms)
-        if group:
-            for buffer in _add_block(builder, group, last.leader_epoch):
-                yield buffer
-        if planned.state_source is not None:
-            state_entry = sources[planned.state_source].state_entry(stream_id)
+        for buffer in _add_block(builder, group, last.leader_epoch):
+            yield buffer
+        if planned.state_source is not None and state_entry is not None:
             state = bytes(await sources[planned.state_source].read(state_entry))
             builder.add_state(
                 stream_id=stream_id, leader_epoch=last.leader_epoch, end_offset=state_entry.end_offset, state=state
@@ -277,6 +363,21 @@ class Compactor:
                 max_timestamp_ms=max_timestamp_ms,
                 has_state=planned.state_source is not None,
             )
+        )
+
+    async def _copied(
+        self, step: Copy, source: _Source, builder: ObjectBuilder, leader_epoch: int, copying: _Copying
+    ) -> StoredRange:
+        """What the store is to copy, in the index of the new object."""
+        for entry in step.blocks:
+            if copying is _Copying.READ_FIRST:
+                await source.read(entry)
+            builder.add_copy(entry, leader_epoch=leader_epoch)
+        return StoredRange(
+            key=self._paths.data_object(step.object_id),
+            start=step.start,
+            end=step.end,
+            crc32c=step.crc32c if copying is _Copying.CONFIRMED else None,
         )
 
     async def _read_index(self, object_id: ObjectId) -> ObjectIndex:
@@ -321,6 +422,8 @@ class _Source:
         self._chunk = memoryview(b"")
         self._position = 0
         """Of the chunk."""
+        self.copied_from: Sequence[int] = ()
+        """Positions, ascending, where begins what need not be read."""
 
     def entries(self, piece: StreamRange, needed_offset: int) -> list[IndexEntry]:
         """The data blocks of a range that are still needed."""
@@ -349,8 +452,9 @@ class _Source:
         """A block, checked."""
         at = entry.position - self._position
         if not 0 <= at <= at + entry.size_bytes <= len(self._chunk):
-            end = max(entry.position + entry.size_bytes, entry.position + self._chunk_size)
-            end = min(end, self._index.footer.index_position)
+            end = max(entry.position + entry.size_bytes, self._last_end(entry.position + self._chunk_size))
+            next_copied = bisect_right(self.copied_from, entry.position)
+            end = min([end, *self.copied_from[next_copied : next_copied + 1]])
             self._chunk = memoryview(b"")  # freed before the next one comes
             self._chunk = memoryview(await self._compactor.read_range(self._object_id, entry.position, end))
             self._position, at = entry.position, 0
@@ -361,9 +465,22 @@ class _Source:
             raise _Damaged(self._object_id) from error
         return block
 
+    def _last_end(self, limit: int) -> int:
+        """Where the last block ends that ends at or below a position: what is read of a block that is cut is read twice."""
+        index = self._index
+
+        def end_of(number: int) -> int:
+            entry = index.entry(number)
+            return entry.position + entry.size_bytes
+
+        whole = bisect_right(range(index.entry_count), limit, key=end_of)
+        return end_of(whole - 1) if whole else 0
+
 
 def _add_block(builder: ObjectBuilder, group: Sequence[tuple[IndexEntry, Buffer]], leader_epoch: int) -> list[Buffer]:
-    """Make one block of several; returns its bytes."""
+    """Make one block of several, if there are any; returns its bytes."""
+    if not group:
+        return []
     first, last = group[0][0], group[-1][0]
     parts = [buffer for _, buffer in group]
     builder.add_data(

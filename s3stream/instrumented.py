@@ -13,7 +13,15 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-from s3stream.objectstore import Buffer, MultipartSummary, ObjectStore, ObjectSummary, StoredObject, Unavailable
+from s3stream.objectstore import (
+    Buffer,
+    MultipartSummary,
+    ObjectStore,
+    ObjectSummary,
+    StoredObject,
+    StoredRange,
+    Unavailable,
+)
 from wal.histogram import Histogram
 
 __all__ = ["InstrumentedObjectStore"]
@@ -130,6 +138,20 @@ class InstrumentedObjectStore:
 
         async with _Request(self, "put_multipart") as request:
             return await self.inner.put_multipart(key, counted())
+
+    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> str:
+        """See ObjectStore. Counts as one request; what the store copies is counted as `copy`, it does not come by here."""
+
+        async def counted() -> AsyncIterator[Buffer | StoredRange]:
+            async for part in parts:
+                if isinstance(part, StoredRange):
+                    self.transferred_bytes["copy"] += len(part)
+                else:
+                    await request.moved(len(part))
+                yield part
+
+        async with _Request(self, "put_composed") as request:
+            return await self.inner.put_composed(key, counted())
 
     async def list_multiparts(self, prefix: str) -> AsyncIterator[MultipartSummary]:
         """See ObjectStore. Counts as one request."""

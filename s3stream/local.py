@@ -33,12 +33,14 @@ from urllib.parse import quote, unquote
 from s3stream.objectstore import (
     AccessDenied,
     Buffer,
+    CopyUnconfirmed,
     MultipartSummary,
     NotFound,
     ObjectStoreError,
     ObjectSummary,
     PreconditionFailed,
     StoredObject,
+    StoredRange,
     Unavailable,
 )
 from wal.checksum import crc32c
@@ -53,6 +55,7 @@ _CLOCK = ".clock"
 _LOCK_COUNT = 256
 """Lock files are never deleted (that would race), so keys share a fixed number of them."""
 _LIST_PAGE_SIZE = 1000
+_COPY_PIECE_BYTES = 1 << 20
 _MAX_SEGMENT_BYTES = 255
 _MAX_KEY_BYTES = 1024
 """As S3's."""
@@ -184,6 +187,29 @@ class LocalObjectStore:
             return tag.finish()
         finally:
             await self._call(key, lambda: _discard(temporary, descriptor))
+
+    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> str:
+        """See ObjectStore. A copy comes by here, piece by piece: that is how its CRC is known."""
+
+        async def bytes_of() -> AsyncIterator[Buffer]:
+            async for part in parts:
+                if not isinstance(part, StoredRange):
+                    yield part
+                    continue
+                crc = 0
+                for start in range(part.start, part.end, _COPY_PIECE_BYTES):
+                    end = min(start + _COPY_PIECE_BYTES, part.end)
+                    piece = await self.get_range(part.key, start, end)
+                    if len(piece) != end - start:
+                        raise ObjectStoreError(f"{part.key} has no bytes {part.start} to {part.end}")
+                    crc = crc32c(piece, crc)
+                    yield piece
+                if part.crc32c is not None and crc != part.crc32c:
+                    raise CopyUnconfirmed(
+                        f"bytes {part.start} to {part.end} of {part.key} do not have the CRC that they should"
+                    )
+
+        return await self.put_multipart(key, bytes_of())
 
     async def list_multiparts(self, prefix: str) -> AsyncIterator[MultipartSummary]:
         """See ObjectStore. Also lists other writes, under way or left by crashed processes; very long keys are cut short."""

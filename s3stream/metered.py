@@ -14,7 +14,15 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from functools import reduce
 
-from s3stream.objectstore import Buffer, MultipartSummary, ObjectStore, ObjectSummary, StoredObject
+from s3stream.objectstore import (
+    LEAST_COPY_BYTES,
+    Buffer,
+    MultipartSummary,
+    ObjectStore,
+    ObjectSummary,
+    StoredObject,
+    StoredRange,
+)
 
 __all__ = ["MeteredObjectStore", "Purpose", "Usage", "Used"]
 
@@ -181,6 +189,30 @@ class MeteredObjectStore:
             used.puts += 1 if waiting_bytes or not full_parts else 0
 
         return await self._inner.put_multipart(key, counted())
+
+    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> str:
+        """See ObjectStore. A copy is one request, what lies between two is parts; beginning and completion count as well."""
+        used = self._used
+        between_bytes = 0
+
+        def parted(size: int) -> int:
+            whole = max(0, (size - LEAST_COPY_BYTES) // self._part_size_bytes)
+            return whole + (1 if size > whole * self._part_size_bytes else 0)
+
+        async def counted() -> AsyncIterator[Buffer | StoredRange]:
+            nonlocal between_bytes
+            async for part in parts:
+                if isinstance(part, StoredRange):
+                    used.puts += parted(between_bytes) + 1
+                    between_bytes = 0
+                else:
+                    between_bytes += len(part)
+                    used.sent_bytes += len(part)
+                yield part
+            used.puts += parted(between_bytes) + 1  # the completion
+
+        used.puts += 1
+        return await self._inner.put_composed(key, counted())
 
     async def list_multiparts(self, prefix: str) -> AsyncIterator[MultipartSummary]:
         """See ObjectStore."""

@@ -165,6 +165,11 @@ class ObjectBuilder:
             part_crcs,
         )
 
+    def add_copy(self, block: IndexEntry, *, leader_epoch: int) -> None:
+        """Add a data block of another object as it is: its bytes are taken over with the CRC that they have there."""
+        self._body_crc32c = combine_crc32c(self._body_crc32c, block.crc32c, block.size_bytes)
+        self._append(block._replace(leader_epoch=leader_epoch, position=self._position))
+
     def add_state(self, *, stream_id: StreamId, leader_epoch: int, end_offset: int, state: bytes) -> None:
         """Add a stream's state block, after its data blocks."""
         self._add(BlockKind.STATE, stream_id, leader_epoch, end_offset, end_offset, 0, -1, [state])
@@ -224,12 +229,15 @@ class ObjectBuilder:
             record_count,
             block_crc,
         )
+        self._append(entry)
+
+    def _append(self, entry: IndexEntry) -> None:
         problem = _order_problem(self._last, entry)
         if problem:
             raise ValueError(f"{_describe(self._object_id, entry)}: {problem}")
         self._entries.append(entry)
         self._last = entry
-        self._position += size
+        self._position += entry.size_bytes
 
 
 class ObjectIndex:

@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 __all__ = [
+    "LEAST_COPY_BYTES",
     "AccessDenied",
     "Buffer",
+    "CopyUnconfirmed",
+    "CopyUnsupported",
     "MultipartSummary",
     "NotFound",
     "ObjectStore",
@@ -25,6 +28,7 @@ __all__ = [
     "ObjectSummary",
     "PreconditionFailed",
     "StoredObject",
+    "StoredRange",
     "Unavailable",
     "WriteConflict",
 ]
@@ -50,6 +54,14 @@ class WriteConflict(ObjectStoreError):
 
 class AccessDenied(ObjectStoreError):
     """The store refuses these credentials, or is read-only. Trying again does not help."""
+
+
+class CopyUnsupported(ObjectStoreError):
+    """This store does not copy ranges of objects. Nothing was written."""
+
+
+class CopyUnconfirmed(ObjectStoreError):
+    """A copied range was to have a CRC, and the store says another, or none. Nothing was written."""
 
 
 class Unavailable(ObjectStoreError):
@@ -79,6 +91,24 @@ class StoredObject:
 
     data: bytes
     etag: str
+
+
+LEAST_COPY_BYTES = 5 << 20
+"""S3's least part, but for an object's last one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRange:
+    """Bytes [start, end) of an object that is there, to become a part of another one."""
+
+    key: str
+    start: int
+    end: int
+    crc32c: int | None
+    """What the copy must have, by the store's own word; None: the caller has read these bytes, and takes the store's copy on trust."""
+
+    def __len__(self) -> int:
+        return self.end - self.start
 
 
 class ObjectStore(Protocol):
@@ -123,6 +153,16 @@ class ObjectStore(Protocol):
 
     async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> str:
         """Write a large object part by part; nothing is visible before the end. Aborts its upload when it fails."""
+
+    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> str:
+        """As `put_multipart`, with ranges of other objects, which the store copies without sending them to us.
+
+        All ranges, and what lies between two of them (if anything), have at least `LEAST_COPY_BYTES`.
+
+        Raises:
+            NotFound: an object to copy from is gone.
+            CopyUnsupported, CopyUnconfirmed: see there; `put_multipart` does it, with bytes that the caller reads.
+        """
 
     def list_multiparts(self, prefix: str) -> AsyncIterator[MultipartSummary]:
         """Multipart uploads under way or left behind, for keys that start with `prefix`."""

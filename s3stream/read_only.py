@@ -14,6 +14,7 @@ from s3stream.objectstore import (
     ObjectStore,
     ObjectSummary,
     StoredObject,
+    StoredRange,
 )
 
 __all__ = ["ReadOnlyObjectStore"]
@@ -63,6 +64,10 @@ class ReadOnlyObjectStore:
         raise _refused(", ".join(keys[:3]))
 
     async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> str:
+        """Refuses."""
+        raise _refused(key)
+
+    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> str:
         """Refuses."""
         raise _refused(key)
 

@@ -31,14 +31,18 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from s3stream.config import ObjectStoreSettings
 from s3stream.objectstore import (
+    LEAST_COPY_BYTES,
     AccessDenied,
     Buffer,
+    CopyUnconfirmed,
+    CopyUnsupported,
     MultipartSummary,
     NotFound,
     ObjectStoreError,
     ObjectSummary,
     PreconditionFailed,
     StoredObject,
+    StoredRange,
     Unavailable,
 )
 from s3stream.s3_body import Body, Pieces, read_body, send_body
@@ -60,6 +64,10 @@ _SILENCE_S = 2.0
 """How long a request may be in trouble before the log tells: a start against a wrong endpoint should not look like a hang."""
 _DELETE_BATCH = 1000
 """S3's limit."""
+_NO_COPIES = frozenset({"NotImplemented", "MethodNotAllowed", "InvalidRequest", "InvalidArgument"})
+"""Answers to UploadPartCopy by stores that do not have it, or not between such objects."""
+_NO_CHECKED_COPIES = frozenset({"InvalidRequest", "InvalidArgument"})
+"""Answers by stores that have it, and make no CRC of the copy for an upload whose parts are all to have one."""
 _NONCE = "tidelog-upload"
 """Metadata of an object that came in parts."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)\Z")
@@ -122,6 +130,8 @@ class S3ObjectStore:
         self._opening = asyncio.Lock()
         self._slots = asyncio.Semaphore(self._settings.max_connections)
         self._closed = False
+        self._confirms_copies = True
+        """Until the store leaves the CRC of a copied part out."""
         self._answered = False
         """Something succeeded: from then on a refusal of credentials is one that may pass."""
         self._complained = False
@@ -233,6 +243,33 @@ class S3ObjectStore:
                 await self._abort_multipart(key, upload_id)
             raise
 
+    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> str:
+        """See ObjectStore."""
+        pieces = Pieces(self._settings.multipart_part_size_bytes, kept_bytes=LEAST_COPY_BYTES)
+        nonce = f"{self._rng.getrandbits(64):016x}"
+        # A store that computes no CRC of a copy takes no upload whose parts are all to have one.
+        checked = self._send_checksums and self._confirms_copies
+        upload_id = await self._create_multipart(key, nonce, checked=checked)
+        uploaded: list[dict[str, Any]] = []
+
+        async def upload(piece: Sequence[Buffer]) -> None:
+            if piece:
+                uploaded.append(await self._upload_part(key, upload_id, len(uploaded) + 1, piece, checked=checked))
+
+        try:
+            async for part in parts:
+                if isinstance(part, StoredRange):
+                    await upload(pieces.rest())
+                    uploaded.append(await self._copy_part(key, upload_id, len(uploaded) + 1, part, checked=checked))
+                else:
+                    for full in pieces.add(part):
+                        await upload(full)
+            await upload(pieces.rest())
+            return await self._complete_multipart(key, upload_id, uploaded, nonce)
+        except BaseException:
+            await self._abort_multipart(key, upload_id)
+            raise
+
     async def abort_stale_multiparts(self, prefix: str, older_than_ms: int) -> int:
         """See ObjectStore."""
         aborted = 0
@@ -293,9 +330,14 @@ class S3ObjectStore:
 
         return await self._request(f"get {byte_range} of {key}", read)
 
-    async def _create_multipart(self, key: str, nonce: str) -> str:
-        """Begin an upload. The nonce will be the object's, and tells whether the upload was completed."""
-        extra = {**self._encryption, **({"ChecksumAlgorithm": "CRC32C"} if self._send_checksums else {})}
+    async def _create_multipart(self, key: str, nonce: str, *, checked: bool = True) -> str:
+        """Begin an upload. The nonce will be the object's, and tells whether the upload was completed.
+
+        Args:
+            checked: the store is to have a CRC of each part.
+        """
+        checksums = {"ChecksumAlgorithm": "CRC32C"} if checked and self._send_checksums else {}
+        extra = {**self._encryption, **checksums}
         response = await self._request(
             f"begin multipart {key}",
             lambda client: client.create_multipart_upload(
@@ -304,8 +346,10 @@ class S3ObjectStore:
         )
         return str(response["UploadId"])
 
-    async def _upload_part(self, key: str, upload_id: str, number: int, parts: Sequence[Buffer]) -> dict[str, Any]:
-        extra = self._checksum(parts)
+    async def _upload_part(
+        self, key: str, upload_id: str, number: int, parts: Sequence[Buffer], *, checked: bool = True
+    ) -> dict[str, Any]:
+        extra = self._checksum(parts) if checked else {}
 
         async def upload(client: _Client) -> dict[str, Any]:
             response = await client.upload_part(
@@ -314,6 +358,42 @@ class S3ObjectStore:
             return {"PartNumber": number, "ETag": response["ETag"], **extra}
 
         return await self._request(f"put part {number} of {key}", upload)
+
+    async def _copy_part(
+        self, key: str, upload_id: str, number: int, wanted: StoredRange, *, checked: bool
+    ) -> dict[str, Any]:
+        what = f"copy bytes {wanted.start} to {wanted.end} of {wanted.key} into {key}"
+        if wanted.crc32c is not None and not checked:
+            raise CopyUnconfirmed(f"{what}: the store does not tell CRCs of copies")
+
+        async def copy(client: _Client) -> dict[str, Any]:
+            try:
+                response = await client.upload_part_copy(
+                    Bucket=self._bucket,
+                    Key=key,
+                    UploadId=upload_id,
+                    PartNumber=number,
+                    CopySource={"Bucket": self._bucket, "Key": wanted.key},
+                    CopySourceRange=f"bytes={wanted.start}-{wanted.end - 1}",
+                )
+            except ClientError as error:
+                code = str(error.response.get("Error", {}).get("Code", ""))
+                if checked and code in _NO_CHECKED_COPIES:  # MinIO
+                    self._confirms_copies = False
+                    raise CopyUnconfirmed(f"{what}: {error}") from error
+                if code in _NO_COPIES:
+                    raise CopyUnsupported(f"{what}: {error}") from error
+                raise
+            found: dict[str, Any] = response["CopyPartResult"]
+            return found
+
+        found = await self._request(what, copy)
+        part = {"PartNumber": number, "ETag": found["ETag"]}
+        told = found.get("ChecksumCRC32C")
+        if wanted.crc32c is not None and told != _base64(wanted.crc32c):
+            self._confirms_copies = self._confirms_copies and told is not None
+            raise CopyUnconfirmed(f"{what}: the store tells the CRC {told}, not {_base64(wanted.crc32c)}")
+        return part if told is None else {**part, "ChecksumCRC32C": told}
 
     async def _complete_multipart(
         self, key: str, upload_id: str, uploaded: Sequence[dict[str, Any]], nonce: str

@@ -107,16 +107,23 @@ async def read_body(response: dict[str, Any]) -> bytes | bytearray:
 
 
 class Pieces:
-    """Gathers buffers of any size into parts of one size, as S3 wants them (all but the last)."""
+    """Gathers buffers of any size into parts of one size, as S3 wants them (all but the last).
 
-    def __init__(self, part_size_bytes: int) -> None:
+    With `kept_bytes` it keeps at least so many for the rest, so that what comes last is no smaller part than S3 takes.
+    """
+
+    def __init__(self, part_size_bytes: int, *, kept_bytes: int = 0) -> None:
         self._part_size = part_size_bytes
+        self._kept = kept_bytes
         self._gathered: list[Buffer] = []
         self._size = 0
 
     def add(self, part: Buffer) -> Iterator[list[Buffer]]:
         view = memoryview(part)
-        while self._size + len(view) >= self._part_size:
+        while self._size + len(view) >= self._part_size + self._kept:
+            if self._size >= self._part_size:
+                yield self._cut()
+                continue
             split = self._part_size - self._size
             yield [*self._gathered, view[:split]]
             self._gathered, self._size = [], 0
@@ -125,5 +132,20 @@ class Pieces:
             self._gathered.append(bytes(view))  # the source may reuse its buffer
             self._size += len(view)
 
+    def _cut(self) -> list[Buffer]:
+        """A part of what is gathered already."""
+        part: list[Buffer] = []
+        missing = self._part_size
+        while missing:
+            first = memoryview(self._gathered.pop(0))
+            part.append(first[:missing])
+            if len(first) > missing:
+                self._gathered.insert(0, first[missing:])
+            missing -= len(part[-1])
+        self._size -= self._part_size
+        return part
+
     def rest(self) -> list[Buffer]:
-        return self._gathered
+        """What is left, taken out."""
+        rest, self._gathered, self._size = self._gathered, [], 0
+        return rest

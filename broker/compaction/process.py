@@ -140,6 +140,7 @@ class CompactionProcess:
         self.discarded_jobs = 0
         self.read_bytes = 0
         self.written_bytes = 0
+        self.copied_bytes = 0
         self.cpu_seconds = 0.0
         self.damaged_objects = 0
         self.memory_bytes = 0
@@ -255,6 +256,7 @@ class CompactionProcess:
         self.read_bytes += figures.read_bytes - (last.read_bytes if last else 0)
         self.written_bytes += figures.written_bytes - (last.written_bytes if last else 0)
         self.cpu_seconds += figures.cpu_seconds - (last.cpu_seconds if last else 0.0)
+        self.copied_bytes += figures.copied_bytes - (last.copied_bytes if last else 0)
         self.damaged_objects = figures.damaged_objects
         self.memory_bytes = figures.memory_bytes
         for operation, now in figures.requests.items():

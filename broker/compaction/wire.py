@@ -143,6 +143,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     discarded_jobs: int
     read_bytes: int
     written_bytes: int
+    copied_bytes: int
     damaged_objects: int
     memory_bytes: int
     """Resident, of the whole process."""

@@ -267,6 +267,7 @@ def _figures(compactor: Compactor, store: InstrumentedObjectStore, usage: Usage)
         discarded_jobs=compactor.discarded_jobs,
         read_bytes=compactor.read_bytes,
         written_bytes=compactor.written_bytes,
+        copied_bytes=compactor.copied_bytes,
         damaged_objects=compactor.damaged_objects,
         memory_bytes=_resident_bytes(),
         cpu_seconds=time.process_time(),

@@ -16,9 +16,19 @@ import pytest
 
 from s3stream.local import LocalObjectStore
 from s3stream.memory import MemoryObjectStore
-from s3stream.objectstore import Buffer, NotFound, ObjectStore, PreconditionFailed, WriteConflict
+from s3stream.objectstore import (
+    LEAST_COPY_BYTES,
+    Buffer,
+    CopyUnconfirmed,
+    NotFound,
+    ObjectStore,
+    PreconditionFailed,
+    StoredRange,
+    WriteConflict,
+)
 from tests.stores.fixtures import S3_SERVERS
 from tests.stores.s3_server import S3Server
+from wal.checksum import crc32c
 
 T = TypeVar("T")
 
@@ -226,6 +236,56 @@ async def test_multipart_writes_a_large_object(store: ObjectStore) -> None:
 
     assert (await store.get("large")).data == b"".join(parts)
     assert await store.abort_stale_multiparts("", await store.now_ms() + 10_000) == 0
+
+
+LARGE = LEAST_COPY_BYTES + 1000
+
+
+async def copied_parts(*parts: Buffer | StoredRange) -> AsyncIterator[Buffer | StoredRange]:
+    for part in parts:
+        yield part
+
+
+def range_of(key: str, data: bytes, start: int, end: int, *, confirmed: bool = False) -> StoredRange:
+    return StoredRange(key=key, start=start, end=end, crc32c=crc32c(data[start:end]) if confirmed else None)
+
+
+async def test_ranges_of_other_objects_become_parts(store: ObjectStore, kind: str) -> None:
+    rng = random.Random(1)
+    first, second, between = rng.randbytes(3 * LARGE), rng.randbytes(LARGE), rng.randbytes(LARGE)
+    await store.put("first", [first])
+    await store.put("second", [second])
+    confirmed = kind in ("local", "memory", "seaweedfs")
+    parts = [
+        range_of("first", first, 1000, 1000 + LARGE, confirmed=confirmed),
+        between[:100],
+        between[100:],
+        range_of("first", first, 1000 + LARGE, 3 * LARGE, confirmed=confirmed),
+        range_of("second", second, 0, LARGE, confirmed=confirmed),
+        b"tail",
+    ]
+    if not confirmed:  # the others do not tell CRCs of copies, which is learnt from the first one
+        with pytest.raises(CopyUnconfirmed):
+            await store.put_composed("learnt", copied_parts(range_of("second", second, 0, LARGE, confirmed=True)))
+        assert await list_keys(store, "learnt") == []
+    await store.put_composed("new", copied_parts(*parts))
+    await store.delete_many(["first", "second"])
+    assert (await store.get("new")).data == first[1000 : 1000 + LARGE] + between + first[
+        1000 + LARGE :
+    ] + second + b"tail"
+    assert [found async for found in store.list_multiparts("")] == []
+
+
+async def test_a_copy_that_is_not_what_it_should_be_leaves_nothing(store: ObjectStore) -> None:
+    await store.put("source", [bytes(LARGE)])
+    with pytest.raises(CopyUnconfirmed):
+        await store.put_composed(
+            "new", copied_parts(b"x" * LARGE, StoredRange(key="source", start=0, end=LARGE, crc32c=12345))
+        )
+    with pytest.raises(NotFound):
+        await store.put_composed("new", copied_parts(StoredRange(key="gone", start=0, end=LARGE, crc32c=None)))
+    assert await list_keys(store, "") == ["source"]
+    assert [found async for found in store.list_multiparts("")] == []
 
 
 async def test_multipart_of_little_writes_it_too(store: ObjectStore) -> None:

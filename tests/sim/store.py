@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from crc32c import crc32c as checksum
 
 from s3stream.memory import MemoryObjectStore
-from s3stream.objectstore import Buffer, MultipartSummary, ObjectSummary, StoredObject
+from s3stream.objectstore import Buffer, MultipartSummary, ObjectSummary, StoredObject, StoredRange
 from tests.sim.loop import Process, VirtualLoop
 
 __all__ = ["ProcessStore"]
@@ -79,6 +79,15 @@ class ProcessStore:
                 yield chunk
 
         return await self._outside(self._inner.put_multipart(key, again()))
+
+    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> str:
+        chunks = [part if isinstance(part, StoredRange) else bytes(part) async for part in parts]
+
+        async def again() -> AsyncIterator[Buffer | StoredRange]:
+            for chunk in chunks:
+                yield chunk
+
+        return await self._outside(self._inner.put_composed(key, again()))
 
     async def list_multiparts(self, prefix: str) -> AsyncIterator[MultipartSummary]:
         async def everything() -> list[MultipartSummary]:
