@@ -11,7 +11,6 @@ from tests.stores.s3_server import S3Server
 
 __all__ = ["WALS", "InBucket", "OnDisk", "Place"]
 
-WAL_CAPACITY_BYTES = 8 << 20
 WALS: Final = ("file", "s3")
 _PREFIX = "cluster"
 
@@ -22,20 +21,25 @@ class Place(ABC):
     object_store_uri: str
     wal_uri: str
     environment: Mapping[str, str]
-    wal_capacity_bytes = WAL_CAPACITY_BYTES
+    wal_capacity_bytes: int
 
     @abstractmethod
     def count_objects(self) -> int:
         """Data objects in the store; those that a collector or compactor removed meanwhile are not counted."""
 
+    def _file_wal(self, directory: Path) -> str:
+        return f"{(directory / 'wal').as_uri()}?capacity={self.wal_capacity_bytes}"
+
 
 class OnDisk(Place):
     """All of it below one directory."""
 
+    wal_capacity_bytes = 8 << 20
+
     def __init__(self, directory: Path) -> None:
         self._objects = directory / "objects"
         self.object_store_uri = self._objects.as_uri()
-        self.wal_uri = _file_wal(directory)
+        self.wal_uri = self._file_wal(directory)
         self.environment = {}
 
     def count_objects(self) -> int:
@@ -44,21 +48,19 @@ class OnDisk(Place):
 
 
 class InBucket(Place):
-    """Objects and metadata in a new bucket; the log there, too ("s3"), or in a directory ("file")."""
+    """Objects and metadata in a new bucket; the log there, too ("s3"), or in a directory ("file"). Small: runs are slower there."""
+
+    wal_capacity_bytes = 4 << 20
 
     def __init__(self, server: S3Server, directory: Path, *, wal: str) -> None:
         assert wal in WALS
         self._server = server
         self._bucket = server.new_bucket()
         self.object_store_uri = server.uri(self._bucket, _PREFIX)
-        in_bucket = f"{self.object_store_uri}&capacity={WAL_CAPACITY_BYTES}&batch_interval_ms=5"
-        self.wal_uri = in_bucket if wal == "s3" else _file_wal(directory)
+        in_bucket = f"{self.object_store_uri}&capacity={self.wal_capacity_bytes}&batch_interval_ms=5"
+        self.wal_uri = in_bucket if wal == "s3" else self._file_wal(directory)
         self.environment = server.environment
 
     def count_objects(self) -> int:
         """See Place."""
         return len(self._server.keys(self._bucket, f"{_PREFIX}/data/"))
-
-
-def _file_wal(directory: Path) -> str:
-    return f"{(directory / 'wal').as_uri()}?capacity={WAL_CAPACITY_BYTES}"

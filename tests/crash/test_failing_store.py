@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.checker.history import History, check
 from tests.crash.load import Load, create_topic, read_topic
-from tests.crash.places import WALS, InBucket
+from tests.crash.places import InBucket
 from tests.crash.process import BrokerProcess, killed_at_last
 from tests.stores.fixtures import built
 from tests.stores.process import PROCESSES, StoreProcess, ended_at_last
@@ -24,32 +25,39 @@ AWAY_S = 2.0
 STEP_BYTES = 128 << 10
 
 
-@pytest.fixture(params=PROCESSES)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreProcess]:
-    """A store of the test's own, since others must not see it fail."""
-    with ended_at_last(built(PROCESSES[request.param](tmp_path / "store"))) as process:
-        process.start()
-        process.wait_ready()
-        yield process
+Start = Callable[[str, str], tuple[StoreProcess, BrokerProcess]]
 
 
-@pytest.fixture(params=WALS)
-def broker(request: pytest.FixtureRequest, store: StoreProcess, tmp_path: Path) -> Iterator[BrokerProcess]:
-    """A broker on it that uploads all the time; not started."""
-    place = InBucket(store.server, tmp_path, wal=request.param)
-    settings = {
-        "object.store.uri": place.object_store_uri,
-        "wal.uri": place.wal_uri,
-        "memory.bytes": 128 << 20,
-        "upload.size.bytes": 1 << 20,
-        "upload.interval.ms": 300,
-    }
-    with killed_at_last(BrokerProcess(tmp_path, settings, environment=place.environment)) as process:
-        yield process
+@pytest.fixture
+def prepare(tmp_path: Path) -> Iterator[Start]:
+    """Makes a store of the test's own, since others must not see it fail, and a broker on it that uploads all the time.
+
+    The store runs, the broker is not started.
+    """
+    with ExitStack() as stack:
+
+        def prepared(name: str, wal: str) -> tuple[StoreProcess, BrokerProcess]:
+            store = stack.enter_context(ended_at_last(built(PROCESSES[name](tmp_path / "store"))))
+            store.start()
+            store.wait_ready()
+            place = InBucket(store.server, tmp_path, wal=wal)
+            settings = {
+                "object.store.uri": place.object_store_uri,
+                "wal.uri": place.wal_uri,
+                "memory.bytes": 128 << 20,
+                "upload.size.bytes": 1 << 20,
+                "upload.interval.ms": 300,
+            }
+            broker = BrokerProcess(tmp_path, settings, environment=place.environment)
+            return store, stack.enter_context(killed_at_last(broker))
+
+        yield prepared
 
 
-def test_a_store_that_stalls_and_one_that_dies_and_comes_back(store: StoreProcess, broker: BrokerProcess) -> None:
+@pytest.mark.parametrize(("name", "wal"), [("minio", "file"), ("minio", "s3"), ("seaweedfs", "s3")])
+def test_a_store_that_stalls_and_then_dies_and_comes_back(name: str, wal: str, prepare: Start) -> None:
     """I1, I2, I3 and I11: with the log on a disk producers go on until it is full, with the log in the bucket they wait."""
+    store, broker = prepare(name, wal)
     history = History()
     broker.start()
     broker.wait_ready()
@@ -80,7 +88,8 @@ def test_a_store_that_stalls_and_one_that_dies_and_comes_back(store: StoreProces
     broker.stop()
 
 
-def test_a_broker_that_is_started_before_its_store_waits_for_it(store: StoreProcess, broker: BrokerProcess) -> None:
+def test_a_broker_that_is_started_before_its_store_waits_for_it(prepare: Start) -> None:
+    store, broker = prepare("minio", "s3")
     store.kill()
     broker.start()
     time.sleep(AWAY_S)

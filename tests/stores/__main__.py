@@ -38,8 +38,8 @@ def main() -> int:
             f"{store.title} serves S3 on {server.endpoint_url}, everything below {data}, its log in {store.log_path.name}.\n"
             f"To run Tidelog on it, without any other state, in another terminal:\n\n"
             f"export {environment}\n"
-            f"export TIDELOG_OBJECT_STORE_URI='{uri}' TIDELOG_WAL_URI='{uri}&batch_interval_ms=20'\n"
-            f".venv/bin/tidelog serve\n",
+            f"BUCKET='{uri}'\n"
+            f'.venv/bin/tidelog serve --set "object.store.uri=$BUCKET" --set "wal.uri=$BUCKET&batch_interval_ms=20"\n',
             flush=True,
         )
         try:

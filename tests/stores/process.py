@@ -9,6 +9,7 @@ Always true:
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -26,6 +27,13 @@ __all__ = ["PROCESSES", "MinIO", "SeaweedFS", "StoreProcess", "StoreUnavailable"
 _BUILT = Path(__file__).parents[2] / "build" / "stores"
 _READY_WITHIN_S = 60.0
 _ENDED_WITHIN_S = 15.0
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process when who started it is gone, even by a signal that lets nobody clean up."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class StoreUnavailable(Exception):
@@ -79,6 +87,7 @@ class StoreProcess:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for who started it, which ends it in order
+                preexec_fn=_die_with_parent,
             )
 
     def wait_ready(self) -> None:
@@ -126,8 +135,7 @@ class StoreProcess:
         try:
             self._process.wait(_ENDED_WITHIN_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
         self._process = None
 
     def wait(self) -> int:
@@ -197,14 +205,23 @@ class SeaweedFS(StoreProcess):
             **self._inner_ports,
             "s3.port.iceberg": 0,
             "s3.port.lance": 0,
+            "s3.autoCreateBucket": "false",
             "s3.localSocket": "s3.sock",
             "filer.localSocket": "filer.sock",
             "master.telemetry": "false",
+            "master.electionTimeout": "1s",  # of an electorate of one, which waits for it at each start but the first
+            "master.heartbeatInterval": "100ms",
             "master.volumeSizeLimitMB": 256,
             "volume.max": 1000,
             "volume.preStopSeconds": 0,
         }
         return ["-v=0", "-logtostderr=true", "server", *(f"-{name}={value}" for name, value in settings.items())]
+
+    def kill(self) -> None:
+        """See StoreProcess; removes the sockets that it makes in one place for all, whatever it is told."""
+        super().kill()
+        for name, port in self._inner_ports.items():
+            Path(f"/tmp/seaweedfs-{name.split('.')[0]}-grpc-{port}.sock").unlink(missing_ok=True)
 
     def environment(self) -> dict[str, str]:
         """See StoreProcess."""
