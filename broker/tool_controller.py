@@ -36,6 +36,7 @@ async def open_controller(uri: str, *, cluster_id: str, rng: random.Random) -> A
             paths=paths,
             settings=ControllerSettings(
                 cluster_id=cluster_id,
+                start_timeout_ms=2 * PATIENCE_MS,
                 command_timeout_ms=2 * PATIENCE_MS,
                 snapshot_interval_entries=_NEVER,
                 snapshot_interval_bytes=_NEVER,

@@ -79,6 +79,10 @@ FETCH_SESSION_EVICTION_MS = 120_000
 CONTROLLER_CLOSE_TIMEOUT_MS = 1_000
 """How long a stop waits for the metadata log's entry in flight, after the streams are closed."""
 
+START_PATIENCE_MS = 120_000
+"""How long a start waits for an object store that does not answer, at each step until the WAL is recovered; recovery waits for
+as long as it takes. Whoever supervises the process starts it again then; until then the log says what it waits for."""
+
 LOAD_WAIT_S = 0.5
 """How long a start waits for producer state before it serves: clients then see no retriable error at all, as a rule."""
 
@@ -143,11 +147,12 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
         stack.push_async_callback(server.close)
         bound = await server.listen(parse_listeners(settings.listeners))
         advertised = advertised_listeners(settings, bound)
-        try:
-            up = await _come_up(stack, settings, around, opened, advertised, metrics, server)
-        except WalDamaged as error:
-            opened = await _set_wal_aside(stack, settings, around, opened, error)
-            up = await _come_up(stack, settings, around, opened, advertised, metrics, server)
+        with opened.controller.patience():
+            try:
+                up = await _come_up(stack, settings, around, opened, advertised, metrics, server)
+            except WalDamaged as error:
+                opened = await _set_wal_aside(stack, settings, around, opened, error)
+                up = await _come_up(stack, settings, around, opened, advertised, metrics, server)
         broker, reader, registered = up.broker, up.reader, up.registered
         stack.callback(opened.controller.subscribe(lambda change: _stop_where_superseded(settings, registered, broker)))
         _stop_where_superseded(settings, registered, broker)
@@ -241,7 +246,12 @@ async def _open(stack: AsyncExitStack, settings: BrokerSettings, around: Surroun
         inner = opened.store if around.wrap_store is None else around.wrap_store(opened.store)
         store = InstrumentedObjectStore(inner, clock=around.clock)
         try:
-            await probe(_metered(store, usage, Purpose.PROBE, store_settings), opened.paths, around.nonce())
+            await probe(
+                _metered(store, usage, Purpose.PROBE, store_settings),
+                opened.paths,
+                around.nonce(),
+                patience_ms=START_PATIENCE_MS,
+            )
         except BaseException:
             await store.close()
             raise

@@ -21,6 +21,8 @@ class ControllerSettings:
     """How long the leader lets a node wait for news that there are none: the interval of signs of life."""
     leader_check_interval_ms: int = 2_000
     """How often a leader that has nothing to write looks whether it still is the one."""
+    start_timeout_ms: int = 120_000
+    """How long a start waits for the bucket; longer than a command, since nobody waits for its answer."""
     command_timeout_ms: int = 30_000
     """How long a command waits for the bucket before it fails with `MetadataUnavailable`."""
     retry_backoff_ms: int = 100

@@ -26,7 +26,7 @@ import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
@@ -98,6 +98,7 @@ class Controller:
         self._queue: deque[Waiting] = deque()
         self._work = asyncio.Event()
         self._closing = False
+        self._timeout_ms = settings.command_timeout_ms
         self._failure: BaseException | None = None
         self._driver: asyncio.Task[None] | None = None
         self._snapshot_task: asyncio.Task[None] | None = None
@@ -127,18 +128,20 @@ class Controller:
         """Read the metadata log to its tail, formatting the bucket if it is new.
 
         Raises:
-            MetadataUnavailable: the bucket did not answer within `command_timeout_ms`.
+            MetadataUnavailable: the bucket did not answer within `start_timeout_ms`.
             AccessDenied: the bucket refuses these credentials.
             WrongCluster, UnsupportedMetadata, MetadataCorrupt: not a bucket for this node; the message says what to do.
         """
         self = cls(store=store, paths=paths, settings=settings, now_ms=now_ms, rng=rng, on_failure=on_failure)
         fallback_id = _random_uuid(rng).hex()
-        try:
-            async with asyncio.timeout(settings.command_timeout_ms / 1_000):
-                self._cluster_id = await self._log.ensure_cluster(settings.cluster_id, fallback_id, now_ms())
-                await self._replica.start()
-        except TimeoutError as error:
-            raise self._unavailable("start") from error
+        with self.patience():
+            try:
+                async with asyncio.timeout(self._timeout_ms / 1_000):
+                    self._cluster_id = await self._log.ensure_cluster(settings.cluster_id, fallback_id, now_ms())
+                    await self._replica.start()
+                    await self._refuse_lost_log(paths)
+            except TimeoutError as error:
+                raise self._unavailable("start") from error
         if self.image.cluster_id not in ("", self._cluster_id):
             raise MetadataCorrupt(
                 f"{paths.cluster} says cluster {self._cluster_id}, the metadata log {self.image.cluster_id}: "
@@ -147,6 +150,26 @@ class Controller:
         self._log.bears_refusal = True
         self._driver = asyncio.create_task(self._drive(), name="controller")
         return self
+
+    async def _refuse_lost_log(self, paths: Paths) -> None:
+        if self._replica.next_index > 0 or not await self._log.was_used():
+            return
+        await self._replica.catch_up()  # another node may have begun meanwhile
+        if self._replica.next_index == 0:
+            raise MetadataCorrupt(
+                f"the metadata log is gone, and what it led to is there ({paths.log_prefix}, {paths.floor}): something else "
+                "deletes from the bucket. Put back what was deleted, from the bucket's versions or a copy; or give a new cluster "
+                "an empty prefix"
+            )
+
+    @contextlib.contextmanager
+    def patience(self) -> Iterator[None]:
+        """Within, commands wait for the bucket as long as a start does: no client waits for their answer."""
+        self._timeout_ms = self._settings.start_timeout_ms
+        try:
+            yield
+        finally:
+            self._timeout_ms = self._settings.command_timeout_ms
 
     def join(self, peers: Peers, *, node_id: int) -> None:
         """Work with the controllers of other nodes from now on, which reach this one at `leader_address`."""
@@ -372,7 +395,7 @@ class Controller:
         if self._peers is None:
             return await self._submit_here(command)
         try:
-            async with asyncio.timeout(self._settings.command_timeout_ms / 1_000):
+            async with asyncio.timeout(self._timeout_ms / 1_000):
                 while True:
                     try:
                         if self._claim is not None:
@@ -419,7 +442,7 @@ class Controller:
     async def _answer(self, future: asyncio.Future[R], what: str) -> R:
         self._work.set()
         try:
-            async with asyncio.timeout(self._settings.command_timeout_ms / 1_000):
+            async with asyncio.timeout(self._timeout_ms / 1_000):
                 return await future
         except TimeoutError as error:
             raise self._unavailable(what) from error
@@ -523,7 +546,7 @@ class Controller:
             self._fail(error)
 
     def _unavailable(self, what: str) -> MetadataUnavailable:
-        return MetadataUnavailable(f"{what} got no answer within {self._settings.command_timeout_ms} ms: {self._why()}")
+        return MetadataUnavailable(f"{what} got no answer within {self._timeout_ms} ms: {self._why()}")
 
     def _why(self) -> str:
         error = self._log.last_error

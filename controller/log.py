@@ -127,10 +127,17 @@ class MetadataLog:
         Raises:
             WrongCluster: `cluster_id` is not empty and the bucket has another.
             UnsupportedMetadata: a newer version formatted the bucket.
+            MetadataCorrupt: it was deleted.
         """
         key = self._paths.cluster
         found = await self._get(key)
         if found is None:
+            if await self.was_used() and await self._get(key) is None:
+                raise MetadataCorrupt(
+                    f"{key} is missing, and objects of a cluster are there: something else deletes from the bucket. Put it back, "
+                    "from the bucket's versions or a copy; it is JSON with format (1), cluster_id (`tidelog inspect wal` tells it) "
+                    "and created_at_ms"
+                )
             marker = ClusterMarker(format=_BUCKET_FORMAT, cluster_id=cluster_id or fallback_id, created_at_ms=now_ms)
             await self._create(key, msgspec.json.encode(marker))
             found = await self._get(key)
@@ -150,6 +157,17 @@ class MetadataLog:
                 f"bucket is the right one, set cluster.id to {marker.cluster_id} or leave it out"
             )
         return marker.cluster_id
+
+    async def was_used(self) -> bool:
+        """Whether a cluster has lived here: there are snapshots or data objects, or more entries than its first."""
+
+        async def look() -> bool:
+            for prefix in (self._paths.snapshot_prefix, self._paths.data_prefix, self._paths.log_entry(1)):
+                async for _ in self._store.list(prefix):
+                    return True
+            return False
+
+        return await self._until_known(look)
 
     async def read_marker(self) -> ClusterMarker | None:
         """The cluster marker as it is; None in a bucket that no cluster lives in."""

@@ -7,6 +7,7 @@ and refuse it, leaving the object as it was, where it does not.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 
 from s3stream.objectstore import (
@@ -15,6 +16,7 @@ from s3stream.objectstore import (
     ObjectStore,
     ObjectStoreError,
     PreconditionFailed,
+    Unavailable,
     WriteConflict,
 )
 from s3stream.paths import Paths
@@ -22,28 +24,43 @@ from s3stream.paths import Paths
 __all__ = ["UnsuitableObjectStore", "probe"]
 
 
+_PAUSE_S = 1.0
+
+
 class UnsuitableObjectStore(ObjectStoreError):
     """The store does not keep a promise that the cluster's data depends on. Use another one."""
 
 
-async def probe(store: ObjectStore, paths: Paths, nonce: str) -> None:
+async def probe(store: ObjectStore, paths: Paths, nonce: str, *, patience_ms: int = 0) -> None:
     """Write, replace, list, read and delete one small object.
 
     Args:
         nonce: makes the key this start's own.
+        patience_ms: how long to try again where the store itself has given up.
 
     Raises:
         UnsuitableObjectStore: a promise is broken; the message says which.
         AccessDenied, Unavailable: it could not be found out.
     """
-    key = paths.probe(nonce)
+    keys = [paths.probe(nonce)]
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + patience_ms / 1000
     try:
-        try:
-            await _probe(store, key, nonce)
-        except UnsuitableObjectStore:
-            await store.delete_many([key])
-            raise
-        await store.delete_many([key])
+        while True:
+            try:
+                await _probe(store, keys[-1], nonce)
+                await store.delete_many(keys)
+            except UnsuitableObjectStore:
+                await store.delete_many(keys)
+                raise
+            except (Unavailable, WriteConflict):
+                if loop.time() + _PAUSE_S >= deadline:
+                    raise
+                await asyncio.sleep(_PAUSE_S)
+                nonce = f"{nonce}+"  # an attempt of before may have left its object, or may yet
+                keys.append(paths.probe(nonce))
+            else:
+                return
     except AccessDenied as error:
         raise AccessDenied(
             f"{store.uri}: {error}; put, get, list and delete under {paths.prefix!r} must be allowed"

@@ -54,6 +54,9 @@ class _BodyPayload(Payload):
         for piece in copies(self._value.parts):
             await writer.write(piece)
 
+    def seek(self, offset: int) -> None:
+        """Botocore rewinds a body before it sends the request once more, to another region; it makes a new one of these then."""
+
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """See aiohttp."""
         body: Body = self._value

@@ -27,6 +27,9 @@ __all__ = ["OpenObjects", "open_wal", "set_wal_aside", "wals_set_aside"]
 OpenObjects = Callable[[ObjectWalConfig], Awaitable[WalObjects]]
 """Opens the object store that a WAL's URI names. It comes from above: this package knows of no object store."""
 
+OPEN_TIMEOUT_S = 120
+"""How long a start waits for a bucket. Recovery, which follows, waits for as long as it takes."""
+
 _WAL_ID_BITS = 128
 
 
@@ -116,15 +119,21 @@ async def _open_in_bucket(
     clock: Callable[[], float] | None,
 ) -> ObjectWal:
     try:
-        return await ObjectWal.open(
-            arena=arena,
-            objects=objects,
-            cluster_id=cluster_id,
-            node_id=node_id,
-            config=config,
-            rng=rng,
-            clock=clock,
-        )
+        async with asyncio.timeout(OPEN_TIMEOUT_S):
+            return await ObjectWal.open(
+                arena=arena,
+                objects=objects,
+                cluster_id=cluster_id,
+                node_id=node_id,
+                config=config,
+                rng=rng,
+                clock=clock,
+            )
+    except TimeoutError as error:
+        await objects.close()
+        raise WalUnavailable(
+            f"the WAL's bucket has not answered for {OPEN_TIMEOUT_S} s: see whether {objects.uri} is well, then start again"
+        ) from error
     except BaseException:
         await objects.close()
         raise

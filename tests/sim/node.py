@@ -166,6 +166,7 @@ async def _open_wal(
 def _controller_settings(settings: BrokerSettings, *, leader_address: str = "") -> ControllerSettings:
     return replace(
         controller_settings(settings, leader_address=leader_address),
+        start_timeout_ms=_COMMAND_TIMEOUT_MS,
         command_timeout_ms=_COMMAND_TIMEOUT_MS,
         snapshot_interval_entries=_ports().scenario.snapshot_interval_entries,
         retained_entries=_RETAINED_ENTRIES,

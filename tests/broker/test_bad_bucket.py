@@ -1,0 +1,222 @@
+"""What `tidelog serve` says about a bucket that it cannot work with: one line that says what to do, and nothing is overwritten."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from broker.__main__ import main
+from broker.config import BrokerSettings
+from broker.node import Node
+from tests.broker.wire import Wire, batch, eventually
+from tests.s3stream.faulty_proxy import Fault, FaultyProxy, proxied
+from tests.s3stream.moto import endpoint_url, new_bucket, open_bucket
+from tests.s3stream.scripted import Request, answer, listening
+
+T = TypeVar("T")
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+
+
+@pytest.fixture
+def proxy() -> Iterator[FaultyProxy]:
+    with proxied(endpoint_url()) as started:
+        yield started
+
+
+def settings(tmp_path: Path, uri: str, **changes: Any) -> BrokerSettings:
+    return BrokerSettings(
+        listeners="PLAINTEXT://127.0.0.1:0",
+        wal_uri=f"{(tmp_path / 'wal').as_uri()}?capacity=16MiB",
+        object_store_uri=uri,
+        memory_bytes=128 << 20,
+    ).replace(**changes)
+
+
+def uri_of(bucket: str, endpoint: str | None = None) -> str:
+    return f"s3://{bucket}/tide?region=us-east-1&path_style=true&endpoint={endpoint or endpoint_url()}"
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(work)
+
+
+async def a_bucket() -> str:
+    store = await new_bucket()
+    await store.close()
+    return store._bucket
+
+
+async def a_used_bucket(tmp_path: Path, **changes: Any) -> str:
+    """A cluster was here: a topic, a record, and an object that holds it."""
+    bucket = await a_bucket()
+    async with (
+        Node(settings(tmp_path, uri_of(bucket), **changes)) as node,
+        await Wire.connect(node.bootstrap_servers) as wire,
+    ):
+        await wire.create_topic("t")
+        assert (await wire.produce("t", batch(b"value"))).error_code == 0
+    return bucket
+
+
+async def contents(bucket: str) -> dict[str, bytes]:
+    store = open_bucket(bucket)
+    found = {found.key: (await store.get(found.key)).data async for found in store.list("")}
+    await store.close()
+    return found
+
+
+async def delete(bucket: str, *keys: str) -> None:
+    store = open_bucket(bucket)
+    await store.delete_many(keys)
+    await store.close()
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run `tidelog serve` until it gives up; returns the one line that it says."""
+
+    def serve(uri: str, *more: str) -> str:
+        given = [f"object.store.uri={uri}", f"wal.uri={(tmp_path / 'wal').as_uri()}?capacity=16MiB",
+                 "memory.bytes=128MiB", "listeners=PLAINTEXT://127.0.0.1:0", *more]  # fmt: skip
+        options = [part for setting in given for part in ("--set", setting)]
+        serves = threading.Timer(60, signal.raise_signal, [signal.SIGINT])
+        serves.start()
+        status = main(["--log-level", "error", "serve", *options])
+        serves.cancel()
+        assert status == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("tidelog: ")
+        return line
+
+    return serve
+
+
+# ---- refused by the store
+
+
+def test_a_bucket_that_is_not_there(refused: Refused) -> None:
+    line = refused(uri_of("nowhere"))
+    assert "404 NoSuchBucket" in line
+    assert "create the bucket, or correct the URI" in line
+
+
+@pytest.mark.parametrize(("fault", "advice"), [
+    (Fault.DENIED, "allow it in the bucket policy, or the policy of these credentials"),
+    (Fault.SKEWED, "it is 3600 s ahead of the store's: set this machine's clock, by NTP"),
+])  # fmt: skip
+def test_credentials_and_clocks(refused: Refused, proxy: FaultyProxy, fault: Fault, advice: str) -> None:
+    bucket = run(a_bucket())
+    proxy.fault_of = lambda method, target: fault
+    assert advice in refused(uri_of(bucket, proxy.url))
+    assert len(proxy.requests) == 1, "told at once"
+
+
+@pytest.mark.parametrize(("code", "status", "advice"), [
+    ("InvalidAccessKeyId", "403 Forbidden", "check the access key"),
+    ("SignatureDoesNotMatch", "403 Forbidden", "check the secret key"),
+    ("ExpiredToken", "400 Bad Request", "renew the credentials"),
+    ("AuthorizationHeaderMalformed", "400 Bad Request", "the bucket is in eu-west-1: say region=eu-west-1 in the URI"),
+    ("InvalidBucketName", "400 Bad Request", "correct the bucket's name in the URI"),
+    ("KMS.NotFoundException", "400 Bad Request", "correct sse_kms_key_id in the URI"),
+])  # fmt: skip
+async def test_what_s3_says(code: str, status: str, advice: str, tmp_path: Path) -> None:
+    def refuse(request: Request) -> bytes:
+        region = "<Region>eu-west-1</Region>" if code == "AuthorizationHeaderMalformed" else ""
+        return answer(status, f"<Error><Code>{code}</Code><Message>because</Message>{region}</Error>".encode())
+
+    async with listening(refuse) as server:
+        with pytest.raises(Exception, match=advice) as caught:
+            async with Node(settings(tmp_path, uri_of("bucket", server.url))):
+                pass
+        assert code in str(caught.value)
+
+
+@pytest.mark.parametrize(("method", "what"), [("PUT", "put tide/probe/"), ("POST", "delete 1 objects")])
+def test_a_bucket_that_is_read_only_or_cannot_be_deleted_from(
+    refused: Refused, proxy: FaultyProxy, tmp_path: Path, method: str, what: str
+) -> None:
+    bucket = run(a_used_bucket(tmp_path))
+    before = run(contents(bucket))
+    proxy.fault_of = lambda found, _: Fault.DENIED if found == method else Fault.NONE
+    line = refused(uri_of(bucket, proxy.url))
+    assert what in line
+    assert "put, get, list and delete under 'tide' must be allowed" in line
+    after = run(contents(bucket))
+    assert {key: after.pop(key) for key in before} == before
+    assert all(key.startswith("tide/probe/") for key in after)
+
+
+# ---- not this node's
+
+
+def test_a_bucket_of_another_cluster(refused: Refused, tmp_path: Path) -> None:
+    bucket = run(a_used_bucket(tmp_path, cluster_id="theirs"))
+    before = run(contents(bucket))
+    line = refused(uri_of(bucket), "cluster.id=ours")
+    assert "belongs to cluster theirs, and cluster.id is configured as ours" in line
+    assert "point this node at its own bucket or prefix, or, if the bucket is the right one, set cluster.id" in line
+    assert run(contents(bucket)) == before
+
+
+def test_a_wal_of_another_bucket(refused: Refused, tmp_path: Path) -> None:
+    run(a_used_bucket(tmp_path))
+    other = run(a_used_bucket(tmp_path / "other"))
+    before = run(contents(other))
+    line = refused(uri_of(other))
+    assert "cluster" in line
+    assert run(contents(other)) == before
+
+
+# ---- deleted by hand
+
+
+@pytest.mark.parametrize(("keys", "named", "advice"), [
+    (["tide/cluster"], "tide/cluster", "Put it back"),
+    (["tide/metadata/log/00000000000000000001"], "tide/metadata/log/00000000000000000001", "does something else delete"),
+], ids=["the cluster's marker", "an entry of the metadata log"])  # fmt: skip
+def test_metadata_deleted_by_hand(refused: Refused, tmp_path: Path, keys: list[str], named: str, advice: str) -> None:
+    bucket = run(a_used_bucket(tmp_path))
+    run(delete(bucket, *keys))
+    before = run(contents(bucket))
+    line = refused(uri_of(bucket))
+    assert named in line
+    assert advice in line
+    assert run(contents(bucket)) == before
+
+
+def test_the_whole_metadata_log_deleted_by_hand(refused: Refused, tmp_path: Path) -> None:
+    bucket = run(a_used_bucket(tmp_path))
+    run(delete(bucket, *(key for key in run(contents(bucket)) if "/metadata/" in key)))
+    before = run(contents(bucket))
+    line = refused(uri_of(bucket))
+    assert "the metadata log is gone" in line
+    assert run(contents(bucket)) == before
+
+
+async def test_a_data_object_deleted_by_hand_costs_its_partition_only(tmp_path: Path) -> None:
+    bucket = await a_used_bucket(tmp_path)
+    gone = [key for key in await contents(bucket) if "/data/" in key]
+    assert gone
+    await delete(bucket, *gone)
+    async with (
+        Node(settings(tmp_path, uri_of(bucket))) as node,
+        await Wire.connect(node.bootstrap_servers) as wire,
+    ):
+        await wire.create_topic("other")
+        assert (await wire.produce("other", batch(b"value"))).error_code == 0
+        assert await wire.fetch_all("other") == [b"value"]
+        await eventually(lambda: node.running.store.failures["get_tail", "NotFound"] > 0, "a look at what is gone")
