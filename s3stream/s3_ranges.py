@@ -213,7 +213,9 @@ class _Connection(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """See asyncio."""
+        """See asyncio, which also asks before it tells of the end of a stream, and takes an empty buffer for a mistake."""
+        if self._answer is None or self._answer.done():
+            return self._head  # what comes now ends the connection
         return self._head[self._head_size :] if self._body is None else self._body[self._position :]
 
     def buffer_updated(self, nbytes: int) -> None:

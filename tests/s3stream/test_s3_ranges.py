@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -13,7 +14,7 @@ from s3stream.config import ObjectStoreSettings
 from s3stream.objectstore import AccessDenied, NotFound, Unavailable
 from s3stream.open import open_object_store
 from s3stream.s3 import S3ObjectStore
-from s3stream.s3_ranges import RangeLane
+from s3stream.s3_ranges import RangeLane, _Connection
 from tests.s3stream.moto import QUICK
 from tests.s3stream.scripted import CUT_SHORT, Answer, Request, Server, answer, error, hang_up, listening, serving
 from tests.s3stream.test_s3_tls import Authority
@@ -203,3 +204,18 @@ async def test_a_server_that_is_not_there_is_told_as_ever(credentials: None) -> 
     with pytest.raises(Unavailable):
         await store.get_range("key", 0, 10)
     await store.close()
+
+
+async def test_there_is_always_room_for_the_end_of_a_stream() -> None:
+    """Event loops ask for a buffer before they tell of an end, and close a connection that has none as broken."""
+    connection = _Connection()
+    connection.connection_made(Mock(asyncio.Transport))
+    asked = asyncio.create_task(connection.get(b"GET / HTTP/1.1\r\n\r\n", 4))
+    await asyncio.sleep(0)
+    reply = answer("206 Partial Content", b"body")
+    connection.get_buffer(-1)[: len(reply)] = reply
+    connection.buffer_updated(len(reply))
+    assert len(connection.get_buffer(-1)) > 0, "its task was not woken yet"
+    connection.eof_received()
+    assert (await asked)[1] == b"body"
+    assert len(connection.get_buffer(-1)) > 0
