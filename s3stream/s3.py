@@ -285,15 +285,17 @@ class S3ObjectStore:
             yield MultipartSummary(key=upload["Key"], begun_ms=_begun_ms(upload))
 
     async def _list_uploads(self, prefix: str) -> AsyncIterator[dict[str, Any]]:
+        # Of the whole bucket: asked for a prefix, MinIO tells only of an object that has exactly this key.
         page: dict[str, Any] = {}
         while True:
-            arguments = {"Bucket": self._bucket, "Prefix": prefix, **page}
+            arguments = {"Bucket": self._bucket, **page}
             response = await self._request(
                 f"list uploads {prefix}",
                 lambda client: client.list_multipart_uploads(**arguments),  # noqa: B023
             )
             for upload in response.get("Uploads", ()):
-                yield upload
+                if upload["Key"].startswith(prefix):
+                    yield upload
             if not response.get("IsTruncated"):
                 return
             page = {"KeyMarker": response["NextKeyMarker"], "UploadIdMarker": response["NextUploadIdMarker"]}

@@ -288,6 +288,21 @@ async def test_a_copy_that_is_not_what_it_should_be_leaves_nothing(store: Object
     assert [found async for found in store.list_multiparts("")] == []
 
 
+async def test_uploads_that_a_crash_left_behind_are_found_below_their_prefix_and_aborted(s3_server: S3Server) -> None:
+    """I8: others may be under way in the same bucket, and are left alone."""
+    bucket = s3_server.new_bucket()
+    for key in ("mine/data/a", "mine/data/b", "mine", "other/c"):
+        s3_server.client.create_multipart_upload(Bucket=bucket, Key=key)
+    store = s3_server.open(bucket)
+    late = await store.now_ms() + 10_000
+
+    assert [found.key async for found in store.list_multiparts("mine/data/")] == ["mine/data/a", "mine/data/b"]
+    assert await store.abort_stale_multiparts("mine/data/", 0) == 0
+    assert await store.abort_stale_multiparts("mine/data/", late) == 2
+    assert sorted([found.key async for found in store.list_multiparts("")]) == ["mine", "other/c"]
+    await store.close()
+
+
 async def test_multipart_of_little_writes_it_too(store: ObjectStore) -> None:
     await store.put_multipart("little", some_parts(b"a", memoryview(b"bc"), b""))
     await store.put_multipart("nothing", some_parts())
