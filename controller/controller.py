@@ -759,8 +759,7 @@ class Controller:
                 base = await self._log.restore_base(window_ms)
             first = min(base + 1, taken.index + 1 - self._settings.retained_entries)
             floor = Floor(index=max(first, 0), snapshot_index=taken.index)
-            await self._log.raise_floor(floor)
-            await self._log.delete_below(floor, base=base)
+            await self._log.delete_below(await self._log.raise_floor(floor), base=base)
         except Exception as error:
             self._fail(error)
         finally:

@@ -290,18 +290,18 @@ class MetadataLog:
             Floor(index=0, snapshot_index=-1) if found is None else _decode_json(found.data, Floor, self._paths.floor)
         )
 
-    async def raise_floor(self, floor: Floor) -> None:
-        """Make a floor durable, unless there is one with a newer snapshot. It is never lowered."""
+    async def raise_floor(self, floor: Floor) -> Floor:
+        """Make a floor durable, unless there is one with a newer snapshot; returns the durable one. It is never lowered."""
         backoff = self._backoff()
         while True:
             found = await self._get(self._paths.floor)
             if found is not None:
                 current = _decode_json(found.data, Floor, self._paths.floor)
                 if current.snapshot_index >= floor.snapshot_index:
-                    return
+                    return current
                 floor = Floor(index=max(floor.index, current.index), snapshot_index=floor.snapshot_index)
             if await self._swap_once(self._paths.floor, msgspec.json.encode(floor), found):
-                return
+                return floor
             await backoff()
 
     async def restore_base(self, window_ms: int) -> int:
@@ -325,7 +325,7 @@ class MetadataLog:
         """Delete what a durable floor makes superfluous; returns how many objects. What fails is found again next time.
 
         Args:
-            floor: As it was raised.
+            floor: What `raise_floor` returned: another controller's may promise more entries than was asked for here.
             base: The oldest snapshot that is needed; None: that of the floor.
         """
         entries = await self._keys_below(self._paths.log_prefix, self._paths.log_index, floor.index)

@@ -168,6 +168,18 @@ async def test_the_floor_is_never_lowered(bench: Bench) -> None:
     assert await bench.log.read_floor() == Floor(index=8, snapshot_index=11)
 
 
+async def test_entries_that_the_floor_of_another_controller_promises_stay(bench: Bench) -> None:
+    """It had the newer snapshot and kept more of the log: for a longer restore window, or by another clock."""
+    await bench.fill(*range(10))
+    await bench.log.raise_floor(Floor(index=3, snapshot_index=8))
+    durable = await bench.log.raise_floor(Floor(index=6, snapshot_index=7))
+    assert durable == Floor(index=3, snapshot_index=8)
+    await bench.log.delete_below(durable)
+    read = await bench.log.read(3, 10)
+    assert isinstance(read, Entries)
+    assert [entry.header.index for entry in read.entries] == [3, 4, 5, 6, 7, 8, 9]
+
+
 async def test_a_snapshot_comes_back_and_only_the_newest_two_stay(bench: Bench) -> None:
     machine, _ = ready()
     for index in (3, 5, 7):

@@ -54,6 +54,8 @@ class Topic:
     partitions: int
     deleted: bool = False
     may_be_trimmed: bool = False
+    retention_ms: int | None = None
+    """How long it keeps records: it then gets some that are twice as old, and later some of today."""
 
     def key(self, partition: int) -> str:
         """What the history calls a partition."""
@@ -73,6 +75,8 @@ class World:
     """Send nothing new, but bring to an end what was begun."""
     high_watermarks: dict[str, int] = field(default_factory=dict)
     """The highest that any client was told, by partition."""
+    kept_from: dict[str, int] = field(default_factory=dict)
+    """The first offset of a partition that retention must leave alone."""
 
     def client(self, name: str, slowness: float = 1.0) -> Client:
         return Client(self.network, self.port, name, slowness)
@@ -85,6 +89,7 @@ class _Outgoing:
     partition: int
     numbers: range
     data: bytes
+    is_old: bool
     in_flight: bool = False
 
 
@@ -121,7 +126,7 @@ class Producer:
         self._rng = rng
         self._idempotent = idempotent
         self._pause_s = pause_s
-        self._batches_left = max_batches
+        self._max_batches = self._batches_left = max_batches
         self._max_value_bytes = max_value_bytes
         self._block_sized = block_sized
         self._client = world.client(name)
@@ -214,16 +219,18 @@ class Producer:
         records = [self._record(number) for number in numbers]
         for number, (key, value) in zip(numbers, records, strict=True):
             self._world.history.sent(self._topic.key(partition), self._name, number, record_digest(key, value))
+        retention_ms = self._topic.retention_ms
+        is_old = retention_ms is not None and self._batches_left > self._max_batches // 2
         data = encode_batch(
             records,
-            timestamp_ms=self._world.now_ms(),
+            timestamp_ms=self._world.now_ms() - (2 * retention_ms if is_old and retention_ms is not None else 0),
             producer_id=self._producer_id,
             producer_epoch=self._producer_epoch,
             base_sequence=state.next_sequence if self._idempotent else -1,
         )
         state.next_number = numbers.stop
         state.next_sequence = (state.next_sequence + len(numbers)) & 0x7FFF_FFFF
-        batch = _Outgoing(partition=partition, numbers=numbers, data=data)
+        batch = _Outgoing(partition=partition, numbers=numbers, data=data, is_old=is_old)
         state.outgoing.append(batch)
         return batch
 
@@ -264,6 +271,10 @@ class Producer:
                 state.begun = True
                 if state.retrying and not state.outgoing:
                     state.retrying = False
+                if self._topic.retention_ms is not None and not batch.is_old:
+                    kept_from = self._world.kept_from
+                    key = self._topic.key(batch.partition)
+                    kept_from[key] = min(answer.base_offset, kept_from.get(key, answer.base_offset))
                 if answer.base_offset < 0:
                     self._problem(batch, f"was acknowledged at offset {answer.base_offset}")
                 for offset, number in enumerate(batch.numbers, start=answer.base_offset):
@@ -362,15 +373,25 @@ class Reader:
                 f"{self._key}: log start {answer.log_start_offset}, last stable {answer.last_stable_offset}, "
                 f"high watermark {high_watermark} (I10)"
             )
+        if answer.log_start_offset > self._world.kept_from.get(self._key, answer.log_start_offset):
+            problems.append(
+                f"{self._key}: the log starts at {answer.log_start_offset}, and offset {self._world.kept_from[self._key]} is of "
+                "today (retention by a wrong clock)"
+            )
         found: list[Found] = []
         expected = offset
+        epoch = -1
         for batch in answer.batches:
             first = expected == offset and batch.base_offset <= offset < batch.end_offset
             if not first and batch.base_offset != expected:
                 problems.append(f"{self._key}: a batch at {batch.base_offset} where {expected} was next (I2)")
             if batch.end_offset > high_watermark:
                 problems.append(f"{self._key}: a batch up to {batch.end_offset}, past {high_watermark}")
-            expected = batch.end_offset
+            if batch.leader_epoch < epoch:
+                problems.append(
+                    f"{self._key}: leader epoch {batch.leader_epoch} at {batch.base_offset} after {epoch} (I4)"
+                )
+            expected, epoch = batch.end_offset, batch.leader_epoch
             found += [record for record in found_in(batch) if record.offset >= offset]
         if not found and offset < high_watermark and clock() - began < _COLD_WAIT_S:
             problems.append(f"{self._key}: nothing at {offset}, below the high watermark {high_watermark}")
@@ -419,7 +440,16 @@ async def create_topic(world: World, topic: Topic) -> None:
     """Create a topic, until it is there."""
     client = world.client("admin")
     request = create_topics.CreateTopicsRequest(
-        topics=[create_topics.CreatableTopic(name=topic.name, num_partitions=topic.partitions, replication_factor=1)],
+        topics=[
+            create_topics.CreatableTopic(
+                name=topic.name,
+                num_partitions=topic.partitions,
+                replication_factor=1,
+                configs=[]
+                if topic.retention_ms is None
+                else [create_topics.CreatableTopicConfig(name="retention.ms", value=str(topic.retention_ms))],
+            )
+        ],
         timeout_ms=30_000,
     )
     tried = False
@@ -429,7 +459,9 @@ async def create_topic(world: World, topic: Topic) -> None:
             code = answer.topics[0].error_code
             if code == 0 or (code == _TOPIC_EXISTS and tried):
                 break
-            if code not in RETRIABLE:
+            if code == _TOPIC_EXISTS and client.broker.deposed:
+                client.close()  # it means an earlier topic of this name
+            elif code not in RETRIABLE:
                 world.problems.append(f"creating {topic.name} failed: {code}, {answer.topics[0].error_message}")
                 break
         except ConnectionReset:

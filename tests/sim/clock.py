@@ -21,6 +21,10 @@ class WallClock:
     def __call__(self) -> int:
         return _START_MS + self._offset_ms + int(self._loop.time() * 1000 * (1 + self._drift))
 
+    def set_wrong(self, by_ms: int) -> None:
+        """Make it wrong by so much, but for its drift; 0: set it right."""
+        self._offset_ms = by_ms
+
     def jump(self, by_ms: int) -> None:
         """Set the clock forward or back."""
         self._offset_ms += by_ms

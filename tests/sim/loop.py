@@ -32,6 +32,9 @@ _EPOCH_S = 1000.0
 _MAX_BURIAL_TURNS = 1000
 """A task that goes on for so many turns, cancelled in each of them, does not obey."""
 
+_INSPECTION_MASK = 31
+"""Between so many steps (and one) a process is inspected once."""
+
 T = TypeVar("T")
 
 
@@ -63,6 +66,8 @@ class Process:
         """It ended by itself."""
         self.steps = 0
         """Callbacks run so far."""
+        self.inspect: Callable[[], None] | None = None
+        """Called between its steps, every now and then."""
         self.suspended = False
         """It stands still; the world does not."""
         self.stopped: list[asyncio.Handle] = []
@@ -136,6 +141,8 @@ class Process:
             self._waiting.append(handle)
             return False
         self.steps += 1
+        if self.inspect is not None and not self.steps & _INSPECTION_MASK:
+            self.inspect()
         return True
 
     def take_waiting(self) -> list[asyncio.Handle]:

@@ -16,14 +16,17 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 from broker.node import Node
 from controller.errors import NodeRefused
 from s3stream.errors import MetadataUnavailable, NodeFenced, StorageFenced
-from s3stream.memory import Bucket, Faults, MemoryObjectStore
+from s3stream.memory import Faults, MemoryObjectStore
 from s3stream.objectstore import ObjectStoreError
 from s3stream.paths import Paths
+from tests.sim.bounds import over_bounds
+from tests.sim.bucket import WatchedBucket
 from tests.sim.clock import WallClock
 from tests.sim.disk import Platter, SimDisk
 from tests.sim.loop import Process, VirtualLoop, context_of
@@ -33,11 +36,13 @@ from tests.sim.store import ProcessStore
 from wal.errors import WalFenced, WalUnavailable
 from wal.header import RING_START_BYTES, WalHeader, choose_header, initial_image
 
-__all__ = ["CLUSTER_ID", "NODE_ID", "PATHS", "Machine", "first_of"]
+__all__ = ["CLOCK_ERRORS_MS", "CLUSTER_ID", "NODE_ID", "PATHS", "Machine", "first_of"]
 
 CLUSTER_ID = "simulated"
 NODE_ID = 1
 PATHS = Paths("sim")
+CLOCK_ERRORS_MS = (0, 0, 1_200_000, -1_200_000, 10_800_000, -10_800_000, 36_000_000, -36_000_000)
+"""By how much a clock may be wrong: less than a day, after which a broker that goes by it forgets idempotent producers, as Kafka does."""
 
 
 class Machine:
@@ -47,7 +52,7 @@ class Machine:
         self,
         *,
         loop: VirtualLoop,
-        bucket: Bucket,
+        bucket: WatchedBucket,
         port: int,
         scenario: Scenario,
         rng: random.Random,
@@ -58,7 +63,9 @@ class Machine:
         """Build one. `platter` is its disk; None makes an empty one, with a formatted WAL."""
         self.name = name
         self.paths = PATHS
-        self.clock = WallClock(loop, drift=scenario.clock_drift)
+        self.clock = WallClock(
+            loop, drift=scenario.clock_drift, offset_ms=rng.choice(CLOCK_ERRORS_MS) if scenario.clock_errors else 0
+        )
         self.platter = _new_platter(scenario, rng) if platter is None else platter
         self.successor: Machine | None = None
         """The computer that has its node id by now."""
@@ -147,12 +154,24 @@ class Machine:
         settings = broker_settings(self._scenario, node_id=NODE_ID, cluster_id=CLUSTER_ID, port=self._port)
         async with Node(settings, now_ms=self.clock, rng=rng) as node:
             self._node = node
+            process.inspect = partial(self._inspect, node)
             believed = metadata_digest(node)
             failure = await first_of(stop.wait(), node.wait_failed())
-            self._node = None
+            self._node = process.inspect = None
         self.last_digest = believed()
         if isinstance(failure, BaseException):
             raise failure
+
+    def _inspect(self, node: Node) -> None:
+        """Between two steps of the process."""
+        assert self.process is not None
+        for problem in over_bounds(node, self._scenario):
+            self._problems.append(f"{self.process.name}: {problem}")
+
+    def check_replica(self) -> None:
+        """Hold what the broker knows of the metadata against the log (I9)."""
+        if self._node is not None and self.process is not None and self.process.alive:
+            self._bucket.check_replica(self.process.name, self._node.running.broker.controller)
 
     def may_fail_with(self, error: BaseException) -> bool:
         """Whether a broker may give up with this on a machine whose parts fail: the next start sees to the rest."""

@@ -17,6 +17,7 @@ import broker.server
 import broker.wiring
 from broker.config import BrokerSettings, Listener
 from broker.node import Node
+from broker.server import Server
 from broker.shares import controller_settings
 from controller.config import ControllerSettings
 from controller.snapshot import digest
@@ -71,7 +72,12 @@ class SimSocket:
 def broker_settings(scenario: Scenario, *, node_id: int, cluster_id: str, port: int) -> BrokerSettings:
     """The broker's settings, but for what `simulated_ports` replaces."""
     return BrokerSettings(
-        node_id=node_id, cluster_id=cluster_id, listeners=f"PLAINTEXT://localhost:{port}", memory_bytes=64 * MIB
+        node_id=node_id,
+        cluster_id=cluster_id,
+        listeners=f"PLAINTEXT://localhost:{port}",
+        memory_bytes=64 * MIB,
+        log_retention_check_interval_ms=2_000,
+        log_message_timestamp_after_max_ms=(1 << 63) - 1,  # this computer's clock may be wrong
     )
 
 
@@ -84,6 +90,7 @@ def simulated_ports() -> Iterator[None]:
             (broker.wiring, "open_wal", _open_wal),
             (broker.wiring, "storage_settings", _storage_settings),
             (broker.wiring, "controller_settings", _controller_settings),
+            (broker.wiring, "Server", _server),
             (broker.server, "bind", _bind),
         ):
             stack.enter_context(mock.patch.object(target, name, replacement))
@@ -163,6 +170,12 @@ async def _open_wal(
     return wal
 
 
+def _server(**settings: Any) -> Server:
+    if _ports().scenario.little_memory:
+        settings |= {"receive_budget_bytes": 64 * KIB, "send_budget_bytes": 64 * KIB}
+    return Server(**settings)
+
+
 def _controller_settings(settings: BrokerSettings, *, leader_address: str = "") -> ControllerSettings:
     return replace(
         controller_settings(settings, leader_address=leader_address),
@@ -170,6 +183,7 @@ def _controller_settings(settings: BrokerSettings, *, leader_address: str = "") 
         command_timeout_ms=_COMMAND_TIMEOUT_MS,
         snapshot_interval_entries=_ports().scenario.snapshot_interval_entries,
         retained_entries=_RETAINED_ENTRIES,
+        restore_window_ms=_ports().scenario.restore_window_ms,
     )
 
 

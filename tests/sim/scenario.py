@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from s3stream.memory import Faults
 from tests.sim.disk import DiskFaults
 from tests.sim.network import NetworkFaults
+from wal.frame import BLOCK_SIZE_BYTES
 
 __all__ = ["HEALTHY_STORE", "Scenario", "draw"]
 
@@ -54,6 +55,14 @@ class Scenario:
     """Probability per second that another computer is given the node id, while the process on the first one lives."""
     clock_jumps: bool
     clock_drift: float
+    clock_errors: bool
+    """Clocks of machines are wrong by up to half a day, and are set to another wrong time now and then."""
+    retention: bool
+    """A topic keeps records for an hour, and gets older ones and newer ones."""
+    rival: bool
+    """Another would-be controller takes the office now and then, and stands still at any await."""
+    little_memory: bool
+    """What arrives and what leaves must do with little memory."""
     wal_in_bucket: bool
     """The WAL is in the bucket as well, so that the disk does not matter."""
     wal_batch_interval_ms: int
@@ -63,9 +72,16 @@ class Scenario:
     upload_interval_ms: int
     stream_object_min_bytes: int
     snapshot_interval_entries: int
+    restore_window_ms: int
+    """How long the history of the metadata is kept; the rival keeps it no longer than it must."""
     store: Faults
     disk: DiskFaults
     network: NetworkFaults
+
+    @property
+    def largest_request_bytes(self) -> int:
+        """No client sends more at once: eight records to each partition."""
+        return 8 * self.partitions * (max(self.max_value_bytes, BLOCK_SIZE_BYTES) + 100)
 
 
 def draw(seed: int) -> Scenario:
@@ -101,6 +117,10 @@ def draw(seed: int) -> Scenario:
         takeover=random.Random(f"{seed} takeover").choice((0.0, 0.0, 0.1, 0.3)),
         clock_jumps=rng.random() < 0.2,
         clock_drift=rng.uniform(-0.0002, 0.0002),
+        clock_errors=random.Random(f"{seed} clocks").random() < 0.2,
+        retention=not block_sized and random.Random(f"{seed} retention").random() < 0.3,
+        rival=not block_sized and random.Random(f"{seed} rival").random() < 0.25,
+        little_memory=random.Random(f"{seed} memory").random() < 0.3,
         # Drawn apart, so that all else of a seed is the same whatever kind of WAL it has.
         wal_in_bucket=not block_sized and random.Random(f"{seed} kind of WAL").random() < 0.25,
         wal_batch_interval_ms=random.Random(f"{seed} interval").choice((0, 5, 50)),
@@ -110,6 +130,7 @@ def draw(seed: int) -> Scenario:
         upload_interval_ms=rng.choice((50, 300, 2_000)),
         stream_object_min_bytes=rng.choice((8, 64, 1024)) << 10,
         snapshot_interval_entries=rng.choice((5, 20, 200)),
+        restore_window_ms=random.Random(f"{seed} restore window").choice((0, 0, 5_000)),
         store=HEALTHY_STORE
         if calm
         else Faults(

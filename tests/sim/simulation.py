@@ -17,20 +17,23 @@ import logging
 import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from controller.config import ControllerSettings
 from tests.checker.history import FinalLog, History
 from tests.sim.actors import Producer, Reader, Topic, World, create_topic, delete_topic, read_whole
 from tests.sim.bucket import WatchedBucket
+from tests.sim.clock import WallClock
 from tests.sim.disk import DiskFaults
 from tests.sim.inspection import inspect_bucket
 from tests.sim.loop import Deadlock, Process, VirtualLoop, current_process
-from tests.sim.machine import PATHS, Machine, first_of
+from tests.sim.machine import CLOCK_ERRORS_MS, CLUSTER_ID, PATHS, Machine, first_of
 from tests.sim.network import Network, NetworkFaults
 from tests.sim.node import simulated_ports
+from tests.sim.rival import Rival
 from tests.sim.scenario import HEALTHY_STORE, Scenario, draw
 from wal import crashpoint
 
@@ -79,7 +82,11 @@ def simulate(seed: int, *, scenario: Scenario | None = None, problems_enough: in
     gc.freeze()  # what is there before is no garbage of this run, and a third of its time to look through
     loop = VirtualLoop()
     simulation = _Simulation(loop, scenario or draw(seed), problems_enough)
-    log = _ErrorLog(simulation.problems, reads_may_be_wrong=simulation.scenario.store.flipped > 0)
+    log = _ErrorLog(
+        simulation.problems,
+        reads_may_be_wrong=simulation.scenario.store.flipped > 0,
+        clocks_are_wrong=simulation.scenario.clock_errors,
+    )
     _LOGGER.addHandler(log)
     try:
         asyncio.set_event_loop(loop)
@@ -111,12 +118,15 @@ class _GivenUp(Exception):
 class _ErrorLog(logging.Handler):
     """What the broker logs as an error is its own fault, whatever becomes of it. Warnings are about the world."""
 
-    def __init__(self, problems: list[str], *, reads_may_be_wrong: bool) -> None:
+    def __init__(self, problems: list[str], *, reads_may_be_wrong: bool, clocks_are_wrong: bool) -> None:
         super().__init__(logging.ERROR)
+        self._clocks_are_wrong = clocks_are_wrong
         self._problems = problems
         self._reads_may_be_wrong = reads_may_be_wrong
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "tidelog.retention" and self._clocks_are_wrong:
+            return  # rightly it goes by none of them
         if record.name == "tidelog.compaction" and self._reads_may_be_wrong:
             return  # it was given wrong bytes of the same object twice: rightly it does not touch it
         self._problems.append(f"logged by {record.name}: {self.format(record)}")
@@ -142,13 +152,14 @@ class _Simulation:
         )
         self.machines = [self.machine]
         """All there ever were; `machine` is the one that has the node id."""
+        self.rival: Rival | None = None
         self._retired: list[asyncio.Task[None]] = []
         self.history = History()
         self.world = World(
             network=self.network,
             port=PORT,
             history=self.history,
-            now_ms=self.machine.clock,
+            now_ms=WallClock(loop),
             problems=self.problems,
         )
         self.topics: list[Topic] = []
@@ -192,7 +203,7 @@ class _Simulation:
 
     async def _course(self) -> None:
         supervisor = asyncio.ensure_future(self._supervise())
-        weather = asyncio.gather(self._weather(), self._suspend(), self._take_over())
+        weather = asyncio.gather(self._weather(), self._suspend(), self._take_over(), self._fight_for_office())
         clients = asyncio.ensure_future(self._clients())
         await asyncio.sleep(self.scenario.duration_s)
         weather.cancel()
@@ -221,8 +232,23 @@ class _Simulation:
             if isinstance(outcome, Exception):
                 raise outcome
         self.problems += await inspect_bucket(self.bucket, self.machine.paths, last_digest=self.machine.last_digest)
+        if self.rival is not None:
+            self.problems += self.rival.broken(self.bucket.state)
+        self.problems += self._kept_too_long()
         for platter in {id(machine.platter): machine.platter for machine in self.machines}.values():
             self.problems += platter.problems
+
+    def _kept_too_long(self) -> Iterator[str]:
+        """Ranges that retention should have taken once the clocks were right."""
+        tables = self.bucket.state.tables
+        for topic in self.topics:
+            if topic.retention_ms is None:
+                continue
+            oldest_ms = self.world.now_ms() - topic.retention_ms
+            for stream_id in tables.topics[tables.topic_ids[topic.name]].stream_ids:
+                ranges = tables.streams[stream_id].ranges
+                if ranges and ranges[0].max_timestamp_ms < oldest_ms:
+                    yield f"{topic.name}: offsets up to {ranges[0].end_offset} are too old, and still there"
 
     def _heal(self) -> None:
         self.healed = True
@@ -232,6 +258,7 @@ class _Simulation:
             machine.platter.faults = DiskFaults(stall=0.0)
             machine.store_faults(HEALTHY_STORE)
             machine.outage(False)
+            machine.clock.set_wrong(0)
         crashpoint.arm(None)
         if (process := self.machine.process) is not None:
             process.spare()
@@ -343,6 +370,9 @@ class _Simulation:
                 self.machine.outage(False)
             if self.scenario.clock_jumps and rng.random() < 0.2:
                 self.machine.clock.jump(rng.choice((-5_000, -1_000, 1_000, 60_000)))
+            if self.scenario.clock_errors and rng.random() < 0.2:
+                self.machine.clock.set_wrong(rng.choice(CLOCK_ERRORS_MS))
+            self.machine.check_replica()
 
     async def _suspend(self) -> None:
         """Let the broker stand still at any await, and go on later as if nothing had been."""
@@ -380,6 +410,25 @@ class _Simulation:
                     asyncio.ensure_future(self._retire(former, process, rng.choice((1.0, 10.0, 60.0))))
                 )
 
+    async def _fight_for_office(self) -> None:
+        if self.scenario.rival:
+            self.rival = Rival(
+                loop=self.loop,
+                bucket=self.bucket,
+                paths=PATHS,
+                settings=ControllerSettings(
+                    cluster_id=CLUSTER_ID,
+                    command_timeout_ms=5_000,
+                    snapshot_interval_entries=self.scenario.snapshot_interval_entries,
+                    retained_entries=3,
+                ),
+                faults=lambda: self.scenario.store,
+                now_ms=WallClock(self.loop),
+                rng=self._rng("rival"),
+                problems=self.problems,
+            )
+            await self.rival.run()
+
     async def _retire(self, machine: Machine, process: Process, mean_s: float) -> None:
         """The rest of a process's life whose node id another one has: it wakes, finds out or not, and ends at last."""
         rng = self._rng(f"retire-{machine.name}")
@@ -411,6 +460,8 @@ class _Simulation:
                 start(Reader(self.world, topic, partition, f"scan-{partition}", rng, slow=False).scan_again_and_again())
             if scenario.churn:
                 start(self._churn())
+            if scenario.retention:
+                start(self._age())
             if scenario.trim:
                 start(self._trim(topic))
 
@@ -449,6 +500,14 @@ class _Simulation:
             await asyncio.gather(producer, reader)  # nobody writes to the name any more
             await delete_topic(self.world, topic)
             incarnation += 1
+
+    async def _age(self) -> None:
+        """A topic whose first records are too old to be kept, and whose later ones are not."""
+        topic = Topic(name="aged", incarnation=0, partitions=1, may_be_trimmed=True, retention_ms=3_600_000)
+        await create_topic(self.world, topic)
+        self.topics.append(topic)
+        reader = Reader(self.world, topic, 0, "aged", self._rng("aged-reader"), slow=False)
+        await asyncio.gather(self._producer(topic, 0, idempotent=True).run(), reader.scan_again_and_again())
 
     async def _trim(self, topic: Topic) -> None:
         """Raise log start offsets now and then, to what is below the high watermark by some."""
