@@ -194,7 +194,7 @@ class SimDisk:
             return  # it was settled when its process died, or lost the volume
         platter = self._platter
         position, data, taken, on_done = self._in_flight.pop(number)
-        if data != taken:
+        if bytes(data) != taken:  # a memoryview would be compared byte by byte
             platter.problems.append(f"memory changed under a write of {len(data)} bytes at {position}")
         if self._detached or platter.rng.random() < platter.faults.fail:
             if not self._detached:
