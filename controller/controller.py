@@ -34,7 +34,7 @@ from controller.batch import Batch, Waiting
 from controller.commands import Command, NodeCommand, check_node
 from controller.config import ControllerSettings
 from controller.entry import Entry, EntryHeader, encode_entry
-from controller.errors import ControllerError, MetadataCorrupt
+from controller.errors import ControllerError, MetadataCorrupt, UnknownTopic
 from controller.follower import Follower
 from controller.image import Applied, Image, Topic
 from controller.log import Claim, Floor, LeaderObject, MetadataLog
@@ -300,7 +300,8 @@ class Controller:
     async def create_topics(
         self, specs: Sequence[TopicSpec], *, leaders: Sequence[int] = ()
     ) -> Mapping[str, Topic | ControllerError]:
-        """Create topics, each for itself; the answer has a topic or TopicExists, TooManyPartitions, NoNodes by name.
+        """Create topics, each for itself; the answer has a topic or TopicExists, TooManyPartitions, NoNodes by name
+        (or UnknownTopic, where somebody deleted it at once).
 
         `leaders` are the nodes that may lead the partitions; empty: every registered one.
         """
@@ -318,14 +319,13 @@ class Controller:
             CreateTopics(topics=topics, max_partitions=self._settings.max_partitions, at_ms=self._now_ms())
         )
         return {
-            name: outcome if isinstance(outcome, ControllerError) else self._created(outcome)
+            name: outcome if isinstance(outcome, ControllerError) else self._created(name, outcome)
             for name, outcome in made.items()
         }
 
-    def _created(self, topic_id: bytes) -> Topic:
-        topic = self.image.topic_by_id(topic_id)
-        assert topic is not None, "replies go out right after their entry was applied"
-        return topic
+    def _created(self, name: str, topic_id: bytes) -> Topic | UnknownTopic:
+        """A topic that was created; where entries of others came through together with ours, it may be gone by now."""
+        return self.image.topic_by_id(topic_id) or UnknownTopic(f"topic {name} was deleted right after it was created")
 
     async def delete_topics(self, topic_ids: Sequence[bytes]) -> Mapping[bytes, ControllerError | None]:
         """Delete topics; the answer has None or UnknownTopic by id. The names are free at once."""

@@ -145,7 +145,7 @@ async def test_trimmed_records_come_back_and_later_ones_are_given_up(start_node:
         await partition.trim(3)
         for number in range(3):
             await wire.produce("t", batch(b"rubbish %d" % number))
-        assert await wire.fetch_values("t", 3) == [b"3", b"4", b"rubbish 0", b"rubbish 1", b"rubbish 2"]
+        assert (await wire.list_offset("t", -2)).offset == 3
 
     status, rows = await tool.restore("--at-index", str(before), "--yes")
     assert status == 0
