@@ -48,6 +48,7 @@ from broker.uris import absolute_uri
 from controller.controller import Controller
 from controller.image import Applied
 from controller.node_metadata import NodeMetadata
+from s3stream.bucket_rules import RuledBucket, tell_rules
 from s3stream.collector import Collector
 from s3stream.compactor import Compactor
 from s3stream.config import ObjectStoreSettings, StorageSettings
@@ -231,6 +232,8 @@ class _Opened:
     arena: Arena
     wal: WriteAheadLog
     open_objects: OpenObjects
+    ruled: Sequence[tuple[RuledBucket, Paths]]
+    """What may have rules of its own that concern us."""
 
     def metered(self, purpose: Purpose) -> ObjectStore:
         """The object store, for somebody whose requests are counted under a purpose."""
@@ -240,6 +243,7 @@ class _Opened:
 async def _open(stack: AsyncExitStack, settings: BrokerSettings, around: Surroundings) -> _Opened:
     """Open the object store, the cluster in it, and the WAL."""
     config, usage = storage_settings(settings), Usage()
+    ruled: list[tuple[RuledBucket, Paths]] = []
 
     async def open_store(uri: str, store_settings: ObjectStoreSettings) -> tuple[InstrumentedObjectStore, Paths]:
         opened = open_object_store(uri, rng=around.rng, settings=store_settings)
@@ -255,6 +259,9 @@ async def _open(stack: AsyncExitStack, settings: BrokerSettings, around: Surroun
         except BaseException:
             await store.close()
             raise
+        known = {(bucket.uri, paths.prefix) for bucket, paths in ruled}
+        if isinstance(opened.store, RuledBucket) and (opened.store.uri, opened.paths.prefix) not in known:
+            ruled.append((opened.store, opened.paths))
         return store, opened.paths
 
     async def open_objects(config: ObjectWalConfig) -> WalObjects:
@@ -286,6 +293,7 @@ async def _open(stack: AsyncExitStack, settings: BrokerSettings, around: Surroun
         arena=arena,
         wal=wal,
         open_objects=open_objects,
+        ruled=ruled,
     )
 
 
@@ -606,6 +614,7 @@ class _Work:
         broker: Broker,
     ) -> None:
         self._broker = broker
+        self._ruled = opened.ruled
         self._background = Background()
         self.compactor = _compactor(settings, around, opened, registered)
         collection_store = opened.metered(Purpose.COLLECTION)
@@ -634,6 +643,8 @@ class _Work:
 
     def start(self, *, with_lag: bool) -> None:
         """Start all of it; the lag of groups only where somebody can see it."""
+        for bucket, paths in self._ruled:
+            self._background.start("a look at the bucket's rules", tell_rules(bucket, paths))
         self._background.start("retention", self.retention.run())
         controller = self._broker.controller
         self._background.start("compaction", while_leading(controller, self.compactor.run))

@@ -29,6 +29,7 @@ import aiohttp
 from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
+from s3stream.bucket_rules import BucketRules, lifecycle_rule, lock_retention
 from s3stream.config import ObjectStoreSettings
 from s3stream.objectstore import (
     LEAST_COPY_BYTES,
@@ -299,6 +300,34 @@ class S3ObjectStore:
             if not response.get("IsTruncated"):
                 return
             page = {"KeyMarker": response["NextKeyMarker"], "UploadIdMarker": response["NextUploadIdMarker"]}
+
+    async def read_rules(self) -> BucketRules:
+        """See RuledBucket."""
+        unknown: list[str] = []
+
+        async def ask(what: str, call: Callable[[_Client], Awaitable[Mapping[str, Any]]]) -> Mapping[str, Any]:
+            try:
+                return await self._request(f"read {what}", call)
+            except NotFound:  # S3's way to say that there are none
+                return {}
+            except Unavailable:
+                raise
+            except ObjectStoreError as error:  # not allowed, or not known to this store
+                unknown.append(str(error))
+                return {}
+
+        bucket = self._bucket
+        versioning = await ask("versioning", lambda client: client.get_bucket_versioning(Bucket=bucket))
+        lifecycle = await ask(
+            "lifecycle rules", lambda client: client.get_bucket_lifecycle_configuration(Bucket=bucket)
+        )
+        lock = await ask("object lock", lambda client: client.get_object_lock_configuration(Bucket=bucket))
+        return BucketRules(
+            versioning=str(versioning.get("Status", "")),
+            lifecycle=tuple(map(lifecycle_rule, lifecycle.get("Rules", ()))),
+            lock=lock_retention(lock.get("ObjectLockConfiguration", {})),
+            unknown=tuple(unknown),
+        )
 
     async def now_ms(self) -> int:
         """See ObjectStore. The `Date` header has whole seconds."""

@@ -96,6 +96,8 @@ def refusal(what: str, error: ClientError) -> ObjectStoreError:
         if code in _PASSING or status >= 500 or status == 429:
             return TryAgain(f"{message} (of {error.operation_name})")
         return CredentialsRefused(f"{message} (of {error.operation_name}); check role, token and trust policy")
+    if code == "NotImplemented" or status in (405, 501):
+        return ObjectStoreError(f"{message}; this store does not know that request")
     if code in _PASSING or status >= 500 or status == 429:
         return TryAgain(message)
     if code == "RequestTimeTooSkewed":

@@ -220,3 +220,20 @@ async def test_a_data_object_deleted_by_hand_costs_its_partition_only(tmp_path: 
         assert (await wire.produce("other", batch(b"value"))).error_code == 0
         assert await wire.fetch_all("other") == [b"value"]
         await eventually(lambda: node.running.store.failures["get_tail", "NotFound"] > 0, "a look at what is gone")
+
+
+# ---- accepted, with a word in the log
+
+
+async def test_a_lifecycle_rule_that_will_delete_records_is_told_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await new_bucket()
+    client = await store._open()
+    rule = {"ID": "tidy", "Status": "Enabled", "Filter": {"Prefix": "ti"}, "Expiration": {"Days": 90}}
+    await client.put_bucket_lifecycle_configuration(Bucket=store._bucket, LifecycleConfiguration={"Rules": [rule]})
+    async with Node(settings(tmp_path, uri_of(store._bucket))):
+        await eventually(
+            lambda: "lifecycle rule 'tidy' deletes objects below 'ti' after 90 days" in caplog.text, "a warning"
+        )
+    await store.close()
