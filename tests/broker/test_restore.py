@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from broker.restore import moment_ms
 from tests.broker.conftest import StartNode
 from tests.broker.kept import upload_all
 from tests.broker.wire import Wire, batch, eventually
-from tests.s3stream.moto import endpoint_url, new_bucket
+from tests.stores.fixtures import S3_SERVERS
+from tests.stores.s3_server import S3Server
 
 SLACK = 1_000
 
@@ -48,22 +50,26 @@ class Tool:
         return await self.run("verify") == 0
 
 
-@pytest.fixture(params=["directory", "s3"])
-async def tool(
+@pytest.fixture
+def tool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Tool:
+    """On a directory."""
+    return Tool(uri=(tmp_path / "objects").as_uri(), capsys=capsys)
+
+
+@pytest.fixture(params=["directory", *S3_SERVERS])
+def anywhere(
     request: pytest.FixtureRequest,
+    s3_server_named: Callable[[str], S3Server],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Tool:
     if request.param == "directory":
         return Tool(uri=(tmp_path / "objects").as_uri(), capsys=capsys)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    store = await new_bucket()
-    await store.close()
-    return Tool(
-        uri=f"s3://{store._bucket}/prefix?region=us-east-1&path_style=true&endpoint={endpoint_url()}", capsys=capsys
-    )
+    server = s3_server_named(request.param)
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return Tool(uri=server.uri(server.new_bucket()), capsys=capsys)
 
 
 def index_of(node: Node) -> int:
@@ -86,7 +92,8 @@ def partitions(rows: list[dict[str, Any]]) -> dict[str, tuple[Any, Any]]:
     return {row["partition"]: (row["regained"], row["given_up"]) for row in rows if row["kind"] == "partition-change"}
 
 
-async def test_a_deleted_topic_comes_back(start_node: StartNode, tool: Tool) -> None:
+async def test_a_deleted_topic_comes_back(start_node: StartNode, anywhere: Tool) -> None:
+    tool = anywhere
     values = [b"%03d" % number + bytes(5_000) for number in range(100)]
     async with (
         start_node(object_store_uri=tool.uri) as node,
@@ -267,8 +274,7 @@ async def test_a_crashed_node_is_to_be_started_and_stopped_first(
     assert await tool.is_sound()
 
 
-async def test_a_point_by_its_time(start_node: StartNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tool = Tool(uri=(tmp_path / "objects").as_uri(), capsys=capsys)
+async def test_a_point_by_its_time(start_node: StartNode, tool: Tool) -> None:
     async with start_node() as node, await Wire.connect(node.bootstrap_servers) as wire:
         await wire.create_topic("t")
         before = index_of(node)
@@ -297,10 +303,7 @@ def test_times_say_their_zone() -> None:
         moment_ms("yesterday")
 
 
-async def test_what_was_deleted_from_the_store_does_not_come_back(
-    start_node: StartNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tool = Tool(uri=(tmp_path / "objects").as_uri(), capsys=capsys)
+async def test_what_was_deleted_from_the_store_does_not_come_back(start_node: StartNode, tool: Tool) -> None:
     without_window = {"metadata_restore_window_ms": 0, "log_segment_delete_delay_ms": 1, "upload_interval_ms": 50}
     async with start_node(**without_window) as node, await Wire.connect(node.bootstrap_servers) as wire:
         await wire.create_topic("t")
@@ -316,10 +319,7 @@ async def test_what_was_deleted_from_the_store_does_not_come_back(
     assert "1 objects that held records then are deleted by now" in await tool.refusal("--at-index", str(before))
 
 
-async def test_objects_are_looked_for_before(
-    start_node: StartNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tool = Tool(uri=(tmp_path / "objects").as_uri(), capsys=capsys)
+async def test_objects_are_looked_for_before(start_node: StartNode, tool: Tool, tmp_path: Path) -> None:
     async with start_node() as node, await Wire.connect(node.bootstrap_servers) as wire:
         await wire.create_topic("t")
         await wire.produce("t", batch(b"x"))
