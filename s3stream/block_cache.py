@@ -27,7 +27,7 @@ from s3stream.metadata import ObjectId
 from s3stream.object_format import IndexEntry
 from s3stream.payload import PayloadBounds, PayloadFormat
 
-__all__ = ["Block", "BlockCache", "BlockKey"]
+__all__ = ["Block", "BlockCache", "BlockKey", "BlockMemory"]
 
 BlockKey = tuple[ObjectId, int]
 """Object and position of a block."""
@@ -36,7 +36,7 @@ _PROTECTED_SHARE = 0.75
 """Most of the capacity that blocks read twice may take from those read once."""
 
 
-class _Memory(bytearray):
+class BlockMemory(bytearray):
     """A block's bytes; weakly referable, which `bytes` is not, so that the end of its last view is noticed."""
 
     __slots__ = ("__weakref__",)
@@ -189,13 +189,12 @@ class BlockCache:
         self._grant()
 
     def add(
-        self, object_id: ObjectId, entry: IndexEntry, data: memoryview, on_unused: Callable[[], None] | None
+        self, object_id: ObjectId, entry: IndexEntry, memory: BlockMemory, on_unused: Callable[[], None] | None
     ) -> Block:
-        """Keep a copy of a checked block, in memory that was reserved for it.
+        """Keep a checked block. Its memory was reserved; from now on it is counted until the last view of it is gone.
 
-        It is copied because `data` is part of a larger response, all of which one small view would keep alive.
+        Each block has memory of its own: in one for a whole response, a small view would keep all of it alive.
         """
-        memory = _Memory(data)
         weakref.finalize(memory, self.release, len(memory)).atexit = False
         view = memoryview(memory).toreadonly()
         block = Block(object_id=object_id, entry=entry, data=view, on_unused=on_unused)

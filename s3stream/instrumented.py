@@ -110,6 +110,13 @@ class InstrumentedObjectStore:
             await request.moved(len(data))
             return data
 
+    async def get_range_into(self, key: str, start: int, parts: Sequence[memoryview]) -> int:
+        """See ObjectStore. Counts as `get_range`."""
+        async with _Request(self, "get_range") as request:
+            size = await self.inner.get_range_into(key, start, parts)
+            await request.moved(size)
+            return size
+
     async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """See ObjectStore."""
         async with _Request(self, "get_tail") as request:

@@ -131,6 +131,22 @@ class LocalObjectStore:
 
         return await self._call(key, read)
 
+    async def get_range_into(self, key: str, start: int, parts: Sequence[memoryview]) -> int:
+        """See ObjectStore."""
+
+        def read() -> int:
+            with open(self._path(key), "rb", buffering=0) as file:
+                file.seek(start)
+                size = 0
+                for part in parts:
+                    position = 0
+                    while position < len(part) and (got := file.readinto(part[position:])):
+                        position += got
+                    size += position
+                return size
+
+        return await self._call(key, read)
+
     async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """See ObjectStore."""
         if size <= 0:

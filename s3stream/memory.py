@@ -48,6 +48,7 @@ from s3stream.objectstore import (
     StoredRange,
     Unavailable,
     WriteConflict,
+    scatter,
 )
 from wal.checksum import crc32c
 
@@ -221,6 +222,10 @@ class MemoryObjectStore:
         data = await self._request("get_range", key, lambda: self.bucket.read(key).data[start:end], flips=True)
         self.bytes_read += len(data)
         return data
+
+    async def get_range_into(self, key: str, start: int, parts: Sequence[memoryview]) -> int:
+        """See ObjectStore."""
+        return scatter(await self.get_range(key, start, start + sum(map(len, parts))), parts)
 
     async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """See ObjectStore."""

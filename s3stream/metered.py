@@ -150,6 +150,13 @@ class MeteredObjectStore:
         self._used.received_bytes += len(data)
         return data
 
+    async def get_range_into(self, key: str, start: int, parts: Sequence[memoryview]) -> int:
+        """See ObjectStore."""
+        self._used.gets += 1
+        size = await self._inner.get_range_into(key, start, parts)
+        self._used.received_bytes += size
+        return size
+
     async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """See ObjectStore."""
         self._used.gets += 1

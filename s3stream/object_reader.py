@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from s3stream.block_cache import Block, BlockCache, BlockKey
+from s3stream.block_cache import Block, BlockCache, BlockKey, BlockMemory
 from s3stream.catch_up_budget import CatchUpBudget, Share
 from s3stream.config import ReadSettings
 from s3stream.damage import Damage, DamagedRange
@@ -270,7 +270,7 @@ class ObjectReader:
             # Held from here on: making room, for us or for others, may evict what is there now.
             found = [self._blocks_under_way.get(item.key) or self.cache.get(item.key) for item in wanted]
             missing = [item for item, block in zip(wanted, found, strict=True) if block is None]
-            cost = _cost(missing)
+            cost = _size(missing)
             if reserved >= cost:
                 self.cache.release(reserved - cost)
                 break
@@ -340,18 +340,21 @@ class ObjectReader:
         share: Share | None,
         on_unused: Callable[[], None] | None,
     ) -> None:
-        reserved = _cost(run)
+        reserved = _size(run)
         try:
-            start = run[0].entry.position
-            view = memoryview(await self._get_run(run[0].object_id, start, start + _size(run), share))
+            memories = [BlockMemory(item.entry.size_bytes) for item in run]
+            await self._get_run(run, memories, share)
             for item, future in zip(run, futures, strict=True):
-                position = item.entry.position - start
+                memory = memories.pop(0)  # two who hold it would keep it from being freed
                 try:
-                    part = await self._checked(item, view[position : position + item.entry.size_bytes])
+                    data = await self._checked(item, memory)
                 except (ObjectCorrupt, _ObjectGone) as error:
                     self._fail(item, future, error)  # its neighbours may be sound
                     continue
-                block = self.cache.add(item.object_id, item.entry, part, on_unused)
+                if data is not memory:
+                    memory[:] = data
+                block = self.cache.add(item.object_id, item.entry, memory, on_unused)
+                del memory, data
                 reserved -= item.entry.size_bytes  # counted with the block from now on
                 del self._blocks_under_way[item.key]
                 future.set_result(block)
@@ -371,12 +374,13 @@ class ObjectReader:
         future.set_exception(error)
         future.exception()  # all who waited for it may have gone away
 
-    async def _checked(self, item: _Wanted, data: memoryview) -> memoryview:
+    async def _checked(self, item: _Wanted, data: Buffer) -> Buffer:
+        """A block that was read, or read anew, and is what was written."""
         try:
             check_block(item.object_id, item.entry, data)
         except ObjectCorrupt:
             end = item.entry.position + item.entry.size_bytes
-            data = memoryview(await self._get_range(item.object_id, item.entry.position, end))
+            data = await self._get_range(item.object_id, item.entry.position, end)
             try:
                 check_block(item.object_id, item.entry, data)
             except ObjectCorrupt as error:
@@ -396,14 +400,20 @@ class ObjectReader:
         self.damage.object_lost(found.object_id, error, found)
         return error
 
-    async def _get_run(self, object_id: ObjectId, start: int, end: int, share: Share | None) -> bytes | bytearray:
-        if share is None:
-            return await self._get_range(object_id, start, end)
-        await self.budget.turn(share, end - start)
+    async def _get_run(self, run: Sequence[_Wanted], memories: Sequence[bytearray], share: Share | None) -> None:
+        """Read blocks that follow each other, each into memory of its own, when it is the reader's turn."""
+        object_id = run[0].object_id
+        if share is not None:
+            await self.budget.turn(share, _size(run))
         try:
-            return await self._get_range(object_id, start, end)
+            await self._store.get_range_into(
+                self._paths.data_object(object_id), run[0].entry.position, [memoryview(memory) for memory in memories]
+            )
+        except NotFound:
+            raise _ObjectGone(object_id) from None
         finally:
-            self.budget.done()
+            if share is not None:
+                self.budget.done()
 
     async def _get_range(self, object_id: ObjectId, start: int, end: int) -> bytes | bytearray:
         try:
@@ -512,7 +522,7 @@ class ObjectReader:
             raise self._absent(found, "a state of ")
         item = _Wanted(found.object_id, entry)
         data = await self._get_range(item.object_id, entry.position, entry.position + entry.size_bytes)
-        return entry.end_offset, bytes(await self._checked(item, memoryview(data)))
+        return entry.end_offset, bytes(await self._checked(item, data))
 
     async def _payload_for_timestamp(
         self, stream_id: StreamId, timestamp_ms: int, start_offset: int, end_offset: int
@@ -548,7 +558,7 @@ class ObjectReader:
                 rest = runs.pop()  # better with its neighbours, the next time
                 del missing[-len(rest) :]
                 del wanted[wanted.index(rest[0]) :]
-            if missing and not self.cache.try_reserve(_cost(missing), ahead=True):
+            if missing and not self.cache.try_reserve(_size(missing), ahead=True):
                 sequence.shrink()
                 return
             self.read_ahead_blocks += len(missing)
@@ -592,11 +602,6 @@ def _runs(wanted: Sequence[_Wanted], max_size_bytes: int) -> Iterator[list[_Want
 
 def _size(wanted: Sequence[_Wanted]) -> int:
     return sum(item.entry.size_bytes for item in wanted)
-
-
-def _cost(wanted: Sequence[_Wanted]) -> int:
-    """Memory while blocks are read: the response, and the blocks' own copies."""
-    return 2 * _size(wanted)
 
 
 def _damaged(item: _Wanted) -> DamagedRange:

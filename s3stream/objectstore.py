@@ -31,6 +31,7 @@ __all__ = [
     "StoredRange",
     "Unavailable",
     "WriteConflict",
+    "scatter",
 ]
 
 Buffer = bytes | bytearray | memoryview
@@ -111,6 +112,17 @@ class StoredRange:
         return self.end - self.start
 
 
+def scatter(data: Buffer, parts: Sequence[memoryview]) -> int:
+    """Copy into these, one after the other, for stores that cannot read into them; how many bytes that were."""
+    view = memoryview(data)
+    position = 0
+    for part in parts:
+        piece = view[position : position + len(part)]
+        part[: len(piece)] = piece
+        position += len(piece)
+    return position
+
+
 class ObjectStore(Protocol):
     """An S3-shaped store. `parts` are concatenated; they are not copied more than the transport needs."""
 
@@ -141,6 +153,12 @@ class ObjectStore(Protocol):
 
     async def get_range(self, key: str, start: int, end: int) -> bytes | bytearray:
         """Read bytes [start, end); fewer where the object is shorter. They are the caller's. Raises NotFound."""
+
+    async def get_range_into(self, key: str, start: int, parts: Sequence[memoryview]) -> int:
+        """Read from `start` on into these, one after the other; how many bytes there were (fewer where the object is shorter).
+
+        What is in them counts only once this has returned. Raises NotFound.
+        """
 
     async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """Read the last `size` bytes (fewer where the object is smaller) and tell the object's whole size. Raises NotFound."""

@@ -51,6 +51,10 @@ class ReadOnlyObjectStore:
         """See ObjectStore."""
         return await self._inner.get_range(key, start, end)
 
+    async def get_range_into(self, key: str, start: int, parts: Sequence[memoryview]) -> int:
+        """See ObjectStore."""
+        return await self._inner.get_range_into(key, start, parts)
+
     async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """See ObjectStore."""
         return await self._inner.get_tail(key, size)

@@ -45,11 +45,12 @@ from s3stream.objectstore import (
     StoredObject,
     StoredRange,
     Unavailable,
+    scatter,
 )
 from s3stream.s3_body import Body, Pieces, read_body, send_body
 from s3stream.s3_credentials import ChainCredentials, new_session
 from s3stream.s3_errors import CredentialsRefused, RangeNotSatisfiable, TryAgain, failure, refusal
-from s3stream.s3_ranges import RangeLane
+from s3stream.s3_ranges import RangeLane, receiving_into
 from wal.checksum import crc32c as checksum
 
 __all__ = ["S3ObjectStore"]
@@ -180,6 +181,15 @@ class S3ObjectStore:
             return (await self._get_range(key, f"bytes={start}-{end - 1}"))[0]
         except RangeNotSatisfiable:
             return b""
+
+    async def get_range_into(self, key: str, start: int, parts: Sequence[memoryview]) -> int:
+        """See ObjectStore."""
+        size = sum(map(len, parts))
+        if not size:
+            return 0
+        with receiving_into(parts) as into:  # each attempt begins at the start of them
+            data = await self.get_range(key, start, start + size)
+        return scatter(data, parts) if into.size is None else into.size
 
     async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """See ObjectStore."""

@@ -8,6 +8,7 @@ Always true:
 - It carries answers of one plain kind: 206 with Content-Length. For anything else (errors, redirects, chunks, a proxy on the way, a
   connection that cannot be made) it answers None, and the request goes by aiohttp as if this were not there, which knows
   what to make of it. A range read changes nothing, so it may be sent twice.
+- A body goes into memory that was made for it, or, within `receiving_into`, into the caller's.
 - A body that ends early is `ConnectionClosedError`, as aiohttp's would be: the caller tries again. Nobody sees a part of a body.
 - A connection whose answer was not taken to its end is closed: the next request never gets what was meant for another.
 - TLS is checked as botocore checks it, with the same certificates.
@@ -17,6 +18,10 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, cast
 from urllib.parse import urlsplit
 
@@ -25,7 +30,7 @@ from botocore.exceptions import ConnectionClosedError
 from botocore.httpsession import create_urllib3_context, get_cert_path
 from botocore.utils import get_environ_proxies
 
-__all__ = ["RangeLane", "ReceivedBody"]
+__all__ = ["RangeLane", "ReceivedBody", "receiving_into"]
 
 _HEAD_BYTES = 16 << 10
 """Of an answer's status line and headers; S3's are below one."""
@@ -34,8 +39,31 @@ _IDLE_S: Final = 10.0
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
+@dataclass(slots=True)
+class _Into:
+    """Where a caller wants a body."""
+
+    parts: Sequence[memoryview]
+    size: int | None = None
+    """What came there; None: the body came another way."""
+
+
+_into: ContextVar[_Into | None] = ContextVar("_into", default=None)
+
+
+@contextmanager
+def receiving_into(parts: Sequence[memoryview]) -> Iterator[_Into]:
+    """Requests of this task receive into these, one after the other, where this lane carries them: see `size`."""
+    into = _Into(parts)
+    token = _into.set(into)
+    try:
+        yield into
+    finally:
+        _into.reset(token)
+
+
 class ReceivedBody:
-    """A body that is here: what botocore hands on as its raw stream."""
+    """A body that is here: what botocore hands on as its raw stream. Without `data` where the caller's memory has it."""
 
     def __init__(self, data: bytearray) -> None:
         self.data = data
@@ -99,6 +127,9 @@ class RangeLane:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         head = _request_head(target, origin, request.headers)
         most = _asked_for(request.headers["Range"])
+        into = _into.get()
+        if into is not None:
+            into.size = None
         while True:
             connection = self._kept(origin)
             is_new = connection is None
@@ -109,7 +140,7 @@ class RangeLane:
                 except (OSError, TimeoutError):
                     return None
             try:
-                headers, data = await connection.get(head, most)
+                headers, data = await connection.get(head, most, into.parts if into is not None else None)
             except _NotPlain:
                 return None
             except _Ended as error:
@@ -117,6 +148,8 @@ class RangeLane:
                     continue  # the server closed it while it was idle
                 raise ConnectionClosedError(endpoint_url=request.url, error=error) from error
             self._keep(origin, connection)
+            if into is not None:
+                into.size = int(headers["content-length"])
             self.carried_count += 1
             return AioAWSResponse(request.url, 206, headers, ReceivedBody(data))
 
@@ -164,9 +197,10 @@ class _Connection(asyncio.BufferedProtocol):
         self._head_size = 0
         self._found: _Head | None = None
         self._data = bytearray()
-        self._body: memoryview | None = None
-        self._position = 0
+        self._into: Sequence[memoryview] | None = None
         self._most_bytes = 0
+        self._rest: list[memoryview] | None = None
+        """What of the body's memory is to be filled, the next piece last; None before the body."""
         self._answer: asyncio.Future[None] | None = None
         self._failed = False
         self.has_answered = False
@@ -178,12 +212,14 @@ class _Connection(asyncio.BufferedProtocol):
         """Whether another request may go this way."""
         return not self._failed and self._transport is not None and not self._transport.is_closing()
 
-    async def get(self, head: bytes, most_bytes: int) -> tuple[dict[str, str], bytearray]:
-        """Send a request; headers and body of its answer."""
+    async def get(
+        self, head: bytes, most_bytes: int, into: Sequence[memoryview] | None = None
+    ) -> tuple[dict[str, str], bytearray]:
+        """Send a request; headers and body of its answer, which is empty where it went `into` something."""
         assert self._transport is not None
-        self._most_bytes = most_bytes
-        self._head_size = self._position = 0
-        self._found = self._body = None
+        self._most_bytes, self._into = most_bytes, into
+        self._head_size = 0
+        self._found = self._rest = None
         self.has_answered = False
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(head)
@@ -193,9 +229,9 @@ class _Connection(asyncio.BufferedProtocol):
             self.close()
             raise
         finally:
-            self._answer = None
-        found, data = cast(_Head, self._found), self._data
-        self._data, self._body = bytearray(), None
+            self._answer = self._into = self._rest = None
+            data, self._data = self._data, bytearray()
+        found = cast(_Head, self._found)
         if found.is_last:
             self.close()
         return found.headers, data
@@ -216,7 +252,7 @@ class _Connection(asyncio.BufferedProtocol):
         """See asyncio, which also asks before it tells of the end of a stream, and takes an empty buffer for a mistake."""
         if self._answer is None or self._answer.done():
             return self._head  # what comes now ends the connection
-        return self._head[self._head_size :] if self._body is None else self._body[self._position :]
+        return self._rest[-1] if self._rest else self._head[self._head_size :]
 
     def buffer_updated(self, nbytes: int) -> None:
         """See asyncio."""
@@ -224,21 +260,27 @@ class _Connection(asyncio.BufferedProtocol):
             self.close()  # more than was asked for
             return
         self.has_answered = True
-        if self._body is None:
+        if self._rest is not None:
+            self._filled(nbytes)
+        else:
             self._head_size += nbytes
             try:
                 self._read_head()
             except _NotPlain as error:
                 self._fail(error)
                 return
-        else:
-            self._position += nbytes
-        if self._body is not None and self._position == len(self._body):
+        if self._rest == []:
             self._answer.set_result(None)
+
+    def _filled(self, size: int) -> None:
+        assert self._rest
+        piece = self._rest.pop()
+        if size < len(piece):
+            self._rest.append(piece[size:])
 
     def eof_received(self) -> None:
         """See asyncio."""
-        self._fail(_Ended(f"{self._position} bytes of a body of {len(self._data)}"))
+        self._fail(_Ended("before the body's end" if self._rest else "before the head's end"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
@@ -260,10 +302,26 @@ class _Connection(asyncio.BufferedProtocol):
         rest = received[end + 4 :]
         if found.size > self._most_bytes or len(rest) > found.size:
             raise _NotPlain("more than was asked for, or announced")
-        self._data = bytearray(found.size)
-        self._body = memoryview(self._data)
-        self._body[: len(rest)] = rest
-        self._position = len(rest)
+        if self._into is None:
+            self._data = bytearray(found.size)
+        self._rest = _first(self._into or [memoryview(self._data)], found.size)
+        view = memoryview(rest)
+        while view:
+            size = min(len(view), len(self._rest[-1]))
+            self._rest[-1][:size] = view[:size]
+            self._filled(size)
+            view = view[size:]
+
+
+def _first(parts: Sequence[memoryview], size: int) -> list[memoryview]:
+    """So many bytes of these, the first piece last."""
+    found: list[memoryview] = []
+    for part in parts:
+        if size and len(part):
+            found.append(part[:size])
+            size -= len(found[-1])
+    assert not size, "no more than was asked for"
+    return found[::-1]
 
 
 def _request_head(target: str, origin: _Origin, headers: Any) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -132,9 +132,9 @@ class HangingGets(InstrumentedObjectStore):
         self.answers = asyncio.Event()
         self.answers.set()
 
-    async def get_range(self, key: str, start: int, end: int) -> bytes | bytearray:
+    async def get_range_into(self, key: str, start: int, parts: Sequence[memoryview]) -> int:
         await self.answers.wait()
-        return await super().get_range(key, start, end)
+        return await super().get_range_into(key, start, parts)
 
 
 def both(cold: int, hot: int, **changes: Any) -> FetchRequest:

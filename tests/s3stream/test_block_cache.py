@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from s3stream.block_cache import Block, BlockCache
+from s3stream.block_cache import Block, BlockCache, BlockMemory
 from s3stream.errors import ObjectCorrupt
 from s3stream.metadata import ObjectId, StreamId
 from s3stream.object_format import IndexEntry
@@ -25,7 +25,7 @@ def put(cache: BlockCache, number: int, evicted: list[int] | None = None) -> Blo
     if not cache.try_reserve(BLOCK_SIZE):
         return None
     on_unused = None if evicted is None else lambda: evicted.append(number)
-    return cache.add(ObjectId(1), entry(number), memoryview(bytes(BLOCK_SIZE)), on_unused)
+    return cache.add(ObjectId(1), entry(number), BlockMemory(BLOCK_SIZE), on_unused)
 
 
 def read(cache: BlockCache, number: int, offset: int = 0) -> None:

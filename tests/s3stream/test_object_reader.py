@@ -560,7 +560,8 @@ async def test_readers_whose_windows_do_not_fit_together_settle_on_smaller_ones(
             readers[number] = offset + 10
             await settle(world)
     assert world.gets() - gets < 160  # fewer than the 240 blocks: they do read ahead
-    assert world.store.bytes_read - read_bytes < 260_000  # and hardly any of it in vain
+    # And hardly any of it in vain: at the end some lies ahead of them, as much as there is memory.
+    assert world.store.bytes_read - read_bytes < 240_000 + 32 * KIB
     await world.reader.close()
 
 

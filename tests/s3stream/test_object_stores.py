@@ -71,6 +71,13 @@ async def test_an_object_reads_back_whole_in_ranges_and_from_its_tail(store: Obj
     assert await store.get_range("a/b/object", 8, 20) == b"89"
     assert await store.get_range("a/b/object", 30, 40) == b""
     assert await store.get_range("a/b/object", 4, 4) == b""
+    parts = [memoryview(bytearray(size)) for size in (3, 0, 1, 2)]
+    assert await store.get_range_into("a/b/object", 2, parts) == 6
+    assert [bytes(part) for part in parts] == [b"234", b"", b"5", b"67"]
+    assert await store.get_range_into("a/b/object", 8, parts) == 2  # it is shorter
+    assert bytes(parts[0][:2]) == b"89"
+    assert await store.get_range_into("a/b/object", 30, parts) == 0
+    assert await store.get_range_into("a/b/object", 4, []) == 0
     assert await store.get_tail("a/b/object", 3) == (b"789", 10)
     assert await store.get_tail("a/b/object", 100) == (b"0123456789", 10)
 
@@ -98,6 +105,8 @@ async def test_what_does_not_exist_is_not_found(store: ObjectStore) -> None:
             await store.get(key)
         with pytest.raises(NotFound):
             await store.get_range(key, 0, 1)
+        with pytest.raises(NotFound):
+            await store.get_range_into(key, 0, [memoryview(bytearray(1))])
         with pytest.raises(NotFound):
             await store.get_tail(key, 1)
 

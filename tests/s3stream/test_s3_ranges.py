@@ -71,6 +71,26 @@ async def test_a_range_comes_whole_into_memory_of_its_own(
     assert lanes[0].carried_count == 2
 
 
+async def test_a_range_is_received_where_the_caller_wants_it(
+    served: tuple[Server, S3ObjectStore], lanes: list[RangeLane]
+) -> None:
+    server, store = served
+    parts = [memoryview(bytearray(size)) for size in (1, 700_000, 5, 900_000)]
+    assert await store.get_range_into("key", 7, parts) == 1_600_006
+    assert b"".join(parts) == CONTENT[7 : 7 + 1_600_006]
+    assert lanes[0].carried_count == 1
+    # Also when an attempt ends in the middle, and the next one goes by aiohttp.
+    cut = b"HTTP/1.1 206 Partial Content\r\nContent-Length: 1600006\r\n\r\n" + bytes(900_000) + CUT_SHORT
+    server.script = [lambda _: cut, error("503 Slow Down", "SlowDown"), ranged]
+    assert await store.get_range_into("key", 9, parts) == 1_600_006
+    assert b"".join(parts) == CONTENT[9 : 9 + 1_600_006]
+    assert lanes[0].carried_count == 1
+    # An object that is shorter.
+    server.script = [lambda _: answer("206 Partial Content", CONTENT[:10])]
+    assert await store.get_range_into("key", 0, parts) == 10
+    assert b"".join(parts)[:10] == CONTENT[:10]
+
+
 async def test_a_connection_is_kept_and_each_gets_its_own_answer(
     served: tuple[Server, S3ObjectStore], lanes: list[RangeLane]
 ) -> None:

@@ -58,6 +58,9 @@ class ProcessStore:
     async def get_range(self, key: str, start: int, end: int) -> bytes:
         return await self._outside(self._inner.get_range(key, start, end))
 
+    async def get_range_into(self, key: str, start: int, parts: Sequence[memoryview]) -> int:
+        return await self._outside(self._inner.get_range_into(key, start, parts))
+
     async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
         return await self._outside(self._inner.get_tail(key, size))
 
