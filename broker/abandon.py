@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,6 +26,7 @@ from broker.inspect.bucket import open_bucket, stream_name
 from broker.inspect.command import EXIT_CLEAN, EXIT_NOT_CHECKED, add_places, at_least_one, wal_path
 from broker.inspect.rows import NoteRow, Row, emit, offsets, plural, ranges_text, when
 from broker.inspect.wal import open_wal_disk
+from broker.inspect.wal_in_bucket import open_wal_objects
 from broker.salvage import assess, streams_on
 from broker.tool_controller import PATIENCE, open_controller
 from broker.uris import absolute_uri
@@ -34,12 +35,13 @@ from controller.image import Image
 from s3stream.metadata import StreamId
 from s3stream.open import open_object_store
 from s3stream.wal_objects import StoreForWal
-from wal.aside import file_asides
+from wal.aside import AsideWal, file_asides
 from wal.config import ObjectWalConfig, parse_wal_uri
 from wal.errors import WalError
 from wal.header import choose_header
 from wal.identity import read_identity
 from wal.slot import identity_key
+from wal.slot_salvage import slot_asides
 from wal.survey import WalSurvey
 
 __all__ = ["abandon", "add_wal"]
@@ -184,9 +186,21 @@ async def _plan(settings: BrokerSettings, image: Image, options: argparse.Namesp
         NodeRefused: the broker has not taken out yet what the WAL still holds.
     """
     path = wal_path(settings.wal_uri)
-    asides = [] if path is None else [each for each in file_asides(path) if each.wal_id == options.wal_id]
+    if path is not None:
+        return await _plan_of(file_asides(path), image, options)
+    config = parse_wal_uri(absolute_uri(settings.wal_uri))
+    if not isinstance(config, ObjectWalConfig):
+        return {}
+    rng = random.Random()
+    async with open_wal_objects(config, rng, read_only=True) as objects:
+        return await _plan_of(await slot_asides(objects, settings.node_id, rng), image, options)
+
+
+async def _plan_of(asides: Sequence[AsideWal], image: Image, options: argparse.Namespace) -> dict[StreamId, _Loss]:
     plan: dict[StreamId, _Loss] = {}
     for aside in asides:
+        if aside.wal_id != options.wal_id:
+            continue
         ends = streams_on(image, aside.wal_id)
         try:
             assessment = await assess(aside, ends)

@@ -29,6 +29,7 @@ from broker.metrics import OTHER, Metrics, TopicTraffic
 from protocol.apis import API
 from protocol.errors import ErrorCode
 from wal.histogram import Histogram
+from wal.object_wal import ObjectWal
 
 if TYPE_CHECKING:
     from broker.compaction.process import CompactionProcess
@@ -230,6 +231,11 @@ def _billed(parts: Parts) -> Iterable[Sample]:
         for purpose, used in sorted(parts.usage.by_purpose.items())
         for request, count in (("put", used.puts), ("list", used.lists), ("get", used.gets), ("delete", used.deletes))
     ]
+
+
+def _hedged_puts(parts: Parts) -> float:
+    wal = parts.storage.wal
+    return wal.hedges if isinstance(wal, ObjectWal) else 0
 
 
 def _product_version() -> str:
@@ -441,6 +447,11 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "tidelog_wal_capacity_bytes",
                 "Capacity of the WAL.",
                 lambda parts: parts.storage.wal.capacity_bytes,
+            ),
+            _counter(
+                "tidelog_wal_hedged_puts_total",
+                "PUTs of a WAL in a bucket that took so long that a second one was sent beside them (hedge_ms); each costs a request.",
+                _hedged_puts,
             ),
             _gauge(
                 "tidelog_wal_recovered_bytes",

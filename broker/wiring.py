@@ -152,7 +152,11 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
             try:
                 up = await _come_up(stack, settings, around, opened, advertised, metrics, server)
             except WalDamaged as error:
-                opened = await _set_wal_aside(stack, settings, around, opened, error)
+                await _set_wal_aside(settings, around, opened.controller, opened.open_objects, error)
+                arena, wal = await _open_wal(
+                    stack, settings, around, opened.config, opened.controller, opened.open_objects
+                )
+                opened = replace(opened, arena=arena, wal=wal)
                 up = await _come_up(stack, settings, around, opened, advertised, metrics, server)
         broker, reader, registered = up.broker, up.reader, up.registered
         stack.callback(opened.controller.subscribe(lambda change: _stop_where_superseded(settings, registered, broker)))
@@ -306,7 +310,8 @@ async def _open_wal(
     open_objects: OpenObjects,
 ) -> tuple[Arena, WriteAheadLog]:
     arena = Arena(config.arena_bytes)
-    wal = await open_wal(
+    open_it = partial(
+        open_wal,
         absolute_uri(settings.wal_uri),
         arena=arena,
         cluster_id=controller.cluster_id,
@@ -315,28 +320,30 @@ async def _open_wal(
         clock=around.clock,
         open_objects=open_objects,
     )
+    try:
+        wal = await open_it()
+    except WalDamaged as error:
+        await _set_wal_aside(settings, around, controller, open_objects, error)
+        wal = await open_it()
     stack.push_async_callback(wal.close)
     return arena, wal
 
 
 async def _set_wal_aside(
-    stack: AsyncExitStack, settings: BrokerSettings, around: Surroundings, opened: _Opened, error: WalDamaged
-) -> _Opened:
+    settings: BrokerSettings, around: Surroundings, controller: Controller, open_objects: OpenObjects, error: WalDamaged
+) -> None:
     """Begin another WAL where the one that is there is damaged: only what may be lost in it shall stay offline."""
     log.error(
-        "the WAL is damaged, and is set aside: %(error)s (WAL %(wal_id)s)",
-        {"wal_id": opened.wal.wal_id, "error": error},
+        "the WAL is damaged, and is set aside: %(error)s",
+        {"error": error, "wal_uri": settings.wal_uri.partition("?")[0]},
     )
     await set_wal_aside(
         absolute_uri(settings.wal_uri),
-        opened.wal.wal_id,
-        cluster_id=opened.controller.cluster_id,
+        cluster_id=controller.cluster_id,
         node_id=settings.node_id,
         rng=around.rng,
-        open_objects=opened.open_objects,
+        open_objects=open_objects,
     )
-    arena, wal = await _open_wal(stack, settings, around, opened.config, opened.controller, opened.open_objects)
-    return replace(opened, arena=arena, wal=wal)
 
 
 def _metered(store: ObjectStore, usage: Usage, purpose: Purpose, settings: ObjectStoreSettings) -> MeteredObjectStore:
@@ -395,17 +402,19 @@ async def _come_up(
     Raises:
         WalDamaged: acknowledged frames are missing in it; it is closed, and as it was.
     """
-    asides = await wals_set_aside(absolute_uri(settings.wal_uri), open_objects=opened.open_objects)
-    registered = await _register(settings, opened, advertised, asides)
-    offline = await salvage(
-        asides,
-        image=opened.controller.image,
-        metadata=registered.metadata,
-        store=opened.store,
-        paths=opened.paths,
-        settings=opened.config,
-        rng=around.rng,
-    )
+    async with wals_set_aside(
+        absolute_uri(settings.wal_uri), node_id=settings.node_id, rng=around.rng, open_objects=opened.open_objects
+    ) as asides:
+        registered = await _register(settings, opened, advertised, asides)
+        offline = await salvage(
+            asides,
+            image=opened.controller.image,
+            metadata=registered.metadata,
+            store=opened.store,
+            paths=opened.paths,
+            settings=opened.config,
+            rng=around.rng,
+        )
     broker, reader = _assemble(settings, around, opened, registered, metrics)
     broker.advertised = advertised
     damage = DamageReport(image=opened.controller.image, objects=reader.damage, offline=offline)

@@ -118,12 +118,14 @@ class WalDirectory:
         """
         self._create(header)
 
-    def replace(self, header: WalHeader, damaged_id: str) -> None:
+    def replace(self, header: WalHeader) -> None:
         """Set the WAL that is here aside as it is, and make another in its place.
 
         Raises:
             WalUnavailable: no room for the capacity once more, or the directory is read-only.
         """
+        with open(self.path / _WAL_NAME, "rb") as file:
+            damaged_id = choose_header(file.read(RING_START_BYTES)).wal_id
         self._create(header, aside=self.path / f"{_ASIDE_PREFIX}{damaged_id}")
 
     def _create(self, header: WalHeader, aside: Path | None = None) -> None:

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from wal.arena import Arena
 from wal.config import ObjectWalConfig
-from wal.errors import PayloadTooLarge, WalCorrupt, WalFenced
+from wal.errors import PayloadTooLarge, WalCorrupt, WalDamaged, WalFenced
 from wal.frame import FRAME_HEADER_SIZE_BYTES, crc_seed, frame_size, pack_frame
 from wal.header import WalHeader
 from wal.histogram import SIZE_BOUNDS_BYTES, Histogram
@@ -263,7 +263,7 @@ class ObjectWal:
             found = scan.run(frames, header.base_offset, run_bytes)
             if not isinstance(found, RecoveredRun):
                 reason = found.reason if isinstance(found, Hole) else "the last frame is cut short"
-                raise WalCorrupt(
+                raise WalDamaged(
                     f"{self._log.key(header.position)} is damaged at log offset {scan.next_offset}: {reason}. Restore the object, or "
                     "abandon this WAL and accept the loss"
                 )

@@ -6,7 +6,8 @@ import asyncio
 import errno
 import os
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 
 from wal.aio_disk import AioDisk
 from wal.arena import Arena
@@ -17,10 +18,14 @@ from wal.disk import Disk, ThreadDisk
 from wal.errors import WalConfigInvalid, WalUnavailable
 from wal.file_wal import FileWal
 from wal.header import WalHeader
+from wal.identity import read_identity
 from wal.log import WriteAheadLog
 from wal.null_wal import NullWal
 from wal.object_wal import ObjectWal
 from wal.objects import WalObjects
+from wal.slot import identity_key
+from wal.slot_log import Patience
+from wal.slot_salvage import set_slots_aside, slot_asides
 
 __all__ = ["OpenObjects", "open_wal", "set_wal_aside", "wals_set_aside"]
 
@@ -78,34 +83,59 @@ async def open_wal(
 
 
 async def set_wal_aside(
-    uri: str, damaged_id: str, *, cluster_id: str, node_id: int, rng: random.Random, open_objects: OpenObjects
+    uri: str, *, cluster_id: str, node_id: int, rng: random.Random, open_objects: OpenObjects
 ) -> None:
-    """Leave a damaged WAL, which is closed, as it is, and begin another in its place.
+    """Leave a node's damaged WAL, which is closed, as it is, and begin another in its place.
 
     Raises:
         WalError: that cannot be done; the WAL is where it was.
     """
     config = parse_wal_uri(uri)
-    assert isinstance(config, FileWalConfig), "only a file WAL can be set aside so far"
+    if isinstance(config, ObjectWalConfig):
+        objects = await open_objects(config)
+        try:
+            await _set_slots_aside(objects, cluster_id=cluster_id, node_id=node_id, rng=rng)
+        finally:
+            await objects.close()
+        return
+    assert isinstance(config, FileWalConfig), "nothing else can be damaged"
     directory = WalDirectory(config.path)
     try:
         directory.replace(
             WalHeader(
-                wal_id=_new_wal_id(rng),
-                cluster_id=cluster_id,
-                node_id=node_id,
-                capacity_bytes=config.capacity_bytes,
-            ),
-            damaged_id,
+                wal_id=_new_wal_id(rng), cluster_id=cluster_id, node_id=node_id, capacity_bytes=config.capacity_bytes
+            )
         )
     finally:
         directory.close()
 
 
-async def wals_set_aside(uri: str, *, open_objects: OpenObjects) -> Sequence[AsideWal]:
-    """Damaged WALs that were set aside where a URI says."""
+async def _set_slots_aside(objects: WalObjects, *, cluster_id: str, node_id: int, rng: random.Random) -> None:
+    key = identity_key(node_id)
+    data = await Patience(rng).persist(lambda: objects.read(key))
+    if data is None:
+        return  # another start of the node was faster
+    identity = read_identity(data, key)
+    identity.check(cluster_id=cluster_id, node_id=node_id, key=key)
+    await set_slots_aside(objects, key, node_id=node_id, wal_id=identity.wal_id, writer_id=_new_wal_id(rng), rng=rng)
+
+
+@asynccontextmanager
+async def wals_set_aside(
+    uri: str, *, node_id: int, rng: random.Random, open_objects: OpenObjects
+) -> AsyncIterator[Sequence[AsideWal]]:
+    """Damaged WALs of a node that were set aside where a URI says; to be used within the block."""
     config = parse_wal_uri(uri)
-    return file_asides(config.path) if isinstance(config, FileWalConfig) else []
+    if isinstance(config, FileWalConfig):
+        yield file_asides(config.path)
+    elif isinstance(config, ObjectWalConfig):
+        objects = await open_objects(config)
+        try:
+            yield await slot_asides(objects, node_id, rng)
+        finally:
+            await objects.close()
+    else:
+        yield ()
 
 
 async def _open_in_bucket(

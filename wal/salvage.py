@@ -162,12 +162,12 @@ class StreamLoss:
         """An intact frame; True: it continues what is complete."""
         self.in_doubt = False
         reached = self._reached
-        if end_offset <= reached:
+        if end_offset <= max(reached, base_offset):
             return False
         if base_offset > reached:
             self.lost.append((reached, base_offset))
         if self.lost:
-            self._add_intact(base_offset, end_offset)
+            self._add_intact(max(base_offset, reached), end_offset)
             return False
         self.end_offset = end_offset
         return True

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from wal.checksum import crc32c
-from wal.errors import WalCorrupt, WalUnsupportedFormat
+from wal.errors import WalDamaged, WalUnsupportedFormat
 
 __all__ = [
     "FIRST_POSITION",
@@ -61,6 +61,9 @@ class SlotKind(enum.IntEnum):
 
     BATCH = 1
     FENCE = 2
+
+
+_KINDS = frozenset(SlotKind)
 
 
 class Position(NamedTuple):
@@ -120,12 +123,12 @@ def read_slot_header(data: bytes, key: str) -> SlotHeader:
 
     Raises:
         WalUnsupportedFormat: a newer version wrote it.
-        WalCorrupt: it is damaged, or of another slot.
+        WalDamaged: it is damaged, or of another slot.
     """
     if len(data) < SLOT_HEADER_SIZE_BYTES or data[:8] != _MAGIC:
-        raise WalCorrupt(f"{key} is no slot of a WAL ({len(data)} bytes): does something else write to this prefix?")
+        raise WalDamaged(f"{key} is no slot of a WAL ({len(data)} bytes): does something else write to this prefix?")
     if crc32c(data[: _FIXED.size]) != _CRC.unpack_from(data, _FIXED.size)[0]:
-        raise WalCorrupt(f"the header of {key} does not match its CRC: restore the object, or abandon this WAL")
+        raise WalDamaged(f"the header of {key} does not match its CRC: restore the object, or abandon this WAL")
     _, version = _VERSIONED.unpack_from(data)
     if version != FORMAT_VERSION:
         raise WalUnsupportedFormat(
@@ -149,6 +152,10 @@ def read_slot_header(data: bytes, key: str) -> SlotHeader:
         trim_number,
         _,
     ) = _FIXED.unpack_from(data)
+    if kind not in _KINDS:
+        raise WalDamaged(
+            f"{key} is of kind {kind}, which no version of this format has: restore the object, or abandon this WAL"
+        )
     header = SlotHeader(
         kind=SlotKind(kind),
         wal_id=wal_id.hex(),
@@ -162,7 +169,7 @@ def read_slot_header(data: bytes, key: str) -> SlotHeader:
         trim=Position(trim_epoch, trim_number),
     )
     if key != slot_key(header.wal_id, header.position):
-        raise WalCorrupt(
+        raise WalDamaged(
             f"{key} holds {slot_key(header.wal_id, header.position)}: an object was copied or renamed by hand"
         )
     return header

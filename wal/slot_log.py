@@ -30,7 +30,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from wal.errors import WalCorrupt, WalFenced, WalUnavailable
+from wal.errors import WalDamaged, WalFenced, WalUnavailable
 from wal.objects import Buffer, ObjectsRefused, ObjectsUnavailable, WalObjects
 from wal.slot import (
     FIRST_POSITION,
@@ -283,7 +283,7 @@ class SlotLog:
         if before.fence is None:
             if await self._survey(survey.behind) != survey:
                 return None  # the epoch has begun since, and the one before it is being deleted
-            raise WalCorrupt(
+            raise WalDamaged(
                 f"epoch {epoch} of WAL {self._wal_id} was begun, but the fence that began it is missing: objects in "
                 f"{self._objects.uri} were deleted by hand or by a lifecycle rule; restore them, or abandon this WAL"
             )
@@ -297,7 +297,7 @@ class SlotLog:
                 return None
             try:
                 return read_slot_header(data, key)
-            except WalCorrupt:
+            except WalDamaged:
                 if not attempts_left:
                     raise
         raise AssertionError("unreachable")
@@ -309,7 +309,7 @@ class SlotLog:
 
         Raises:
             WalFenced: somebody else did, since the epoch was looked up.
-            WalCorrupt: slots that were durable are missing.
+            WalDamaged: slots that were durable are missing.
         """
         taken = 0
         seen = 0
@@ -353,7 +353,7 @@ class SlotLog:
         """Whether a fence is in a slot that was never filled before. Where that was trimmed, by its writer or a later one, it is litter.
 
         Raises:
-            WalCorrupt: the slot was durable, and not trimmed.
+            WalDamaged: the slot was durable, and not trimmed.
         """
         at = fence.position
         while True:
@@ -379,8 +379,8 @@ class SlotLog:
             "one of them; then restart this one"
         )
 
-    def _missing(self, position: Position) -> WalCorrupt:
-        return WalCorrupt(
+    def _missing(self, position: Position) -> WalDamaged:
+        return WalDamaged(
             f"acknowledged data is missing: {self.key(position)} in {self._objects.uri} was durable and is not there. Look for "
             "whoever deletes there, by hand or by a lifecycle rule; restore the object, or abandon this WAL and accept the loss"
         )
@@ -391,7 +391,7 @@ class SlotLog:
         """The batches from the trim to a fence of ours, each with its whole object. To be closed.
 
         Raises:
-            WalCorrupt: one of them is missing or damaged.
+            WalDamaged: one of them is missing or damaged.
             WalFenced: another process took over meanwhile, and what we look for is its to delete.
         """
         survey = await self._survey(Position(end.trim.wal_epoch, 0))
@@ -413,7 +413,7 @@ class SlotLog:
                         and writer_id in (None, header.writer_id)
                         and (header.base_offset <= end.trim_offset if offset is None else header.base_offset == offset)
                     ):
-                        raise WalCorrupt(
+                        raise WalDamaged(
                             f"{self.key(header.position)} does not continue the slot before it, or is cut short: restore the "
                             "object, or abandon this WAL"
                         )
@@ -421,7 +421,7 @@ class SlotLog:
                     first = header.position.number + 1
                     yield header, data
         if end.offset != (end.trim_offset if offset is None else offset):
-            raise WalCorrupt(
+            raise WalDamaged(
                 f"the slots of WAL {self._wal_id} end at {offset}, and should at {end.offset}: objects in {self._objects.uri} were "
                 "deleted by hand or by a lifecycle rule; restore them, or abandon this WAL"
             )

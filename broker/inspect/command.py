@@ -18,12 +18,13 @@ from broker.inspect.objects import inspect_object
 from broker.inspect.partitions import NoSuchPartition, inspect_partition
 from broker.inspect.rows import DamageRow, NoteRow, Row, emit
 from broker.inspect.wal import inspect_wal
+from broker.inspect.wal_in_bucket import inspect_wal_in_bucket
 from broker.uris import absolute_uri
 from controller.errors import ControllerError
 from controller.image import Image
 from s3stream.metadata import ObjectId
 from s3stream.objectstore import NotFound, ObjectStoreError
-from wal.config import FileWalConfig, parse_wal_uri
+from wal.config import FileWalConfig, ObjectWalConfig, WalConfig, parse_wal_uri
 
 __all__ = [
     "EXIT_CLEAN",
@@ -130,9 +131,10 @@ async def _rows(stack: AsyncExitStack, options: argparse.Namespace, settings: Br
     uri = absolute_uri(settings.object_store_uri)
     wal = wal_path(getattr(options, "path", None) or settings.wal_uri)
     if options.inspected == "wal":
-        if wal is None:
-            raise InvalidSettings(f"{settings.wal_uri} is no directory: this looks into file WALs only")
-        return _wal_rows(uri, wal, list_frames=options.frames)
+        config = None if wal is not None else parse_wal_uri(absolute_uri(settings.wal_uri))
+        if wal is None and not isinstance(config, ObjectWalConfig):
+            raise InvalidSettings(f"{settings.wal_uri} keeps nothing that could be looked at")
+        return _wal_rows(uri, wal or config, node_id=settings.node_id, list_frames=options.frames)
     bucket = await stack.enter_async_context(open_bucket(uri, random.Random()))
     if options.inspected == "metadata":
         listed = options.entries or options.first_index is not None or options.last_index is not None
@@ -146,7 +148,7 @@ async def _rows(stack: AsyncExitStack, options: argparse.Namespace, settings: Br
     return inspect_partition(bucket, options.partition, image=image, wal=wal, read_blocks=options.check)
 
 
-async def _wal_rows(uri: str, path: Path, *, list_frames: bool) -> AsyncIterator[Row]:
+async def _wal_rows(uri: str, place: Path | WalConfig | None, *, node_id: int, list_frames: bool) -> AsyncIterator[Row]:
     image: Image | None = None
     try:
         async with open_bucket(uri, random.Random()) as bucket:
@@ -156,7 +158,12 @@ async def _wal_rows(uri: str, path: Path, *, list_frames: bool) -> AsyncIterator
     if image is not None and not image.cluster_id:
         yield NoteRow(message=f"no cluster lives in {uri}: partitions and what is not uploaded cannot be told")
         image = None
-    async for row in inspect_wal(path, image=image, list_frames=list_frames):
+    rows = (
+        inspect_wal_in_bucket(place, node_id=node_id, image=image, list_frames=list_frames)
+        if isinstance(place, ObjectWalConfig)
+        else inspect_wal(Path(str(place)), image=image, list_frames=list_frames)
+    )
+    async for row in rows:
         yield row
 
 

@@ -19,10 +19,10 @@ from wal.disk import Disk, ThreadDisk
 from wal.errors import WalCorrupt
 from wal.header import RING_START_BYTES, WalHeader, choose_header
 from wal.log import RecoveredPayloads
-from wal.salvage import lost_text
+from wal.salvage import StreamLoss, lost_text
 from wal.survey import EndOfLog, SurveyedFrame, WalSurvey, frames_of
 
-__all__ = ["StreamTail", "inspect_wal", "open_wal_disk"]
+__all__ = ["StreamTail", "frame_row", "inspect_wal", "loss_row", "open_wal_disk", "tail_row"]
 
 
 class WalRow(Row, frozen=True, kw_only=True):
@@ -239,13 +239,7 @@ async def loss_rows(aside: AsideWal, image: Image) -> AsyncIterator[Row]:
     ends = streams_on(image, aside.wal_id)
     assessment = await assess(aside, ends)
     for stream_id, loss in assessment.incomplete.items():
-        yield LossRow(
-            stream_id=stream_id,
-            partition=stream_name(image, stream_id),
-            complete_up_to=loss.end_offset,
-            lost=tuple(loss.lost),
-            intact=tuple(loss.intact),
-        )
+        yield loss_row(image, stream_id, loss)
     yield NoteRow(
         message=f"{plural(len(assessment.complete), 'partition')} of {len(ends)} lost nothing that was acknowledged"
     )
@@ -272,16 +266,27 @@ async def survey_rows(survey: WalSurvey, *, image: Image | None, list_frames: bo
                 tails.setdefault(stream_id, StreamTail()).add(payloads)
             if list_frames:
                 for frame in frames_of(run):
-                    yield _frame_row(frame, image)
+                    yield frame_row(frame, image)
     except WalCorrupt as error:
         yield DamageRow(message=str(error))
         return
     for stream_id, tail in sorted(tails.items()):
-        yield _tail_row(stream_id, tail, image)
+        yield tail_row(stream_id, tail, image)
     assert survey.end is not None, "the frames were read to their end"
     yield _end_row(survey.end, start_offset, tails.values())
     if survey.end.loss is not None:
         yield DamageRow(message=survey.end.loss)
+
+
+def loss_row(image: Image | None, stream_id: int, loss: StreamLoss) -> LossRow:
+    """What is missing of one stream."""
+    return LossRow(
+        stream_id=stream_id,
+        partition=stream_name(image, stream_id),
+        complete_up_to=loss.end_offset,
+        lost=tuple(loss.lost),
+        intact=tuple(loss.intact),
+    )
 
 
 def _header_row(number: int, header: WalHeader | None, in_force: WalHeader | None) -> HeaderCopyRow:
@@ -304,7 +309,8 @@ def _header_row(number: int, header: WalHeader | None, in_force: WalHeader | Non
     )
 
 
-def _frame_row(frame: SurveyedFrame, image: Image | None) -> FrameRow:
+def frame_row(frame: SurveyedFrame, image: Image | None) -> FrameRow:
+    """One frame."""
     return FrameRow(
         offset=frame.offset,
         end_offset=frame.end_offset,
@@ -317,7 +323,8 @@ def _frame_row(frame: SurveyedFrame, image: Image | None) -> FrameRow:
     )
 
 
-def _tail_row(stream_id: int, tail: StreamTail, image: Image | None) -> StreamTailRow:
+def tail_row(stream_id: int, tail: StreamTail, image: Image | None) -> StreamTailRow:
+    """What a WAL holds of one stream."""
     stream = None if image is None else image.state.tables.streams.get(StreamId(stream_id))
     committed_end_offset = None if stream is None else stream.committed_end_offset
     return StreamTailRow(

@@ -168,7 +168,10 @@ class Wire:
             data = await self.fetch(topic, offset, partition=partition)
             if offset == data.high_watermark:
                 return values
-            values += [record.value for record in records_in(data) if record.offset >= offset]
+            found = [record.value for record in records_in(data) if record.offset >= offset]
+            if not data.records:
+                continue  # a cold read that took long: as a consumer, ask again
+            values += found
             *_, (_, last) = iter_bounds(cast("bytes", data.records))
             offset = last.end_offset  # also of one without records
 

@@ -20,6 +20,8 @@ from tests.protocol.examples import BODIES, filled
 from tests.protocol.test_golden_requests import ALL as GOLDEN
 from tests.s3stream.test_object_format import build
 from wal.header import initial_image
+from wal.identity import WalIdentity, pack_identity
+from wal.slot import Position, SlotHeader, SlotKind, pack_slot_header
 
 __all__ = ["SEEDS"]
 
@@ -68,6 +70,30 @@ def wal_frames() -> Iterator[bytes]:
     yield b"\1\1\0\0" + b"\x06\x10\x01\x02\x01\0\0\0\x02\x80\x09\x07" * 9
     yield b"\0\0\2\0" + b"\x06\x10\x01\x02" * 20 + b"\0\x01\x02\x03" + b"\x06\x22\x01\x02" * 9
     yield b"\0\0\1\4" + b"\x06\x10\x01\x02\x03\x10\0\0\x04\x10\x01\x02\x05\x09\x05\x02" * 5
+
+
+def wal_slot() -> Iterator[bytes]:
+    for kind in SlotKind:
+        yield pack_slot_header(
+            SlotHeader(
+                kind=kind,
+                wal_id="00112233445566778899aabbccddeeff",
+                writer_id="ffeeddccbbaa99887766554433221100",
+                position=Position(3, 17),
+                base_offset=1000,
+                end_offset=2000,
+                confirmed_number=15,
+                confirmed_offset=800,
+            )
+        )
+
+
+def wal_damage() -> Iterator[bytes]:
+    yield from wal_frames()
+
+
+def wal_identity() -> Iterator[bytes]:
+    yield pack_identity(WalIdentity(wal_id="00112233445566778899aabbccddeeff", cluster_id="tide", node_id=1))
 
 
 def wal_header() -> Iterator[bytes]:
@@ -132,6 +158,9 @@ SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
         stored_batches,
         compression,
         wal_frames,
+        wal_slot,
+        wal_damage,
+        wal_identity,
         wal_header,
         objects,
         metadata_entry,

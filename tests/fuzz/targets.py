@@ -7,6 +7,7 @@ right first, as a faulty writer would, or nothing behind it would ever be reache
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,8 +35,20 @@ from tests.fuzz.wal_image import image_of
 from wal.checksum import crc32c
 from wal.errors import WalCorrupt, WalUnsupportedFormat
 from wal.header import RING_START_BYTES, choose_header
+from wal.identity import read_identity
 from wal.log import RecoveredRun
 from wal.recovery import AcceptedFrame, FrameScan, Hole
+from wal.salvage import Assessment, LostFrame
+from wal.slot import (
+    SLOT_HEADER_SIZE_BYTES,
+    Position,
+    SlotHeader,
+    SlotKind,
+    pack_slot_header,
+    read_slot_header,
+    slot_key,
+)
+from wal.slot_salvage import in_batch
 
 __all__ = ["TARGETS", "Target"]
 
@@ -138,6 +151,45 @@ def wal_frames(data: bytes) -> None:
     if isinstance(run, Hole):
         scan.check_hole(run)
         scan.check_beyond(run, image, start)
+
+
+def wal_slot(data: bytes) -> None:
+    """The head of a slot, with a checksum that is right, under the key of the slot that it says it is."""
+    image = bytearray(data.ljust(SLOT_HEADER_SIZE_BYTES, b"\0"))
+    struct.pack_into("<I", image, SLOT_HEADER_SIZE_BYTES - 4, crc32c(image[: SLOT_HEADER_SIZE_BYTES - 4]))
+    (wal_epoch,), (number,) = struct.unpack_from("<I", image, 48), struct.unpack_from("<Q", image, 56)
+    header = read_slot_header(bytes(image), slot_key(image[16:32].hex(), Position(wal_epoch, number)))
+    assert read_slot_header(pack_slot_header(header), slot_key(header.wal_id, header.position)) == header
+
+
+def wal_damage(data: bytes) -> None:
+    """A damaged log, read on behind its holes: what is found is in order, and nothing is told twice."""
+    header, _, image = image_of(data)
+    slot = SlotHeader(
+        kind=SlotKind.BATCH,
+        wal_id=header.wal_id,
+        writer_id=header.wal_id,
+        position=Position(header.wal_epoch, 1),
+        base_offset=header.trim_offset & -4096,
+        end_offset=(header.trim_offset & -4096) + len(image),
+    )
+    reached = header.trim_offset
+    assessment = Assessment((stream_id, 0) for stream_id in range(4))
+    for finding in in_batch(slot, image, header.trim_offset):
+        assert finding.offset >= reached
+        reached = finding.offset + 1 if isinstance(finding, LostFrame) else finding.end_offset
+        assert reached <= slot.end_offset
+        assessment.add(finding)
+    assessment.end()
+    for loss in assessment.streams.values():
+        told = sorted([(low, low if high is None else high) for low, high in loss.lost] + loss.intact)
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(told))
+        assert loss.is_complete or loss.lost[0][0] == loss.end_offset
+
+
+def wal_identity(data: bytes) -> None:
+    """Which WAL is a node's."""
+    assert bytes.fromhex(read_identity(data, "wal/node/1").wal_id) is not None
 
 
 def wal_header(data: bytes) -> None:
@@ -250,6 +302,9 @@ TARGETS = {
         Target(name="stored_batches", run=stored_batches, refusals=(Malformed,)),
         Target(name="compression", run=compression, refusals=(Malformed, OutputTooLarge)),
         Target(name="wal_frames", run=wal_frames, refusals=(WalCorrupt,)),
+        Target(name="wal_slot", run=wal_slot, refusals=(WalCorrupt, WalUnsupportedFormat)),
+        Target(name="wal_damage", run=wal_damage, refusals=(WalCorrupt,)),
+        Target(name="wal_identity", run=wal_identity, refusals=(WalCorrupt, WalUnsupportedFormat)),
         Target(name="wal_header", run=wal_header, refusals=(WalCorrupt, WalUnsupportedFormat)),
         Target(name="objects", run=objects, refusals=(ObjectCorrupt, UnsupportedObjectFormat)),
         Target(name="metadata_entry", run=metadata_entry, refusals=_METADATA),

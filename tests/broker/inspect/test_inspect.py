@@ -151,7 +151,7 @@ def test_a_damaged_entry_is_shown_and_the_rest_too(kept: Path, tidelog: Tool, tm
         (("object", "metadata/floor"), "neither an object id nor the key of a data object"),
         (("wal", "/nowhere"), "there is no WAL in /nowhere"),
         (("metadata", "--bucket", "file:///nowhere"), "no directory /nowhere"),
-        (("wal", "--set", "wal.uri=null://"), "looks into file WALs only"),
+        (("wal", "--set", "wal.uri=null://"), "keeps nothing that could be looked at"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(
