@@ -30,12 +30,16 @@ COLLECTION_INTERVAL_MS = 60_000
 """How often objects to be deleted are looked for."""
 
 COMPACTION_BASE_BYTES = 256 << 20
-"""What the process of compaction may take before it reads anything. A quarter of the memory on top: for the metadata, which every
-process holds whole, and eight times its buffers."""
+"""What the process of compaction may take before it reads anything. Three eighths of the memory on top: for the metadata, which every
+process holds whole, and its buffers twice."""
 
 WAL_REQUEST_TIMEOUT_MS = 10_000
 WAL_DEADLINE_MS = 20_000
 """One attempt of a WAL in a bucket, and all of one request; it has its own patience beyond that."""
+
+MIN_FAN_IN = 10
+MAX_FAN_IN = 128
+"""Of compaction: as many as its memory has megabytes."""
 
 MIB = 1 << 20
 
@@ -47,6 +51,7 @@ def storage_settings(settings: BrokerSettings) -> StorageSettings:
     arena_bytes = memory_bytes // 2 // ALIGNMENT_BYTES * ALIGNMENT_BYTES
     read_bytes = memory_bytes * 3 // 16
     get_bytes = min(8 * MIB, read_bytes // 12)
+    compaction_bytes = memory_bytes // (8 if settings.compaction_process_enable else 32)
     return StorageSettings(
         wal_uri=settings.wal_uri,
         object_store_uri=settings.object_store_uri,
@@ -64,10 +69,11 @@ def storage_settings(settings: BrokerSettings) -> StorageSettings:
         ),
         compaction=CompactionSettings(
             interval_ms=settings.compaction_interval_ms,
-            max_source_bytes=max(1024 * MIB, 2 * settings.compaction_partition_object_bytes),
+            max_source_bytes=max(8192 * MIB, 2 * settings.compaction_partition_object_bytes),
             object_size_bytes=settings.compaction_object_bytes,
             stream_object_max_bytes=max(settings.compaction_partition_object_bytes, settings.compaction_object_bytes),
-            memory_bytes=memory_bytes // 32,
+            max_fan_in=max(MIN_FAN_IN, min(MAX_FAN_IN, compaction_bytes // MIB)),
+            memory_bytes=compaction_bytes,
             rate_bytes_per_s=settings.compaction_io_max_bytes_per_second,
         ),
         collection=CollectionSettings(
@@ -85,7 +91,7 @@ def worker_settings(settings: BrokerSettings, storage: StorageSettings) -> Worke
         object_store=storage.object_store,
         compaction=storage.compaction,
         block_size_bytes=storage.block_size_bytes,
-        memory_limit_bytes=COMPACTION_BASE_BYTES + settings.memory_bytes // 4,
+        memory_limit_bytes=COMPACTION_BASE_BYTES + settings.memory_bytes * 3 // 8,
         logging_format=settings.logging_format,
         logging_level=settings.logging_level,
     )

@@ -1,10 +1,12 @@
 """Decides which objects to merge and what to make of them. Pure: metadata in, plan out.
 
 Every upload adds a range to each stream it holds. Merged size-tiered, a stream of n uploads of similar size lies in
-about `fan_in` · log(n) / log(`fan_in`) ranges, and each byte is rewritten about log(n) / log(`fan_in`) times.
+about f · log(n) / log(f) ranges, and each byte is rewritten about log(n) / log(f) times, where f is how many are merged at once. A range
+of a few MiB is read as cheaply as any, and the store can copy it: so f is what it takes to get there in the fewest steps (`growth`),
+and `fan_in` from there on.
 
 Always true:
-- Neighbours are merged only if the result is nearly `fan_in` times as large as the largest of them; so a range that is
+- Neighbours are merged only if the result is nearly f times as large as the largest of them; so a range that is
   rewritten grows by that factor, and the number of rewrites is logarithmic.
 - A planned range stands for whole, neighbouring ranges of its sources (I5). A stream whose ranges in the sources are not
   neighbours gets several planned ranges, in different objects.
@@ -15,8 +17,10 @@ Always true:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 from s3stream.config import CompactionSettings
@@ -29,17 +33,24 @@ __all__ = [
     "choose_sources",
     "choosing",
     "find_window",
+    "growth",
     "plan_outputs",
 ]
 
+_ENOUGH_BYTES = 6 << 20
+"""A range of this size need not be rewritten again. A little more than S3 copies at least, since streams are not quite alike."""
+_GOOD_BYTES = 16 << 20
+"""A range of this size costs few requests to copy. Worth a wider merge, not another one."""
 _LEAST_GROWTH_SHARE = 0.8
-"""Of `fan_in`. Less than all of it, so that sizes need not be quite equal."""
+"""Of what `growth` says. Less than all of it, so that sizes need not be quite equal."""
 _LEAST_GARBAGE_SHARE = 0.5
 """An object is rewritten by itself when at least this share of it is dead …"""
 _LEAST_GARBAGE_BYTES = 1 << 20
 """… and it is at least this much."""
 _SMALL_OBJECT_SHARE = 4
-"""Objects below this fraction of the target size are merged for their own number, whatever streams they hold."""
+"""Objects below this fraction of the target size are merged for their own number, whatever streams they hold: as many as can be at once …"""
+_TINY_OBJECT_BYTES = 1 << 20
+"""… or, below this size, `fan_in` of them: they cost as little as what they are made of."""
 
 _PAUSE_RANGES = 1000
 """Ranges looked at between two pauses: about a millisecond."""
@@ -164,8 +175,26 @@ def plan_outputs(
     return CompactionPlan(sources=source_ids, outputs=tuple(outputs))
 
 
-def find_window(sizes: Sequence[int], *, fan_in: int, max_length: int) -> tuple[int, int] | None:
-    """The longest row of neighbours [first, last) worth merging: at least `fan_in`, none of which dominates."""
+def growth(size_bytes: int, settings: CompactionSettings) -> float:
+    """How many times larger than `size_bytes` a merged range should be: large enough after the fewest rewrites, and no sooner merged
+    than these need."""
+    if size_bytes >= _ENOUGH_BYTES:
+        return settings.fan_in
+    most = min(settings.max_fan_in, settings.max_sources)
+    rewrites = math.ceil(math.log(_ENOUGH_BYTES / size_bytes) / math.log(most))
+    wanted: float = (_GOOD_BYTES / size_bytes) ** (1 / rewrites)
+    return min(most, max(settings.fan_in, wanted))
+
+
+def find_window(
+    sizes: Sequence[int], *, fan_in: int, max_length: int, growth_of: Callable[[int], float] | None = None
+) -> tuple[int, int] | None:
+    """The longest row of neighbours [first, last) worth merging: at least `fan_in`, none of which dominates.
+
+    Args:
+        sizes: of the neighbours, at least 1.
+        growth_of: how many times larger than its largest one a row should be; `fan_in` where it is None, and for rows that cannot be longer.
+    """
     count = len(sizes)
     sums = [0, *accumulate(sizes)]
     # For each size, the widest row in which it is the largest: from behind the last larger one to the next larger one.
@@ -177,15 +206,21 @@ def find_window(sizes: Sequence[int], *, fan_in: int, max_length: int) -> tuple[
         begins[number] = rising[-1] + 1 if rising and sizes[rising[-1]] > size else begins[rising[-1]] if rising else 0
         rising.append(number)
     best: tuple[int, int] | None = None
+    refused = (0, 0, 0)
     for number, size in enumerate(sizes):
         first, last = begins[number], ends[number]
         if last - first > max_length:
             first = max(first, min(number - max_length // 2, last - max_length))
             last = first + max_length
-        if last - first < fan_in or size * fan_in * _LEAST_GROWTH_SHARE > sums[last] - sums[first]:
+        if last - first < fan_in or (best is not None and last - first <= best[1] - best[0]):
             continue
-        if best is None or last - first > best[1] - best[0]:
+        if (first, last, size) == refused:
+            continue  # sizes are alike: it was looked at
+        wanted = fan_in if growth_of is None or last - first == max_length else growth_of(size)
+        if size * wanted * _LEAST_GROWTH_SHARE <= sums[last] - sums[first]:
             best = first, last
+        else:
+            refused = first, last, size
     return best
 
 
@@ -224,7 +259,10 @@ def _longest_window(by_stream: _Ranges, settings: CompactionSettings) -> Generat
             continue
         for run in _mergeable(ranges, settings):
             found = find_window(
-                [max(1, value.size_bytes) for _, value in run], fan_in=settings.fan_in, max_length=settings.max_sources
+                [max(1, value.size_bytes) for _, value in run],
+                fan_in=settings.fan_in,
+                max_length=settings.max_sources,
+                growth_of=partial(growth, settings=settings),
             )
             if found and found[1] - found[0] > len(best):
                 best = [object_id for object_id, _ in run[found[0] : found[1]]]
@@ -291,8 +329,12 @@ def _with_what_lies_between(
 def _small_objects(usable: Mapping[ObjectId, NewObject], settings: CompactionSettings) -> list[ObjectId]:
     limit = settings.object_size_bytes // _SMALL_OBJECT_SHARE
     small = [each for _, each in sorted(usable.items()) if each.size_bytes < limit]
-    sizes = [each.size_bytes for each in small]
-    found = find_window(sizes, fan_in=settings.fan_in, max_length=settings.max_sources)
+    found = find_window(
+        [each.size_bytes for each in small],
+        fan_in=settings.fan_in,
+        max_length=settings.max_sources,
+        growth_of=lambda size: settings.fan_in if size < _TINY_OBJECT_BYTES else settings.max_fan_in,
+    )
     if found is None:
         return []
     chosen = small[found[0] : found[1]]

@@ -66,6 +66,8 @@ _log = logging.getLogger("tidelog.compaction")
 
 _TAIL_SIZE_BYTES = 64 << 10
 _LEAST_CHUNK_BYTES = 64 << 10
+_READ_SHARE = 0.75
+"""Of the memory: what is read. The rest is for the part being written."""
 _COPY_ATTEMPTS = 3
 """With a CRC, without, and by ourselves."""
 _COMMIT_ATTEMPTS = 5
@@ -227,7 +229,7 @@ class Compactor:
                 await asyncio.sleep(_FIRST_COMMIT_DELAY_S * 2**attempt * (0.5 + self._rng.random()))
 
     async def _write(self, plan: CompactionPlan) -> list[NewObject]:
-        chunk_size = max(_LEAST_CHUNK_BYTES, self._settings.memory_bytes // 2 // len(plan.sources))
+        chunk_size = max(_LEAST_CHUNK_BYTES, int(self._settings.memory_bytes * _READ_SHARE) // len(plan.sources))
         sources: dict[ObjectId, _Source] = {}
         for object_id in plan.sources:
             sources[object_id] = _Source(self, object_id, await self._read_index(object_id), chunk_size)

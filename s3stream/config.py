@@ -44,7 +44,7 @@ class ObjectStoreSettings:
     """Back-off doubles from the first to the largest delay, with jitter of its own size."""
     max_connections: int = 32
     """Requests in flight; bounds sockets, and buffers at up to one part each."""
-    multipart_part_size_bytes: int = 8 * MIB
+    multipart_part_size_bytes: int = 16 * MIB
     """S3 wants 5 MiB at least; parts of 8 to 16 MiB cost the least CPU."""
     local_threads: int = 4
     """Threads for blocking calls of the local directory store."""
@@ -105,16 +105,20 @@ class CompactionSettings:
     """Between looks at what could be merged."""
     fan_in: int = 10
     """Neighbouring ranges of similar size that are worth merging. Fewer: more rewriting; more: more objects."""
+    max_fan_in: int = 128
+    """Most that are merged at once (and at most `max_sources`), where that spares rewriting them twice. All are read at the same time,
+    so it needs memory: with less than 1 MiB for each, requests get many."""
     max_sources: int = 128
     """Objects read by one job."""
-    max_source_bytes: int = 1024 * MIB
+    max_source_bytes: int = 8192 * MIB
     """Bytes read by one job (where even `fan_in` sources have more, those are taken nevertheless)."""
     object_size_bytes: int = 64 * MIB
     """An output with several streams is split at about this size; one stream with as much gets its own object."""
     stream_object_max_bytes: int = 256 * MIB
     """A range of this size is not merged any further."""
     memory_bytes: int = 32 * MIB
-    """Read buffers and the part being written, of the one job that runs at a time."""
+    """Read buffers and the part being written, of the one job that runs at a time. Where it has a process of its own, on top of the
+    bound of the broker's."""
     rate_bytes_per_s: int = 64 * MIB
     """Bytes read per second, so that compaction does not take the network from producers and consumers."""
 
@@ -125,6 +129,8 @@ class CompactionSettings:
             found.append("fan_in must be at least 2")
         if self.max_sources < self.fan_in:
             found.append("max_sources must be at least fan_in")
+        if self.max_fan_in < self.fan_in:
+            found.append("max_fan_in must be at least fan_in")
         if self.stream_object_max_bytes < self.object_size_bytes:
             found.append("stream_object_max_bytes must be at least object_size_bytes")
         return found
@@ -196,10 +202,10 @@ class StorageSettings:
             )
         if self.arena_bytes % 4096:
             problems.append("arena_bytes must be a multiple of 4096, the alignment of WAL writes")
-        parts = self.arena_bytes + self.read.memory_bytes + self.read.index_cache_bytes + self.compaction.memory_bytes
+        parts = self.arena_bytes + self.read.memory_bytes + self.read.index_cache_bytes
         if parts > self.memory_bytes // 5 * 4:
             problems.append(
-                f"arena, read, index cache and compaction take {parts} bytes; at most four fifths of memory_bytes"
+                f"arena, read and index cache take {parts} bytes; at most four fifths of memory_bytes"
                 f" ({self.memory_bytes}) may be given away, the rest is for connections and the interpreter"
             )
         if self.upload_size_bytes > self.arena_bytes // 2:

@@ -21,8 +21,8 @@ __all__ = ["MAX_COPY_BYTES", "Copy", "Rewrite", "Splicer"]
 
 MAX_COPY_BYTES = 128 << 20
 """A store copies so much in a few seconds. S3 would take 5 GiB at once."""
-_WORTH_COPYING_BYTES = 8 << 20
-"""Less is not worth the request."""
+_WORTH_COPYING_BYTES = LEAST_COPY_BYTES
+"""A copy costs as much as writing a part. It takes a little more of them, and spares reading and sending every byte."""
 _SMALL_BLOCK_SHARE = 4
 """Blocks below this fraction of the target size, on average, are joined instead."""
 

@@ -106,7 +106,7 @@ async def test_compaction_merges_on_either_side_of_the_gap_and_not_over_it(node:
             store=node.running.store,
             paths=Paths(),
             metadata=controller.bind(1, controller.image.nodes[1].node_epoch),
-            settings=CompactionSettings(fan_in=2),
+            settings=CompactionSettings(fan_in=2, max_fan_in=2),
             block_size_bytes=64 << 10,
             rng=random.Random(0),
         )

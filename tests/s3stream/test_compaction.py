@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3stream.compaction import CompactionPlan, PlannedRange, choose_sources, find_window, plan_outputs
+from s3stream.compaction import CompactionPlan, PlannedRange, choose_sources, find_window, growth, plan_outputs
 from s3stream.config import CompactionSettings
 from s3stream.metadata import NewObject, ObjectId, StreamId, StreamRange
 
 KIB, MIB = 1 << 10, 1 << 20
-SETTINGS = CompactionSettings(object_size_bytes=4 * MIB, stream_object_max_bytes=16 * MIB, max_source_bytes=64 * MIB)
+SETTINGS = CompactionSettings(
+    max_fan_in=10, object_size_bytes=4 * MIB, stream_object_max_bytes=16 * MIB, max_source_bytes=64 * MIB
+)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,43 @@ def test_nothing_is_rewritten_without_growing(sizes: list[int], fan_in: int, max
         window = sizes[found[0] : found[1]]
         assert fan_in <= len(window) <= max_length
         assert sum(window) >= max(window) * fan_in * 0.8
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "max_fan_in", "times"),
+    [
+        (100 * MIB, 128, 10),  # copied from now on: fan_in
+        (4 * MIB, 128, 10),
+        (512 * KIB, 128, 32),  # 16 MiB at once
+        (50 * KIB, 128, 128),  # 6.2 MiB at once: as many as can be
+        (5 * KIB, 128, 57),  # 16 MiB in two steps, not 3.5 MiB, then more than needed
+        (50 * KIB, 32, 18),
+        (5 * KIB, 10, 10),
+    ],
+)
+def test_ranges_grow_to_what_can_be_copied_in_the_fewest_rewrites(size_bytes: int, max_fan_in: int, times: int) -> None:
+    assert round(growth(size_bytes, replace(SETTINGS, max_fan_in=max_fan_in, max_sources=128))) == times
+
+
+def test_a_wide_merge_waits_until_it_is_wide() -> None:
+    model = Model(replace(SETTINGS, max_fan_in=64, max_sources=64, max_source_bytes=1 << 40))
+    for number in range(51):
+        assert model.step() is None, number
+        model.upload(dict.fromkeys(range(20), 256 * KIB))  # 16 MiB are 64 of them, nearly all is enough
+    model.upload(dict.fromkeys(range(20), 256 * KIB))
+    assert model.step() is not None
+    assert model.most_ranges() == 1
+    model.check()
+
+
+def test_sizes_that_vary_are_merged_when_a_job_cannot_take_more() -> None:
+    model = Model(replace(SETTINGS, max_fan_in=20, max_sources=20, max_source_bytes=1 << 40))
+    rng = random.Random(1)
+    for _ in range(60):
+        model.upload({1: rng.choice([100 * KIB, 130 * KIB, 220 * KIB]), 2: 5 * MIB})
+        model.settle()
+    assert model.most_ranges() <= 30
+    model.check()
 
 
 class Model:
@@ -348,7 +387,15 @@ def test_a_day_of_uploads_leaves_few_ranges_a_stream(
 @given(st.integers(0, 1 << 30))
 def test_any_history_keeps_every_live_offset(seed: int) -> None:
     rng = random.Random(seed)
-    model = Model(replace(SETTINGS, fan_in=rng.choice([2, 3, 10]), object_size_bytes=MIB, max_sources=16))
+    model = Model(
+        replace(
+            SETTINGS,
+            fan_in=rng.choice([2, 3, 10]),
+            max_fan_in=rng.choice([10, 16]),
+            object_size_bytes=MIB,
+            max_sources=16,
+        )
+    )
     alive = set(range(6))
     for _ in range(60):
         action = rng.random()

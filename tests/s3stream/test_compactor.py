@@ -25,6 +25,7 @@ KIB, MIB = 1 << 10, 1 << 20
 SETTINGS = CompactionSettings(
     interval_ms=1,
     fan_in=3,
+    max_fan_in=3,
     max_sources=8,
     object_size_bytes=16 * KIB,
     stream_object_max_bytes=64 * KIB,

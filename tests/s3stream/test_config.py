@@ -58,6 +58,7 @@ def test_every_problem_is_named_at_once() -> None:
         ),
         ("object_store", {"retry_max_delay_ms": 1}, "object_store.retry_max_delay_ms must be at least"),
         ("compaction", {"max_sources": 5}, "compaction.max_sources must be at least fan_in"),
+        ("compaction", {"max_fan_in": 9}, "compaction.max_fan_in must be at least fan_in"),
         ("compaction", {"stream_object_max_bytes": MIB}, "compaction.stream_object_max_bytes must be at least"),
         ("collection", {"batch_size": 2000}, "collection.batch_size must be at most 1000"),
         ("collection", {"orphan_age_ms": 1000}, "collection.orphan_age_ms must be at least grace_ms"),

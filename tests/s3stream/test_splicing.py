@@ -37,7 +37,7 @@ def test_a_large_run_is_copied() -> None:
 
 def test_a_short_run_and_one_of_small_blocks_are_rewritten() -> None:
     splicer = Splicer(BLOCK_BYTES, copies=True)
-    assert told([*splicer.steps(ObjectId(1), blocks(*[BLOCK_BYTES] * 15))]) == [("Rewrite", 15)]
+    assert told([*splicer.steps(ObjectId(1), blocks(*[BLOCK_BYTES] * 9))]) == [("Rewrite", 9)]
     assert told([*splicer.steps(ObjectId(1), blocks(*[10 * KIB] * 4000))]) == [("Rewrite", 4000)]
     assert told([*splicer.steps(ObjectId(1), [])]) == []
 

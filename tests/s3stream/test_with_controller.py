@@ -24,7 +24,12 @@ from tests.s3stream.doubles import PATHS, PlainPayloads, offsets_of, payloads
 
 KIB = 1 << 10
 COMPACTION = CompactionSettings(
-    fan_in=3, max_sources=8, object_size_bytes=16 * KIB, stream_object_max_bytes=64 * KIB, rate_bytes_per_s=1 << 40
+    fan_in=3,
+    max_fan_in=3,
+    max_sources=8,
+    object_size_bytes=16 * KIB,
+    stream_object_max_bytes=64 * KIB,
+    rate_bytes_per_s=1 << 40,
 )
 COLLECTION = CollectionSettings(grace_ms=1000, orphan_age_ms=100_000)
 

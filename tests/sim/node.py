@@ -209,6 +209,7 @@ def _storage_settings(settings: BrokerSettings) -> StorageSettings:
         compaction=CompactionSettings(
             interval_ms=1_000,
             fan_in=3,
+            max_fan_in=3,
             max_sources=16,
             object_size_bytes=128 * KIB,
             stream_object_max_bytes=256 * KIB,

@@ -55,7 +55,7 @@ async def compact(node: Node, paths: Paths, done: asyncio.Event) -> int:
         store=node.running.store,
         paths=paths,
         metadata=controller.bind(settings.node_id, controller.image.nodes[settings.node_id].node_epoch),
-        settings=CompactionSettings(fan_in=2),
+        settings=CompactionSettings(fan_in=2, max_fan_in=2),
         block_size_bytes=64 << 10,
         rng=random.Random(0),
     )
