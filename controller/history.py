@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 from controller.errors import MetadataCorrupt, PastUnreachable
@@ -94,8 +95,8 @@ class History:
         found = bisect_right(self.points, time_ms, key=_at_ms) - 1
         if found < 0:
             raise PastUnreachable(
-                f"{time_ms} ms cannot be restored: the history that is kept begins with entry {self.points[0].index} at "
-                f"{self.points[0].at_ms} ms (see the setting metadata.restore.window.ms)"
+                f"{_when(time_ms)} cannot be restored: the history that is kept begins with entry {self.points[0].index} of "
+                f"{_when(self.points[0].at_ms)} (see the setting metadata.restore.window.ms)"
             )
         return self.points[found]
 
@@ -103,6 +104,10 @@ class History:
         """The first point that a restore would undo; None where there is none."""
         at = point.index - self.points[0].index + 1
         return self.points[at] if at < len(self.points) else None
+
+
+def _when(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _at_ms(point: Point) -> int:
