@@ -12,6 +12,7 @@ from broker.delayed_fetch import WaitingFetches
 from broker.error_codes import error_counter
 from broker.fetch_session import FetchSessionCache
 from broker.groups.coordinator import GroupCoordinator
+from broker.handover import Handover
 from broker.metadata_cache import MetadataCache
 from broker.metrics import ApiMetrics, Metrics
 from broker.partitions import Partitions
@@ -39,6 +40,7 @@ class Broker:
         "controller",
         "fetch_sessions",
         "groups",
+        "handover",
         "layers",
         "metadata_cache",
         "metrics",
@@ -63,6 +65,7 @@ class Broker:
         storage: Storage,
         topics: Topics,
         partitions: Partitions,
+        handover: Handover,
         producer_ids: ProducerIds,
         fetch_sessions: FetchSessionCache,
         groups: GroupCoordinator,
@@ -78,6 +81,7 @@ class Broker:
         self.storage = storage
         self.topics = topics
         self.partitions = partitions
+        self.handover = handover
         self.producer_ids = producer_ids
         self.fetch_sessions = fetch_sessions
         self.groups = groups

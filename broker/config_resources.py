@@ -38,6 +38,18 @@ from s3stream.errors import MetadataUnavailable
 
 __all__ = ["Alteration", "Change", "ConfigEntry", "Operation", "ResourceType", "alter", "describe"]
 
+REPLICATION_THROTTLES = frozenset(
+    {
+        "leader.replication.throttled.rate",
+        "follower.replication.throttled.rate",
+        "replica.alter.log.dirs.io.max.bytes.per.second",
+        "leader.replication.throttled.replicas",
+        "follower.replication.throttled.replicas",
+    }
+)
+"""Of brokers and of topics. There is no replication to hold back, so none of them can be set; Kafka's tool for reassignments takes
+them back all the same when it has finished, and that does nothing."""
+
 _ATTEMPTS = 5
 """How often a change is computed again because another came between; more often would hide a fault."""
 
@@ -148,6 +160,9 @@ async def _alter(
         InvalidTopicConfig: a configuration of a topic is unknown, or its value not allowed.
         ControllerError, MetadataUnavailable: it could not be committed.
     """
+    changes = [
+        change for change in changes if change.operation != Operation.DELETE or change.name not in REPLICATION_THROTTLES
+    ]
     repeated = [name for name, count in Counter(change.name for change in changes).items() if count > 1]
     if repeated:
         raise KafkaError(ErrorCode.INVALID_REQUEST, f"configs that come twice: {', '.join(repeated)}")

@@ -17,6 +17,7 @@ from broker.broker import Broker, Call
 from broker.connection import CloseConnection, Connection
 from broker.handlers import (
     alter_configs,
+    alter_partition_reassignments,
     api_versions,
     create_partitions,
     create_topics,
@@ -40,6 +41,7 @@ from broker.handlers import (
     list_config_resources,
     list_groups,
     list_offsets,
+    list_partition_reassignments,
     list_transactions,
     metadata,
     offset_commit,
@@ -58,6 +60,7 @@ __all__ = ["HANDLERS", "MODULES", "Dispatch", "max_request_elements"]
 
 MODULES: tuple[ModuleType, ...] = (
     alter_configs,
+    alter_partition_reassignments,
     api_versions,
     create_partitions,
     create_topics,
@@ -81,6 +84,7 @@ MODULES: tuple[ModuleType, ...] = (
     list_config_resources,
     list_groups,
     list_offsets,
+    list_partition_reassignments,
     list_transactions,
     metadata,
     offset_commit,

@@ -19,6 +19,7 @@ from controller.errors import (
     NoNodes,
     TooManyPartitions,
     TopicExists,
+    UnknownNode,
     UnknownTopic,
 )
 from protocol.errors import ErrorCode, InvalidRecords
@@ -66,6 +67,7 @@ _CODES: dict[type[BaseException], ErrorCode] = {
     FetchSessionTopicIdError: ErrorCode.FETCH_SESSION_TOPIC_ID_ERROR,
     # Topics.
     TopicExists: ErrorCode.TOPIC_ALREADY_EXISTS,
+    UnknownNode: ErrorCode.INVALID_REPLICA_ASSIGNMENT,
     UnknownTopic: ErrorCode.UNKNOWN_TOPIC_OR_PARTITION,
     TooManyPartitions: ErrorCode.INVALID_PARTITIONS,
     InvalidPartitionCount: ErrorCode.INVALID_PARTITIONS,

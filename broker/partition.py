@@ -90,6 +90,7 @@ class Partition:
         "config",
         "index",
         "leader_epochs",
+        "leaving",
         "loaded",
         "offline",
         "producers",
@@ -122,6 +123,8 @@ class Partition:
         """Where handlers count what goes in and out."""
         self.producers = ProducerStates()
         self.leader_epochs = LeaderEpochs()
+        self.leaving = False
+        """It is on its way to another node, and takes no more records."""
         self.loaded = False
         """Producer state and leader epochs are complete: produce may begin."""
         self.offline: Exception | None = None
@@ -153,6 +156,8 @@ class Partition:
         if state is not None:
             offset, data = state
             producers, epochs = decode_state(data)
+        if self.stream.gaps or (state is None and offset):
+            producers.complete = False  # what was given up may have had a producer's first batches
         self.producers, self.leader_epochs = producers, epochs
         async for buffer, positions in self.stream.replay(offset):
             replay_batches(buffer, positions, producers, epochs, now_ms)
@@ -165,6 +170,11 @@ class Partition:
         self.loaded = True
         self.offline = None
         self.stream.state_source = self._state
+
+    def leave(self) -> None:
+        """Take no more records: another node is to go on from where this one ends."""
+        self.loaded = False
+        self.leaving = True
 
     def _state(self) -> bytes | None:
         """What travels with the data (a `Stream.state_source`): as of the log end offset."""
@@ -342,7 +352,8 @@ class Partition:
             return self.stream.closed
         if self.offline is not None:
             return KafkaError(ErrorCode.KAFKA_STORAGE_ERROR, f"{self} is offline for producers: {self.offline}")
-        return KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{self} is loading")
+        what = "on its way to another node" if self.leaving else "loading"
+        return KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{self} is {what}")
 
     async def trim(self, log_start_offset: int) -> None:
         """Raise the log start; see `Stream.trim`.

@@ -183,6 +183,21 @@ class Partitions:
         if self._to_open:
             self._open_event.set()
 
+    def get(self, stream_id: StreamId) -> Partition | None:
+        """The partition of a stream that is open here and takes records."""
+        partition = self._by_stream.get(stream_id)
+        return partition if partition is not None and partition.loaded else None
+
+    def gave(self, partitions: Iterable[Partition]) -> None:
+        """These went to other nodes: they are not served here any more."""
+        for partition in partitions:
+            self._by_stream.pop(partition.stream.stream_id, None)
+            topic = self._topics.by_id.get(partition.topic_id)
+            if topic is not None and topic.partitions[partition.index] is partition:
+                topic.partitions[partition.index] = None
+        self._topics.changed()
+        self._wake_waiting()
+
     def drop(self, topic: Topic) -> None:
         """A topic was deleted: close its partitions; whoever waits for them hears of it."""
         for state in topic.info.partitions:

@@ -9,7 +9,9 @@ Always true:
 - Sequences count records and wrap from 2^31 - 1 to 0.
 - What all partitions of a node remember together is bounded (`ProducerBudget`): beyond it those that were idle longest anywhere
   are forgotten, before their time (`producer.id.expiration.ms`) is over. Whoever is active stays.
-- A producer that is unknown (never seen, expired, evicted) may start at any sequence, as in Kafka since 2.5 (KIP-360).
+- A producer that is unknown may start at any sequence, as in Kafka since 2.5 (KIP-360), where it may have been forgotten (expired, evicted).
+  Where nobody ever was (`complete`), it is new, and starts at 0. Kafka does not look at that: when a partition opens between two
+  batches that a producer has under way, the first is refused, the second appended, and the retry of the first passes for a duplicate.
 - `snapshot` and `restore` are exact inverses; what was restored and then given the batches that follow equals what was
   never lost. Nothing here reads a clock: the caller says when a batch came.
 """
@@ -53,8 +55,9 @@ FORGOTTEN_AT_ONCE = 16
 
 _SEQUENCE_MASK = 0x7FFF_FFFF
 _MAGIC = 0x5450  # "TP"
-_VERSION = 1
-_PREFIX = struct.Struct(">HHIi")  # magic, version, crc32c of what follows it, entries
+_VERSION = 2
+_PREFIX = struct.Struct(">HHIiB")  # magic, version, crc32c of what follows it, entries, 1: complete
+_PREFIX_1 = struct.Struct(">HHIi")  # of version 1: may be incomplete
 _ENTRY = struct.Struct(">qhqB")  # producer id, producer epoch, last append, batches
 _BATCH = struct.Struct(">iiqiq")  # base sequence, last sequence, base offset, record count, log append time
 _CRC_FROM = 8
@@ -149,9 +152,11 @@ class ProducerBudget:
 class ProducerStates:
     """The producers of one partition."""
 
-    __slots__ = ("__weakref__", "_budget", "_by_id")
+    __slots__ = ("__weakref__", "_budget", "_by_id", "complete")
 
     def __init__(self) -> None:
+        self.complete = True
+        """Every producer that ever wrote to the partition is known."""
         self._budget: ProducerBudget | None = None
         # Kept in order of the last append, the longest idle first, so that expiry and eviction look at the front only.
         self._by_id: dict[int, _Producer] = {}
@@ -171,6 +176,7 @@ class ProducerStates:
     def forget(self, producer_id: int) -> None:
         """Forget one producer: it may start again at any sequence."""
         del self._by_id[producer_id]
+        self.complete = False
 
     def __contains__(self, producer_id: int) -> bool:
         return producer_id in self._by_id
@@ -197,6 +203,10 @@ class ProducerStates:
         """
         producer = self._by_id.get(producer_id)
         if producer is None:
+            if base_sequence and self.complete:
+                raise OutOfOrderSequence(
+                    f"producer {producer_id} is new here, and starts at sequence {base_sequence}, not 0"
+                )
             return None
         if producer_epoch < producer.producer_epoch:
             raise InvalidProducerEpoch(
@@ -237,7 +247,7 @@ class ProducerStates:
         if producer is None:
             producer = _Producer(producer_epoch)
             if len(self._by_id) >= MAX_PRODUCERS_PER_PARTITION:
-                del self._by_id[next(iter(self._by_id))]
+                self.forget(next(iter(self._by_id)))
         elif producer_epoch != producer.producer_epoch:
             producer.producer_epoch = producer_epoch
             producer.batches = b""
@@ -257,7 +267,7 @@ class ProducerStates:
                 break
             expired.append(producer_id)
         for producer_id in expired:
-            del self._by_id[producer_id]
+            self.forget(producer_id)
         return len(expired)
 
     def snapshot(self) -> bytes:
@@ -267,7 +277,7 @@ class ProducerStates:
             count = len(producer.batches) // _BATCH.size
             body += _ENTRY.pack(producer_id, producer.producer_epoch, producer.last_append_ms, count)
             body += producer.batches
-        _PREFIX.pack_into(body, 0, _MAGIC, _VERSION, 0, len(self._by_id))
+        _PREFIX.pack_into(body, 0, _MAGIC, _VERSION, 0, len(self._by_id), self.complete)
         struct.pack_into(">I", body, 4, crc32c(memoryview(body)[_CRC_FROM:]))
         return bytes(body)
 
@@ -280,16 +290,18 @@ class ProducerStates:
         """
         states = cls()
         try:
-            magic, version, crc, count = _PREFIX.unpack_from(data, 0)
+            magic, version, crc, count = _PREFIX_1.unpack_from(data, 0)
             if magic != _MAGIC:
                 raise ProducerStateCorrupt(f"producer state begins with {magic:#06x}, not {_MAGIC:#06x}")
-            if version != _VERSION:
+            if version not in (1, _VERSION):
                 raise ProducerStateCorrupt(
                     f"producer state has version {version}; this broker reads {_VERSION}: upgrade it"
                 )
             if crc32c(memoryview(data)[_CRC_FROM:]) != crc:
                 raise ProducerStateCorrupt("producer state does not match its CRC")
-            position = _PREFIX.size
+            prefix = _PREFIX_1 if version == 1 else _PREFIX
+            states.complete = version > 1 and prefix.unpack_from(data, 0)[-1] == 1
+            position = prefix.size
             for _ in range(count):
                 producer_id, producer_epoch, last_append_ms, batches = _ENTRY.unpack_from(data, position)
                 position += _ENTRY.size

@@ -26,6 +26,7 @@ from broker.exposition import Parts
 from broker.fetch_session import FetchSessionCache
 from broker.group_lag import GroupLag
 from broker.groups.coordinator import GroupCoordinator
+from broker.handover import Handover
 from broker.listening import advertised_listeners
 from broker.metrics import Metrics
 from broker.monitoring import Monitoring
@@ -489,6 +490,7 @@ def _assemble(
         now_ms=around.now_ms,
     )
     partitions.on_changed = groups.sync
+    handover = Handover(node_id=settings.node_id, storage=storage, partitions=partitions, topics=topics)
     broker = Broker(
         layers=layers,
         object_store_uri=opened.store.uri,
@@ -497,6 +499,7 @@ def _assemble(
         storage=storage,
         topics=topics,
         partitions=partitions,
+        handover=handover,
         producer_ids=ProducerIds(metadata.allocate_producer_ids),
         fetch_sessions=FetchSessionCache(
             max_slots=settings.max_incremental_fetch_session_cache_slots,
@@ -550,6 +553,7 @@ async def _recover(
     broker.partitions.adopt(streams.values())
     broker.storage.run()
     broker.partitions.run()
+    broker.handover.look(broker.topics.by_id.values())
 
 
 def _stop_where_superseded(settings: BrokerSettings, registered: _Registered, broker: Broker) -> None:
@@ -580,11 +584,13 @@ def _applied(settings: BrokerSettings, broker: Broker, reader: ObjectReader, ser
     for topic in removed:
         broker.partitions.drop(topic)
         broker.groups.topic_deleted(topic.name)
-    broker.partitions.want(
+    changed = (
         list(topics.by_id.values())
         if change.is_reset
         else [topics.by_id[topic_id] for topic_id in sorted(change.topic_ids) if topic_id in topics.by_id]
     )
+    broker.partitions.want(changed)
+    broker.handover.look(changed)
     topics.changed()
 
 
@@ -654,6 +660,7 @@ class _Work:
         """Start all of it; the lag of groups only where somebody can see it."""
         for bucket, paths in self._ruled:
             self._background.start("a look at the bucket's rules", tell_rules(bucket, paths))
+        self._background.start("partitions that leave", self._broker.handover.run())
         self._background.start("retention", self.retention.run())
         controller = self._broker.controller
         self._background.start("compaction", while_leading(controller, self.compactor.run))

@@ -47,7 +47,7 @@ from controller.replica import Replica
 from controller.restoration import RestorePlan, RestoreTopics
 from controller.snapshot import capture
 from controller.state import FormatCluster, State
-from controller.streams import AbandonWal
+from controller.streams import AbandonWal, ReassignStreams
 from controller.topics import AddPartitions, ConfigureTopic, CreateTopics, DeleteTopics, NewTopic
 from controller.wire import Outcome
 from s3stream.errors import MetadataUnavailable, NodeFenced
@@ -358,6 +358,10 @@ class Controller:
     ) -> None:
         """Alter settings of a node, or of all (`ALL_NODES`), and take back those given as None. Raises ConfigsChanged."""
         await self.submit(ConfigureBroker(node_id=node_id, changes=dict(changes), expected=expected))
+
+    async def reassign(self, targets: Mapping[StreamId, int]) -> None:
+        """Have streams go to other nodes; -1 ends a reassignment under way. Raises UnknownNode."""
+        await self.submit(ReassignStreams(targets=dict(targets)))
 
     async def abandon_wal(
         self,

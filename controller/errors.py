@@ -19,6 +19,7 @@ __all__ = [
     "StreamNotDrained",
     "TooManyPartitions",
     "TopicExists",
+    "UnknownNode",
     "UnknownTopic",
     "UnsupportedMetadata",
     "WrongCluster",
@@ -35,6 +36,10 @@ class TopicExists(ControllerError):
 
 class UnknownTopic(ControllerError):
     """No topic of this name or id (any more)."""
+
+
+class UnknownNode(ControllerError):
+    """A node is not registered that was to get partitions; start it first, or name another."""
 
 
 class TooManyPartitions(ControllerError):

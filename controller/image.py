@@ -30,6 +30,8 @@ class PartitionState:
     leader_epoch: int
     """-1 before it was ever opened."""
     is_open: bool
+    target: int = -1
+    """Node that it is on its way to; -1: it stays."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +158,7 @@ class Image:
                     leader=streams[stream_id].node_id,
                     leader_epoch=streams[stream_id].leader_epoch,
                     is_open=streams[stream_id].status is StreamStatus.OPEN,
+                    target=streams[stream_id].target_node_id,
                 )
                 for index, stream_id in enumerate(topic.stream_ids)
             ),

@@ -48,6 +48,7 @@ __all__ = [
     "StreamsAbandoned",
     "StreamsClosed",
     "StreamsOpened",
+    "StreamsReassigned",
     "StreamsRecovering",
     "StreamsTrimmed",
     "TopicConfigsChanged",
@@ -61,7 +62,7 @@ METADATA_VERSION: Final = 3
 """Newest version of records and state machine that this code writes and understands.
 
 2: `PartitionsAdded`, `BrokerConfigsChanged`, and ranges without offsets that carry a state.
-3: `MetadataRestored`, and `StreamsAbandoned.kept`.
+3: `MetadataRestored`, `StreamsAbandoned.kept`, and `StreamsReassigned`.
 """
 
 ALL_NODES: Final = -1
@@ -322,6 +323,13 @@ class MetadataRestored(msgspec.Struct, frozen=True, kw_only=True, array_like=Tru
     """All altered settings of brokers; None: they stay as they are."""
 
 
+class StreamsReassigned(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag=22):
+    """Streams are to go to other nodes: at once where nobody has them open, else when their holder has closed them."""
+
+    targets: tuple[tuple[StreamId, int], ...]
+    """(stream_id, node_id); the holder itself: it is to stay."""
+
+
 Record = (
     ClusterFormatted
     | LeaderChanged
@@ -344,9 +352,10 @@ Record = (
     | PartitionsAdded
     | BrokerConfigsChanged
     | MetadataRestored
+    | StreamsReassigned
 )
 
-_KNOWN_TAGS: Final = range(1, 22)
+_KNOWN_TAGS: Final = range(1, 23)
 _encoder: Final = msgspec.msgpack.Encoder()
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are no MessagePack, for text that is no UTF-8, and for arrays in arrays without end."""

@@ -67,6 +67,8 @@ class _Stream(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=Fal
     gaps: tuple[tuple[int, int], ...]
     newest_state_object_id: ObjectId
     """0 where there is none."""
+    target_node_id: int = -1
+    """Since metadata version 3."""
 
 
 class _Topic(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
@@ -156,6 +158,7 @@ def _captured_stream(stream: StreamState) -> _Stream:
         committed_end_offset=stream.committed_end_offset,
         gaps=stream.gaps,
         newest_state_object_id=ObjectId(0) if stream.newest_state is None else stream.newest_state[0],
+        target_node_id=stream.target_node_id,
     )
 
 
@@ -280,6 +283,7 @@ def _restore_topic(tables: Tables, topic: _Topic, newest: dict[StreamId, ObjectI
             log_start_offset=stream.log_start_offset,
             committed_end_offset=stream.committed_end_offset,
             gaps=stream.gaps,
+            target_node_id=stream.target_node_id,
         )
 
 

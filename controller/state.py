@@ -91,6 +91,8 @@ def _streams_of(record: Record) -> list[StreamId]:
             return [value.stream_id for new in record.objects for value in new.ranges]
         case records.StreamsOpened() | records.StreamsRecovering():
             return [stream_id for stream_id, _ in record.streams]
+        case records.StreamsReassigned():
+            return [stream_id for stream_id, _ in record.targets]
         case records.StreamsTrimmed():
             return [stream_id for stream_id, _ in record.log_start_offsets]
         case records.StreamsAbandoned():
@@ -140,6 +142,7 @@ _HANDLERS: Final[Mapping[type, Callable[[Tables, Any], Decision[Any]]]] = {
     streams.OpenStreams: streams.open_streams,
     streams.CloseStreams: streams.close_streams,
     streams.TrimStreams: streams.trim_streams,
+    streams.ReassignStreams: streams.reassign_streams,
     streams.RecoverWal: streams.recover_wal,
     streams.AbandonWal: streams.abandon_wal,
     objects.Commit: objects.commit_objects,
@@ -163,6 +166,7 @@ _APPLIERS: Final[Mapping[type, Callable[[Tables, Any, Touched], None]]] = {
     records.StreamsClosed: streams.apply_streams_closed,
     records.StreamsTrimmed: streams.apply_streams_trimmed,
     records.StreamsAbandoned: streams.apply_streams_abandoned,
+    records.StreamsReassigned: streams.apply_streams_reassigned,
     records.ObjectCommitted: objects.apply_object_committed,
     records.ObjectsCompacted: objects.apply_objects_compacted,
     records.ObjectsExpired: objects.apply_objects_expired,

@@ -15,13 +15,20 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from controller.commands import Command, Decision, NodeCommand, check_node
-from controller.errors import NodeRefused, StreamNotDrained
+from controller.errors import NodeRefused, StreamNotDrained, UnknownNode
 from controller.objects import release
-from controller.records import StreamsAbandoned, StreamsClosed, StreamsOpened, StreamsRecovering, StreamsTrimmed
+from controller.records import (
+    StreamsAbandoned,
+    StreamsClosed,
+    StreamsOpened,
+    StreamsReassigned,
+    StreamsRecovering,
+    StreamsTrimmed,
+)
 from controller.tables import StreamState, StreamStatus, Tables, Touched
 from s3stream.metadata import OpenedStream, StreamId
 
-__all__ = ["AbandonWal", "CloseStreams", "OpenStreams", "RecoverWal", "TrimStreams"]
+__all__ = ["AbandonWal", "CloseStreams", "OpenStreams", "ReassignStreams", "RecoverWal", "TrimStreams"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +57,17 @@ class TrimStreams(NodeCommand[None]):
 
     log_start_offsets: Mapping[StreamId, int]
     at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReassignStreams(Command[None]):
+    """Have streams go to other nodes; those that were deleted are left out.
+
+    Raises UnknownNode (and changes nothing) where a target is not registered.
+    """
+
+    targets: Mapping[StreamId, int]
+    """By stream: the node that is to have it; -1 ends a reassignment that is under way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +103,7 @@ def open_streams(tables: Tables, command: OpenStreams) -> Decision[Sequence[Open
         stream = tables.streams.get(stream_id)
         if stream is None:
             continue
-        if stream.status is StreamStatus.CLOSED or (stream.node_id == command.node_id and stream.wal_id == wal_id):
+        if stream.node_id == command.node_id and stream.wal_id in ("", wal_id):
             opened.append(_opened(stream))
     return _granted(StreamsOpened, command.node_id, wal_id, opened)
 
@@ -119,6 +137,20 @@ def trim_streams(tables: Tables, command: TrimStreams) -> Decision[None]:
     if not trimmed:
         return Decision((), None)
     return Decision((StreamsTrimmed(log_start_offsets=tuple(trimmed), trimmed_at_ms=command.at_ms),), None)
+
+
+def reassign_streams(tables: Tables, command: ReassignStreams) -> Decision[None]:
+    targets: list[tuple[StreamId, int]] = []
+    for stream_id, wanted in command.targets.items():
+        if wanted != -1 and wanted not in tables.nodes:
+            raise UnknownNode(f"node {wanted} is not registered: start it first")
+        stream = tables.streams.get(stream_id)
+        if stream is None:
+            continue
+        target = stream.node_id if wanted == -1 else wanted
+        if target != (stream.node_id if stream.target_node_id == -1 else stream.target_node_id):
+            targets.append((stream_id, target))
+    return Decision((StreamsReassigned(targets=tuple(targets)),) if targets else (), None)
 
 
 def recover_wal(tables: Tables, command: RecoverWal) -> Decision[Sequence[OpenedStream]]:
@@ -200,8 +232,22 @@ def apply_streams_closed(tables: Tables, record: StreamsClosed, touched: Touched
         _close(tables.streams[stream_id], touched)
 
 
+def apply_streams_reassigned(tables: Tables, record: StreamsReassigned, touched: Touched) -> None:
+    tables.require_version(3)
+    for stream_id, target in record.targets:
+        stream = tables.streams[stream_id]
+        if stream.status is StreamStatus.CLOSED:
+            stream.node_id = target
+        else:
+            stream.target_node_id = -1 if target == stream.node_id else target
+        touched.stream(stream_id)
+        touched.topics.add(stream.topic_id)
+
+
 def _close(stream: StreamState, touched: Touched) -> None:
     stream.status = StreamStatus.CLOSED
+    if stream.target_node_id != -1:
+        stream.node_id, stream.target_node_id = stream.target_node_id, -1
     stream.wal_id = ""
     touched.stream(stream.stream_id)
     touched.topics.add(stream.topic_id)

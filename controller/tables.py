@@ -45,6 +45,8 @@ class StreamState:
     status: StreamStatus = StreamStatus.CLOSED
     node_id: int
     """Who has it open; while it is closed, who should open it next."""
+    target_node_id: int = -1
+    """Who is to open it when its holder has closed it; -1: it stays. Always -1 while it is closed."""
     wal_id: str = ""
     """The WAL that holds its tail; empty while it is closed."""
     leader_epoch: int = -1

@@ -30,18 +30,27 @@ from controller.errors import (
     StreamNotDrained,
     TooManyPartitions,
     TopicExists,
+    UnknownNode,
     UnknownTopic,
     UnsupportedMetadata,
 )
 from controller.nodes import ConfigureBroker, NodeRegistration, RegisterNode, UnregisterNode
 from controller.objects import AllocateObjectIds, AllocateProducerIds, Commit, ExpireObjects, ForgetObjects
 from controller.state import FormatCluster
-from controller.streams import AbandonWal, CloseStreams, OpenStreams, RecoverWal, TrimStreams
+from controller.streams import AbandonWal, CloseStreams, OpenStreams, ReassignStreams, RecoverWal, TrimStreams
 from controller.topics import AddPartitions, ConfigureTopic, CreateTopics, DeleteTopics
 from s3stream.errors import MetadataUnavailable, NodeFenced, ObjectExpired, SourcesChanged
 from s3stream.metadata import CommitResult, ObjectId, OpenedStream, StreamId
 
-__all__ = ["COMMANDS", "Malformed", "Outcome", "decode_command", "decode_outcome", "encode_command", "encode_outcome"]
+__all__ = [
+    "COMMANDS",
+    "Malformed",
+    "Outcome",
+    "decode_command",
+    "decode_outcome",
+    "encode_command",
+    "encode_outcome",
+]
 
 
 class Malformed(ControllerError):
@@ -85,6 +94,7 @@ _ERRORS: Final[Mapping[str, type[Exception]]] = {
         StreamNotDrained,
         TooManyPartitions,
         TopicExists,
+        UnknownNode,
         UnknownTopic,
         UnsupportedMetadata,
     )
@@ -133,6 +143,7 @@ COMMANDS: Final[Mapping[type[Command[Any]], _Reply]] = {
     OpenStreams: _STREAMS,
     CloseStreams: _NOTHING,
     TrimStreams: _NOTHING,
+    ReassignStreams: _NOTHING,
     RecoverWal: _STREAMS,
     AbandonWal: _Reply(dict[StreamId, tuple[int, int]]),
     Commit: _Reply(CommitResult),

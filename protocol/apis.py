@@ -19,6 +19,7 @@ from protocol.compiler import MAX_REQUEST_ELEMENTS, Decode, Encode, compile_deco
 from protocol.errors import UnsupportedVersion
 from protocol.messages import (
     alter_configs,
+    alter_partition_reassignments,
     api_versions,
     create_partitions,
     create_topics,
@@ -42,6 +43,7 @@ from protocol.messages import (
     list_config_resources,
     list_groups,
     list_offsets,
+    list_partition_reassignments,
     list_transactions,
     metadata,
     offset_commit,
@@ -69,6 +71,7 @@ _MODULES = (
     produce,
     fetch,
     list_offsets,
+    list_partition_reassignments,
     metadata,
     offset_commit,
     offset_fetch,
@@ -89,6 +92,7 @@ _MODULES = (
     offset_for_leader_epoch,
     describe_configs,
     alter_configs,
+    alter_partition_reassignments,
     describe_log_dirs,
     create_partitions,
     incremental_alter_configs,

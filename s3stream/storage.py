@@ -285,6 +285,24 @@ class Storage:
         if stream is not None:
             stream.close(reason)
 
+    async def release(self, streams: Sequence[Stream]) -> None:
+        """Put streams wholly into objects, close them in the metadata, and forget them here. Their owner takes no appends any more.
+
+        Raises:
+            StorageError, ObjectStoreError: they are open here as before.
+        """
+        if self._pending:
+            durable = asyncio.get_running_loop().create_future()
+            _, stream, end_offset, _ = self._pending[-1]
+            self._pending.append((self._wal.end_offset, stream, end_offset, lambda error: _settle(durable, error)))
+            await durable
+        self.seal()
+        await self.uploads.drain()
+        ends = {stream.stream_id: stream.confirmed_offset for stream in streams if stream.closed is None}
+        await self.metadata.close_streams(ends)
+        for stream_id in ends:
+            self.forget_stream(stream_id, StreamClosed(f"stream {stream_id} moved to another node"))
+
     # ---- append: the hot path -----------------------------------------------------------------------------------
 
     def reserve(self, size: int) -> memoryview | None:
@@ -622,6 +640,15 @@ class Storage:
             room = asyncio.ensure_future(self.room())
             self.uploads.durable(wal_offset)
             await room
+
+
+def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None or isinstance(error, StreamClosed):  # one that was deleted meanwhile does not matter here
+        future.set_result(None)
+    else:
+        future.set_exception(error)
 
 
 def _beyond(stream: Stream, payloads: RecoveredPayloads) -> RecoveredPayloads:

@@ -231,7 +231,7 @@ class GroupCoordinator:
     def sync(self) -> None:
         """Partitions were opened or closed: load what is new here, and let go of what is not."""
         topic = self._topics.by_name.get(OFFSETS_TOPIC)
-        partitions = {} if topic is None else {p.index: p for p in topic.partitions if p is not None}
+        partitions = {} if topic is None else {p.index: p for p in topic.partitions if p is not None and not p.leaving}
         for index, place in list(self._places.items()):
             if partitions.get(index) is not place.partition or place.partition.stream.closed is not None:
                 del self._places[index]

@@ -10,6 +10,7 @@ import pytest
 from broker.node import Node
 from broker.record_walks import MAX_INFLATED_BYTES
 from protocol.compression import Codec
+from protocol.errors import ErrorCode
 from protocol.messages.init_producer_id import InitProducerIdRequest
 from protocol.messages.produce import PartitionProduceData, ProduceRequest, TopicProduceData
 from protocol.record_set import Record, build_batch
@@ -205,13 +206,31 @@ async def test_gaps_and_old_epochs_are_refused(wire: Wire) -> None:
     assert (await wire.produce("t", numbered(pid, 2, b"x"))).error_code == 47
 
 
-async def test_sequences_wrap(wire: Wire) -> None:
+async def test_sequences_wrap(wire: Wire, node: Node) -> None:
     await wire.create_topic("t")
     pid = await producer_id(wire)
+    for partition in node.running.broker.partitions:
+        partition.producers.complete = False  # so that a producer may begin anywhere
     top = 2**31 - 1
     assert (await wire.produce("t", numbered(pid, top, b"a", b"b"))).base_offset == 0  # takes 2^31 - 1 and 0
     assert (await wire.produce("t", numbered(pid, 1, b"c"))).base_offset == 2
     assert (await wire.produce("t", numbered(pid, top, b"a", b"b"))).base_offset == 0
+
+
+async def test_a_batch_is_not_taken_before_the_one_that_a_new_producer_has_to_send_again(
+    wire: Wire, node: Node
+) -> None:
+    """Its partition was not open here when the first came, and was when the second did."""
+    await wire.create_topic("t")
+    pid = await producer_id(wire)
+    (partition,) = node.running.broker.partitions
+    partition.loaded = False
+    assert (await wire.produce("t", numbered(pid, 0, b"a"))).error_code == ErrorCode.NOT_LEADER_OR_FOLLOWER
+    partition.loaded = True
+    refused = await wire.produce("t", numbered(pid, 1, b"b"))
+    assert refused.error_code == ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert (await wire.produce("t", numbered(pid, 0, b"a"))).base_offset == 0
+    assert (await wire.produce("t", numbered(pid, 1, b"b"))).base_offset == 1
 
 
 async def test_pipelined_retries_wait_for_their_original(wire: Wire, node: Node) -> None:

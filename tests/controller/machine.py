@@ -13,7 +13,7 @@ from controller.objects import AllocateObjectIds, Commit, ExpireObjects, ForgetO
 from controller.records import Record, decode_records, encode_records
 from controller.restoration import LastSeen, RestorePlan, RestoreTopics, last_seen_before
 from controller.state import FormatCluster, State
-from controller.streams import CloseStreams, OpenStreams, TrimStreams
+from controller.streams import CloseStreams, OpenStreams, ReassignStreams, TrimStreams
 from controller.tables import StreamState
 from controller.topics import CreateTopics, DeleteTopics, NewTopic
 from s3stream.metadata import (
@@ -97,6 +97,9 @@ class Machine:
     def close(self, node_id: int, end_offsets: Mapping[int, int]) -> None:
         ends = {StreamId(stream_id): end for stream_id, end in end_offsets.items()}
         self.do(CloseStreams(node_id=node_id, node_epoch=self.node_epoch(node_id), end_offsets=ends))
+
+    def reassign(self, targets: Mapping[int, int]) -> None:
+        self.do(ReassignStreams(targets={StreamId(stream_id): target for stream_id, target in targets.items()}))
 
     def trim(self, node_id: int, log_start_offsets: Mapping[int, int]) -> None:
         offsets = {StreamId(stream_id): offset for stream_id, offset in log_start_offsets.items()}

@@ -60,7 +60,7 @@ def test_a_node_that_leads_nothing_can_be_removed() -> None:
         machine.do(UnregisterNode(node_id=1))
     machine.close(1, {stream: 0})
     machine.register(2, "wal-2")
-    machine.open(2, [stream])
+    machine.reassign({stream: 2})
     machine.do(UnregisterNode(node_id=1))
     machine.do(UnregisterNode(node_id=1))
     assert set(machine.state.tables.nodes) == {2}

@@ -30,6 +30,7 @@ from controller.records import (
     StreamsAbandoned,
     StreamsClosed,
     StreamsOpened,
+    StreamsReassigned,
     StreamsRecovering,
     StreamsTrimmed,
     TopicConfigsChanged,
@@ -110,6 +111,7 @@ RECORDS: dict[type, st.SearchStrategy[Record]] = {
         PartitionsAdded, topic_id=TOPIC_IDS, first_stream_id=NUMBERS, leaders=st.lists(NUMBERS, max_size=3).map(tuple)
     ),
     BrokerConfigsChanged: st.builds(BrokerConfigsChanged, node_id=NUMBERS, configs=CONFIGS),
+    StreamsReassigned: st.builds(StreamsReassigned, targets=PAIRS),
     MetadataRestored: st.builds(
         MetadataRestored,
         index=NUMBERS,

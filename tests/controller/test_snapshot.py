@@ -34,6 +34,8 @@ def rich() -> Machine:
     machine.register(1, "wal-new")
     machine.open(1, [s, t])
     machine.upload(1, stream_range(s, 80, 90, leader_epoch=1))
+    machine.register(2, "wal-2")
+    machine.reassign({t: 2})
     orphan, forgotten = machine.ids(1, 2)
     machine.expire(b, orphan, forgotten)
     machine.forget(forgotten)
@@ -61,6 +63,7 @@ def test_a_snapshot_holds_the_whole_state() -> None:
         restored = state.tables.streams[stream_id]
         assert (restored.ranges, restored.object_ids) == (stream.ranges, stream.object_ids)
         assert (restored.newest_state, restored.gaps) == (stream.newest_state, stream.gaps)
+        assert restored.target_node_id == stream.target_node_id
     assert state.tables.live_counts == machine.state.tables.live_counts
 
 

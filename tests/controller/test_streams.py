@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from controller.errors import StreamNotDrained
+from controller.errors import StreamNotDrained, UnknownNode
 from controller.records import StreamsClosed, StreamsOpened
-from controller.streams import OpenStreams
+from controller.streams import AbandonWal, OpenStreams
 from controller.tables import StreamStatus
 from s3stream.errors import NodeFenced
 from s3stream.metadata import OpenedStream, SkipReason, StreamId
@@ -37,9 +37,56 @@ def test_a_stream_that_another_node_holds_is_left_out() -> None:
     machine.register(2, "wal-2")
     assert machine.open(2, [stream]) == ()
     machine.close(1, {stream: 0})
+    assert machine.open(2, [stream]) == (), "it is node 1's to open again"
+    machine.reassign({stream: 2})
+    assert machine.open(1, [stream]) == ()
     assert [opened.leader_epoch for opened in machine.open(2, [stream])] == [1]
     _, skipped = machine.upload(1, stream_range(stream, 0, 10))
     assert skipped == {stream: SkipReason.FENCED}
+
+
+def test_a_stream_moves_when_its_holder_has_closed_it() -> None:
+    machine, (stream,) = ready()
+    machine.register(2, "wal-2")
+    machine.upload(1, stream_range(stream, 0, 10))
+    machine.reassign({stream: 2, 999: 2})
+    state = machine.state.tables.streams[stream]
+    assert (state.node_id, state.target_node_id, state.status) == (1, 2, StreamStatus.OPEN)
+    assert machine.upload(1, stream_range(stream, 10, 20))[1] == {}, "it is served as before"
+    assert machine.open(2, [stream]) == ()
+    machine.close(1, {stream: 20})
+    assert (state.node_id, state.target_node_id) == (2, -1)
+    (opened,) = machine.open(2, [stream])
+    assert (opened.leader_epoch, opened.committed_end_offset) == (1, 20)
+
+
+def test_a_reassignment_can_be_ended_and_changed() -> None:
+    machine, (stream,) = ready()
+    machine.register(2, "wal-2")
+    machine.register(3, "wal-3")
+    state = machine.state.tables.streams[stream]
+    machine.reassign({stream: 2})
+    machine.reassign({stream: 3})
+    assert state.target_node_id == 3
+    machine.reassign({stream: -1})
+    assert state.target_node_id == -1
+    machine.reassign({stream: 2})
+    machine.reassign({stream: 1})
+    assert state.target_node_id == -1, "to stay where it is ends it as well"
+    entries = len(machine.log)
+    machine.reassign({stream: 1})
+    machine.reassign({stream: -1})
+    assert len(machine.log) == entries, "nothing to write"
+    with pytest.raises(UnknownNode, match="node 9"):
+        machine.reassign({stream: 9})
+
+
+def test_a_lost_wal_given_up_lets_its_streams_go_where_they_were_to_go() -> None:
+    machine, (stream,) = ready()
+    machine.register(2, "wal-2")
+    machine.reassign({stream: 2})
+    machine.do(AbandonWal(wal_id="wal-1", slack_offsets=5, at_ms=machine.now_ms))
+    assert [opened.stream_id for opened in machine.open(2, [stream])] == [stream]
 
 
 def test_a_superseded_registration_opens_nothing() -> None:

@@ -12,7 +12,7 @@ from controller.nodes import ConfigureBroker, NodeRegistration, RegisterNode, Un
 from controller.objects import AllocateObjectIds, AllocateProducerIds, Commit, ExpireObjects, ForgetObjects
 from controller.restoration import RestoreTopics
 from controller.state import _HANDLERS, FormatCluster
-from controller.streams import AbandonWal, CloseStreams, OpenStreams, RecoverWal, TrimStreams
+from controller.streams import AbandonWal, CloseStreams, OpenStreams, ReassignStreams, RecoverWal, TrimStreams
 from controller.topics import AddPartitions, ConfigureTopic, CreateTopics, DeleteTopics, NewTopic
 from controller.wire import (
     COMMANDS,
@@ -51,6 +51,7 @@ SAMPLES: list[Command[Any]] = [
     OpenStreams(node_id=1, node_epoch=2, stream_ids=(StreamId(1), StreamId(2))),
     CloseStreams(node_id=1, node_epoch=2, end_offsets={StreamId(1): 2}),
     TrimStreams(node_id=1, node_epoch=2, log_start_offsets={StreamId(1): 2**62}, at_ms=3),
+    ReassignStreams(targets={StreamId(1): 2, StreamId(2): -1}),
     RecoverWal(node_id=1, node_epoch=2, wal_id="w"),
     AbandonWal(wal_id="w", slack_offsets=1, at_ms=2),
     Commit(node_id=1, node_epoch=2, commit=COMMIT, at_ms=3),

@@ -96,6 +96,8 @@ def test_every_api_is_spoken_in_its_versions() -> None:
         ("ListGroups", 0, 5),
         ("DeleteGroups", 0, 2),
         ("OffsetDelete", 0, 0),
+        ("AlterPartitionReassignments", 0, 1),
+        ("ListPartitionReassignments", 0, 0),
         ("CreatePartitions", 0, 3),
         ("DeleteRecords", 0, 2),
         ("OffsetForLeaderEpoch", 2, 4),

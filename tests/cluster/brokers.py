@@ -1,0 +1,148 @@
+"""Several brokers in processes of their own on one bucket, a load on them, and who leads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Producer, TopicPartition
+
+from controller.config import ControllerSettings
+from controller.log import MetadataLog
+from s3stream.open import open_object_store
+from tests.crash.process import BrokerProcess, free_port
+
+__all__ = ["TIMEOUT_S", "Brokers", "Load", "all_of", "leading", "replaced", "running_brokers", "values_in"]
+
+Brokers = dict[int, BrokerProcess]
+"""By node id."""
+
+TIMEOUT_S = 60.0
+
+
+@contextlib.contextmanager
+def running_brokers(directory: Path, count: int = 3, **settings: object) -> Iterator[Brokers]:
+    """Brokers 1, 2, 3 … that serve; their objects are in `objects`."""
+    with contextlib.ExitStack() as stack:
+        found: Brokers = {}
+        for node_id in range(1, count + 1):
+            own = directory / f"node{node_id}"
+            broker = found[node_id] = BrokerProcess(
+                own,
+                {
+                    "node.id": node_id,
+                    "controller.listeners": f"CONTROLLER://127.0.0.1:{free_port()}",
+                    "object.store.uri": (directory / "objects").as_uri(),
+                    "wal.uri": f"{(own / 'wal').as_uri()}?capacity=64MiB",
+                    "memory.bytes": 128 << 20,
+                    "group.initial.rebalance.delay.ms": 0,
+                    **settings,
+                },
+            )
+            stack.callback(_killed, broker)
+            broker.start()
+        for broker in found.values():
+            broker.wait_ready()
+        yield found
+
+
+def _killed(broker: BrokerProcess) -> None:
+    if broker.running:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(broker.pid, signal.SIGCONT)
+        broker.kill()
+
+
+def all_of(brokers: Brokers) -> str:
+    return ",".join(broker.bootstrap_servers for broker in brokers.values())
+
+
+class Load:
+    """An idempotent producer with default settings that goes on whatever happens, and what came of its records."""
+
+    def __init__(self, bootstrap_servers: str, topic: str, partitions: int) -> None:
+        self._producer = Producer({"bootstrap.servers": bootstrap_servers, "enable.idempotence": True, "linger.ms": 5})
+        self._topic = topic
+        self._partitions = partitions
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.errors: list[str] = []
+        self.acknowledged: dict[int, list[int]] = {number: [] for number in range(partitions)}
+        """Values by partition, in the order of their acknowledgements."""
+        self.longest_gap_s = 0.0
+        self._last_s = time.monotonic()
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        number = 0
+        while not self._stopping.is_set():
+            self._producer.produce(
+                self._topic, b"%d" % number, partition=number % self._partitions, on_delivery=self._delivered
+            )
+            number += 1
+            self._producer.poll(0.002)
+        if self._producer.flush(TIMEOUT_S):
+            self.errors.append("not everything was delivered in the end")
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        now_s = time.monotonic()
+        self.longest_gap_s = max(self.longest_gap_s, now_s - self._last_s)
+        self._last_s = now_s
+        if error is not None:
+            self.errors.append(str(error))
+        else:
+            self.acknowledged[message.partition() or 0].append(int(message.value() or b""))
+
+
+def values_in(bootstrap_servers: str, topic: str, partitions: int) -> dict[int, list[int]]:
+    """Everything that a topic holds, by partition."""
+    consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "all", "enable.partition.eof": True})
+    consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in range(partitions)])
+    found: dict[int, list[int]] = {number: [] for number in range(partitions)}
+    ended = 0
+    deadline = time.monotonic() + TIMEOUT_S
+    while ended < partitions and time.monotonic() < deadline:
+        for message in consumer.consume(500, timeout=1.0):
+            error = message.error()
+            if error is not None and error.code() == KafkaError._PARTITION_EOF:
+                ended += 1
+            elif error is None:
+                found[message.partition() or 0].append(int(message.value() or b""))
+    consumer.close()
+    return found
+
+
+async def leading(objects: Path, brokers: Brokers) -> int:
+    """The node that the leader object in the bucket names."""
+    opened = open_object_store(objects.as_uri(), rng=random.Random(0), read_only=True)
+    log = MetadataLog(store=opened.store, paths=opened.paths, settings=ControllerSettings(), rng=random.Random(0))
+    while True:
+        leader = await log.read_leader()
+        for node_id, broker in brokers.items():
+            if leader is not None and leader.leader == broker.settings["controller.listeners"].removeprefix(
+                "CONTROLLER://"
+            ):
+                return node_id
+        await asyncio.sleep(0.05)
+
+
+async def replaced(objects: Path, brokers: Brokers, former: int) -> int:
+    """Return when another node than the former leader leads."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while (found := await leading(objects, brokers)) == former:
+            await asyncio.sleep(0.05)
+    return found

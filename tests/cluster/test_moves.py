@@ -1,0 +1,173 @@
+"""Partitions that go from broker to broker under load: no data moves, nothing is lost, doubled or reordered, and no client fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from protocol.messages.alter_partition_reassignments import (
+    AlterPartitionReassignmentsRequest,
+    ReassignablePartition,
+    ReassignableTopic,
+)
+from protocol.messages.list_partition_reassignments import ListPartitionReassignmentsRequest
+from tests.broker.wire import Wire
+from tests.cluster.brokers import TIMEOUT_S, Brokers, Load, all_of, values_in
+from tests.interop.clients.driver import Java, java_command
+from tests.interop.conftest import installed
+
+pytestmark = pytest.mark.crash
+
+PARTITIONS = 6
+
+
+async def reassign(brokers: Brokers, topic: str, targets: Mapping[int, list[int] | None]) -> dict[int, int]:
+    """Ask any broker for a reassignment; returns the error code by partition."""
+    request = AlterPartitionReassignmentsRequest(
+        topics=[
+            ReassignableTopic(
+                name=topic,
+                partitions=[
+                    ReassignablePartition(partition_index=index, replicas=replicas)
+                    for index, replicas in targets.items()
+                ],
+            )
+        ]
+    )
+    async with await Wire.connect(brokers[2].bootstrap_servers) as wire:
+        response = await wire.call("AlterPartitionReassignments", 1, request)
+    assert response.error_code == 0
+    return {each.partition_index: each.error_code for each in response.responses[0].partitions}
+
+
+async def moved(brokers: Brokers) -> None:
+    """Return when no reassignment is under way, as every broker sees it."""
+    for broker in brokers.values():
+        async with asyncio.timeout(TIMEOUT_S), await Wire.connect(broker.bootstrap_servers) as wire:
+            while (await wire.call("ListPartitionReassignments", 0, ListPartitionReassignmentsRequest())).topics:
+                await asyncio.sleep(0.02)
+
+
+def leaders(brokers: Brokers, topic: str) -> dict[int, int]:
+    told = AdminClient({"bootstrap.servers": all_of(brokers)}).list_topics(topic, timeout=TIMEOUT_S)
+    return {index: partition.leader for index, partition in told.topics[topic].partitions.items()}
+
+
+async def led_by(brokers: Brokers, topic: str, expected: Mapping[int, int]) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
+        while {**expected} != await asyncio.to_thread(leaders, brokers, topic):
+            await asyncio.sleep(0.05)
+
+
+async def test_partitions_move_under_load(brokers: Brokers, tmp_path: Path) -> None:
+    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
+    admin.create_topics([NewTopic("t", num_partitions=PARTITIONS)])["t"].result(TIMEOUT_S)
+    with Load(all_of(brokers), "t", PARTITIONS) as load:
+        await asyncio.sleep(0.5)
+        for round_ in range(6):
+            target = round_ % 3 + 1
+            errors = await reassign(brokers, "t", {index: [target] for index in range(PARTITIONS)})
+            assert set(errors.values()) == {0}
+            await moved(brokers)
+            await led_by(brokers, "t", dict.fromkeys(range(PARTITIONS), target))
+            await asyncio.sleep(0.5)
+    print(f"the longest gap between acknowledgements was {load.longest_gap_s:.2f} s")
+    assert load.errors == []
+    found = await asyncio.to_thread(values_in, all_of(brokers), "t", PARTITIONS)
+    assert found == load.acknowledged, "each record once, in order"
+    for broker in brokers.values():
+        assert not broker.has_ended(), broker.log_tail()
+
+
+def committed_offset(consumer: Consumer) -> int:
+    """What a group has committed. librdkafka tells of a coordinator that moved just now instead of asking the next one."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            (found,) = consumer.committed([TopicPartition("t", 0)], timeout=TIMEOUT_S)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.NOT_COORDINATOR or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return int(found.offset)
+
+
+async def test_groups_go_on_at_their_new_coordinator(brokers: Brokers) -> None:
+    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
+    admin.create_topics([NewTopic("t", num_partitions=1)])["t"].result(TIMEOUT_S)
+    with Load(all_of(brokers), "t", 1) as load:
+        consumer = Consumer(
+            {
+                "bootstrap.servers": all_of(brokers),
+                "group.id": "g",
+                "auto.offset.reset": "earliest",
+                "enable.auto.commit": False,
+            }
+        )
+        consumer.subscribe(["t"])
+        committed = 0
+        for round_ in range(4):
+            deadline = time.monotonic() + TIMEOUT_S
+            read = 0
+            while read < 100 and time.monotonic() < deadline:
+                messages = await asyncio.to_thread(consumer.consume, 100, 0.5)
+                assert all(message.error() is None for message in messages)
+                read += len(messages)
+            await asyncio.to_thread(consumer.commit, asynchronous=False)
+            offset = await asyncio.to_thread(committed_offset, consumer)
+            assert offset >= committed + 100, "no commit is lost"
+            committed = offset
+            offsets_partitions = await asyncio.to_thread(leaders, brokers, "__consumer_offsets")
+            target = round_ % 3 + 1
+            errors = await reassign(brokers, "__consumer_offsets", {index: [target] for index in offsets_partitions})
+            assert set(errors.values()) == {0}
+            await moved(brokers)
+        offset = await asyncio.to_thread(committed_offset, consumer)
+        assert offset == committed
+        await asyncio.to_thread(consumer.close)
+    assert load.errors == []
+
+
+async def test_what_cannot_be_moved_is_told(brokers: Brokers) -> None:
+    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
+    admin.create_topics([NewTopic("t", num_partitions=3)])["t"].result(TIMEOUT_S)
+    assert await reassign(brokers, "t", {0: [9], 1: [], 2: None, 7: [1]}) == {0: 39, 1: 39, 2: 85, 7: 3}
+    assert await reassign(brokers, "nothing", {0: [1]}) == {0: 3}
+
+
+def test_kafkas_own_tool_moves_partitions(brokers: Brokers, tmp_path: Path) -> None:
+    installed(Java(all_of(brokers)))
+    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
+    admin.create_topics([NewTopic("t", num_partitions=3)])["t"].result(TIMEOUT_S)
+    plan = tmp_path / "plan.json"
+    plan.write_text(
+        json.dumps(
+            {
+                "version": 1,
+                "partitions": [{"topic": "t", "partition": index, "replicas": [3 - index]} for index in range(3)],
+            }
+        )
+    )
+
+    def tool(*arguments: str) -> str:
+        command = [*java_command(), "org.apache.kafka.tools.reassign.ReassignPartitionsCommand"]
+        command += ["--bootstrap-server", all_of(brokers), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "Successfully started partition reassignments" in tool("--execute", "--reassignment-json-file", str(plan))
+    deadline = time.monotonic() + TIMEOUT_S
+    while (told := tool("--verify", "--reassignment-json-file", str(plan))).count("is completed") < 3:
+        assert time.monotonic() < deadline, told
+    assert "No partition reassignments found" in tool("--list")
+    assert leaders(brokers, "t") == {0: 3, 1: 2, 2: 1}
