@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from broker.__main__ import main
 from s3stream.memory import MemoryObjectStore
-from s3stream.objectstore import Buffer
+from s3stream.objectstore import AccessDenied, Buffer
 from s3stream.probe import UnsuitableObjectStore
 from tests.broker.conftest import StartNode
 from tests.broker.wire import Wire, batch, eventually
+from tests.stores.process import PROCESSES
 from tests.stores.s3_server import S3Server
+
+Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
@@ -56,13 +60,68 @@ async def test_a_store_without_conditional_writes_is_refused_at_start(start_node
             pass
 
 
-def test_a_bucket_that_is_not_there_is_one_line(
-    s3_server: S3Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in s3_server.environment.items():
-        monkeypatch.setenv(name, value)
-    uri = s3_server.uri("nowhere")
-    assert main(["--log-level", "error", "serve", "--set", f"object.store.uri={uri}"]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command that ends by itself, with some credentials; its exit status and what it printed as an error."""
+
+    def run(environment: dict[str, str], *arguments: str) -> tuple[int, str]:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        status = main(["--log-level", "error", *arguments])
+        return status, capsys.readouterr().err
+
+    return run
+
+
+def test_a_bucket_that_is_not_there_is_one_line(s3_server: S3Server, run: Run) -> None:
+    status, error = run(s3_server.environment, "serve", "--set", f"object.store.uri={s3_server.uri('nowhere')}")
+    assert status == 1
+    (line,) = error.splitlines()
     assert line.startswith("tidelog: ")
     assert "nowhere" in line
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what_to_do"),
+    [("AWS_ACCESS_KEY_ID", "check the access key"), ("AWS_SECRET_ACCESS_KEY", "check the secret key")],
+)
+@pytest.mark.parametrize("name", PROCESSES)
+def test_credentials_that_a_store_refuses_are_one_line(
+    name: str, wrong: str, what_to_do: str, s3_server_named: Callable[[str], S3Server], run: Run
+) -> None:
+    server = s3_server_named(name)
+    bucket = server.new_bucket()
+    environment = server.environment | {wrong: "wrong"}
+    status, error = run(environment, "serve", "--set", f"object.store.uri={server.uri(bucket)}")
+    assert status == 1
+    (line,) = error.splitlines()
+    assert line.startswith("tidelog: ")
+    assert what_to_do in line
+    assert server.keys(bucket) == []
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+async def test_credentials_that_may_only_read_do_for_tools_and_not_for_a_broker(
+    name: str,
+    s3_server_named: Callable[[str], S3Server],
+    start_node: StartNode,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = s3_server_named(name)
+    bucket = server.new_bucket()
+    uri = server.uri(bucket)
+    for variable, value in server.environment.items():
+        monkeypatch.setenv(variable, value)
+    async with start_node(object_store_uri=uri) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        await wire.create_topic("t")
+        assert (await wire.produce("t", batch(b"kept"))).error_code == 0
+    before = server.keys(bucket)
+    reader = server.reader_environment()
+
+    status, error = await asyncio.to_thread(run, reader, "verify", "--bucket", uri)
+    assert (status, error) == (0, "")
+    with pytest.raises(AccessDenied, match="put, get, list and delete under 'some/prefix' must be allowed"):
+        async with start_node(object_store_uri=uri):
+            pass
+    assert server.keys(bucket) == before

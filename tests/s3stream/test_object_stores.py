@@ -312,6 +312,27 @@ async def test_uploads_that_a_crash_left_behind_are_found_below_their_prefix_and
     await store.close()
 
 
+async def test_in_a_versioned_bucket_a_deleted_key_is_free_again(s3_server: S3Server) -> None:
+    """What was deleted stays there as an older version, under a marker that says so."""
+    bucket = s3_server.new_bucket()
+    s3_server.client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    store = s3_server.open(bucket)
+    first = await store.put_if_absent("slot", [b"first"])
+    await store.delete_many(["slot"])
+
+    with pytest.raises(NotFound):
+        await store.get("slot")
+    assert await list_keys(store, "") == []
+    with pytest.raises(PreconditionFailed):
+        await store.put_if_match("slot", [b"of the past"], first)
+    second = await store.put_if_absent("slot", [b"second"])
+    with pytest.raises(PreconditionFailed):
+        await store.put_if_absent("slot", [b"third"])
+    await store.put_if_match("slot", [b"fourth"], second)
+    assert (await store.get("slot")).data == b"fourth"
+    await store.close()
+
+
 async def test_multipart_of_little_writes_it_too(store: ObjectStore) -> None:
     await store.put_multipart("little", some_parts(b"a", memoryview(b"bc"), b""))
     await store.put_multipart("nothing", some_parts())

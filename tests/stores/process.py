@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from pathlib import Path
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tests.crash.process import free_port
-from tests.stores.s3_server import ACCESS_KEY_ID, SECRET_ACCESS_KEY, S3Server
+from tests.stores.s3_server import ACCESS_KEY_ID, READER_ACCESS_KEY_ID, SECRET_ACCESS_KEY, S3Server
 
 __all__ = ["PROCESSES", "MinIO", "SeaweedFS", "StoreProcess", "StoreUnavailable", "ended_at_last"]
 
@@ -195,6 +196,9 @@ class SeaweedFS(StoreProcess):
 
     def arguments(self) -> list[str]:
         """See StoreProcess."""
+        key = {"accessKey": READER_ACCESS_KEY_ID, "secretKey": SECRET_ACCESS_KEY}
+        reader = {"name": "reader", "credentials": [key], "actions": ["Read", "List"]}
+        (self.directory / "s3.json").write_text(json.dumps({"identities": [reader]}))
         settings = {
             "dir": self.directory / "data",
             "ip": "127.0.0.1",
@@ -205,6 +209,7 @@ class SeaweedFS(StoreProcess):
             **self._inner_ports,
             "s3.port.iceberg": 0,
             "s3.port.lance": 0,
+            "s3.config": "s3.json",
             "s3.autoCreateBucket": "false",
             "s3.localSocket": "s3.sock",
             "filer.localSocket": "filer.sock",

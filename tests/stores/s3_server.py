@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import json
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +20,11 @@ from botocore.session import get_session
 from s3stream.config import ObjectStoreSettings
 from s3stream.s3 import S3ObjectStore
 
-__all__ = ["ACCESS_KEY_ID", "QUICK", "REGION", "SECRET_ACCESS_KEY", "S3Server"]
+__all__ = ["ACCESS_KEY_ID", "QUICK", "READER_ACCESS_KEY_ID", "REGION", "SECRET_ACCESS_KEY", "S3Server"]
 
 REGION = "us-east-1"
 ACCESS_KEY_ID = "tidelog"
+READER_ACCESS_KEY_ID = "tidelog-reader"
 SECRET_ACCESS_KEY = "tidelog-secret"
 """The same for every server, so that one environment does for all of them."""
 QUICK = ObjectStoreSettings(
@@ -42,6 +44,27 @@ class S3Server:
     def environment(self) -> dict[str, str]:
         """Credentials where AWS's own tools look for them."""
         return {"AWS_ACCESS_KEY_ID": ACCESS_KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET_ACCESS_KEY}
+
+    def reader_environment(self) -> dict[str, str]:
+        """Credentials that may read everything, and write nothing."""
+        if self.name == "seaweedfs":
+            return {"AWS_ACCESS_KEY_ID": READER_ACCESS_KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET_ACCESS_KEY}
+        sts = get_session().create_client(
+            "sts",
+            endpoint_url=self.endpoint_url,
+            region_name=REGION,
+            aws_access_key_id=ACCESS_KEY_ID,
+            aws_secret_access_key=SECRET_ACCESS_KEY,
+        )
+        reading = {"Effect": "Allow", "Action": ["s3:Get*", "s3:List*"], "Resource": "arn:aws:s3:::*"}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [reading]})
+        given = sts.assume_role(RoleArn="arn:aws:iam::1:role/reader", RoleSessionName="reader", Policy=policy)
+        sts.close()
+        return {
+            "AWS_ACCESS_KEY_ID": given["Credentials"]["AccessKeyId"],
+            "AWS_SECRET_ACCESS_KEY": given["Credentials"]["SecretAccessKey"],
+            "AWS_SESSION_TOKEN": given["Credentials"]["SessionToken"],
+        }
 
     def new_bucket(self) -> str:
         """Name of a new, empty bucket."""
