@@ -16,6 +16,7 @@ from broker.shares import storage_settings
 from broker.uris import absolute_uri
 from broker.verify.findings import MultipartRow, UnreferencedRow
 from broker.verify.verify import DEFAULT_PARALLEL, Progress, Verification
+from wal.config import ObjectWalConfig, parse_wal_uri
 
 __all__ = ["TerminalProgress", "add_verify", "verify"]
 
@@ -75,6 +76,7 @@ async def verify(options: argparse.Namespace, settings: BrokerSettings) -> int:
         run = Verification(
             bucket=bucket,
             settings=storage_settings(settings).collection,
+            wal=_wal_in_bucket(settings),
             quick=options.quick,
             parallel=options.parallel,
             on_progress=progress or (lambda _: None),
@@ -83,6 +85,11 @@ async def verify(options: argparse.Namespace, settings: BrokerSettings) -> int:
     if run.findings:
         return EXIT_FINDINGS
     return EXIT_NOT_CHECKED if run.unchecked else EXIT_CLEAN
+
+
+def _wal_in_bucket(settings: BrokerSettings) -> ObjectWalConfig | None:
+    config = parse_wal_uri(absolute_uri(settings.wal_uri)) if "://" in settings.wal_uri else None
+    return config if isinstance(config, ObjectWalConfig) else None
 
 
 async def _shown(

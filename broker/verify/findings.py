@@ -30,6 +30,8 @@ class Kind(enum.StrEnum):
     OBJECT_RANGES = "object-ranges"
     BATCHES = "batches"
     STATE = "state"
+    OFFLINE = "offline"
+    WAL_DAMAGED = "wal-damaged"
     NOT_COLLECTED = "not-collected"
 
 
@@ -56,6 +58,8 @@ ADVICE = {
     Kind.OBJECT_RANGES: _REPORT,
     Kind.BATCHES: _REPORT,
     Kind.STATE: _REPORT,
+    Kind.OFFLINE: "`tidelog inspect wal` tells what is missing; repair that WAL and start its node again, or give it up with `tidelog wal abandon`",
+    Kind.WAL_DAMAGED: "restore these keys from the bucket's versions, and start the node again, or give the WAL up with `tidelog wal abandon`",
     Kind.NOT_COLLECTED: "see the collector's warnings in the brokers' logs; costs space, and nothing else",
 }
 

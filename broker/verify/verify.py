@@ -16,6 +16,7 @@ from broker.verify.findings import ADVICE, Finding, MultipartRow, SummaryRow, Un
 from broker.verify.metadata import MetadataCheck
 from broker.verify.objects import Checked, check_object
 from broker.verify.unreferenced import find_unreferenced
+from broker.verify.wals import check_wals, find_offline
 from controller.errors import ControllerError
 from controller.records import ObjectCommitted
 from controller.replica import Replica
@@ -23,6 +24,7 @@ from s3stream.config import CollectionSettings
 from s3stream.errors import UnsupportedObjectFormat
 from s3stream.metadata import ObjectId, StreamId
 from s3stream.objectstore import ObjectStoreError
+from wal.config import ObjectWalConfig
 
 __all__ = ["DEFAULT_PARALLEL", "Progress", "Verification"]
 
@@ -47,6 +49,8 @@ class Verification:
     bucket: Bucket
     settings: CollectionSettings
     """The brokers', for how long an unreferenced object may stay."""
+    wal: ObjectWalConfig | None = None
+    """Where the nodes' WALs are, if that is a bucket."""
     quick: bool = False
     parallel: int = DEFAULT_PARALLEL
     on_progress: Callable[[Progress], None] = lambda progress: None
@@ -72,6 +76,11 @@ class Verification:
             yield self._told(found, None)
         replica = metadata.replica
         if replica is not None:
+            for offline in find_offline(replica.image):
+                yield self._told(offline, replica)
+            if self.wal is not None:
+                async for of_wal in check_wals(self.wal, replica.image):
+                    yield self._told(of_wal, replica)
             async for finding in self._check_objects(replica):
                 yield self._told(finding, replica)
             try:

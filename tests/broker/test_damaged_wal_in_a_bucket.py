@@ -140,6 +140,12 @@ async def test_a_damaged_slot_stops_the_partition_of_its_record_and_no_other(
         in capsys.readouterr().out
     )
 
+    assert await crashed.run("verify") == EXIT_FINDINGS
+    told = capsys.readouterr().out
+    assert "FINDING offline: stream 2 two-0: acknowledged records may be missing in WAL" in told
+    assert "stream 2 two-0, offsets [1, 2): these records are missing" in told
+    assert "2 findings" in told
+
     slot.write_bytes(whole)  # from the bucket's versions
     async with crashed.node() as (node, wire):
         assert await wire.fetch_all("two") == values(0, 1, 2, 3)
@@ -148,6 +154,7 @@ async def test_a_damaged_slot_stops_the_partition_of_its_record_and_no_other(
         (crashed.bucket / "wal" / "damaged" / "1").iterdir()
     )
     assert await crashed.run("inspect", "wal") == EXIT_CLEAN
+    assert await crashed.run("verify") == EXIT_CLEAN
 
 
 async def test_giving_up_gives_up_exactly_what_is_missing(crashed: Crashed, capsys: pytest.CaptureFixture[str]) -> None:
