@@ -1,7 +1,8 @@
 """Carries compaction plans out: reads the sources, checks them, writes the new objects, commits.
 
 Always true:
-- Every block is checked against its CRC before it is rewritten; a source that fails twice is left alone, loudly, for good.
+- Every block is checked against its CRC before it is rewritten; a source that fails twice is left alone, loudly, for good. So is
+  one that is gone time and again.
 - Large runs of blocks are copied by the store, with the CRCs that they have in their source's index. Nothing is made valid by that: the
   store tells the CRC of its copy, and it must be what those of the blocks come to. Of a store that does not tell it the
   blocks are read and checked first, as if they were rewritten, and only the way back is spared.
@@ -19,6 +20,7 @@ import enum
 import logging
 import random
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
@@ -72,6 +74,8 @@ _COPY_ATTEMPTS = 3
 """With a CRC, without, and by ourselves."""
 _COMMIT_ATTEMPTS = 5
 _FIRST_COMMIT_DELAY_S = 1.0
+_MISSING_ATTEMPTS = 5
+"""After so many jobs that found an object gone it is left alone, so that all others are compacted."""
 _MAX_DAMAGED = 1000
 """Damaged objects that are remembered; more than that, and compaction stops."""
 
@@ -125,6 +129,8 @@ class Compactor:
         self._damaged: set[ObjectId] = set()
         self._suspected: set[ObjectId] = set()
         """Did not match their CRCs once."""
+        self._missing: Counter[ObjectId] = Counter()
+        """How often an object was not there that is referenced as far as is known here."""
         self._written: set[ObjectId] = set()
         """By this compactor, and still referenced."""
         self.jobs = 0
@@ -204,6 +210,7 @@ class Compactor:
         live = {each.object_id for each in objects}
         self._written &= live
         self._suspected &= live
+        self._missing = Counter({object_id: count for object_id, count in self._missing.items() if object_id in live})
         steps = choosing(objects, self._settings, excluded=self._damaged, whole=self._written)
         while True:
             try:
@@ -384,7 +391,14 @@ class Compactor:
 
     async def _read_index(self, object_id: ObjectId) -> ObjectIndex:
         key = self._paths.data_object(object_id)
-        tail, object_size = await self._store.get_tail(key, _TAIL_SIZE_BYTES)
+        try:
+            tail, object_size = await self._store.get_tail(key, _TAIL_SIZE_BYTES)
+        except NotFound as error:
+            self._missing[object_id] += 1
+            if self._missing[object_id] < _MISSING_ATTEMPTS:
+                raise  # it was compacted or trimmed away, as a rule, and the metadata here does not know yet
+            self._suspected.add(object_id)
+            raise _Damaged(object_id) from error
         try:
             footer = parse_footer(tail, object_size, object_id)
             at = len(tail) - FOOTER_SIZE_BYTES - footer.index_size_bytes
