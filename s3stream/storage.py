@@ -483,13 +483,19 @@ class Storage:
         """What the uploader puts of a block: streams that were deleted or taken over meanwhile are left out."""
         described: list[StreamSource] = []
         for stream_id in sorted(block.parts):
-            stream = self.streams.get(stream_id)
             part = block.parts[stream_id][1]
+            stream = self._appended_to(block, stream_id)
             if part.base_offset == part.end_offset and part.state is None:
                 continue  # a state was asked for, and is in an object already
             if stream is not None and not isinstance(stream.closed, StreamFenced):
                 described.append(_PartSource(self.arena, stream_id, stream.leader_epoch, part))
         return described
+
+    def _appended_to(self, block: CacheBlock, stream_id: StreamId) -> Stream | None:
+        """The stream that a part of a block belongs to, if it is here still: a deleted one that was restored meanwhile is another."""
+        stream = self.streams.get(stream_id)
+        found = block.parts.get(stream_id)
+        return stream if stream is not None and found is not None and stream.tail is found[0] else None
 
     def may_pin(self, block: CacheBlock) -> bool:
         """Whether a slow reader may hold this block; False: copy what is read of it, its memory will be needed soon.
@@ -502,8 +508,9 @@ class Storage:
     def _committed(self, block: CacheBlock, result: CommitResult) -> None:
         self._committed_position = block.end_position
         for stream_id, reason in result.skipped.items():
-            closed = StreamClosed if reason is SkipReason.DELETED else StreamFenced
-            self.forget_stream(stream_id, closed(f"stream {stream_id}: {reason.value}"))
+            if self._appended_to(block, stream_id) is not None:
+                closed = StreamClosed if reason is SkipReason.DELETED else StreamFenced
+                self.forget_stream(stream_id, closed(f"stream {stream_id}: {reason.value}"))
         self._want_trim(block.wal_end_offset)
         self._wake_room()
 

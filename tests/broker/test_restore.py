@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from broker.__main__ import main
 from broker.inspect.rows import when
 from broker.node import Node
 from broker.restore import moment_ms
+from s3stream.objectstore import Buffer, ObjectStore
 from tests.broker.conftest import StartNode
 from tests.broker.kept import upload_all
 from tests.broker.wire import Wire, batch, eventually
@@ -85,6 +86,16 @@ async def delete_topic(node: Node, name: str) -> None:
 
 async def loaded(node: Node) -> None:
     await eventually(lambda: not node.running.broker.partitions.loading_count, "the partitions' state")
+
+
+async def opened(node: Node, name: str) -> None:
+    """A topic that came back while the node runs is there, and open."""
+
+    def is_open() -> bool:
+        topic = node.running.broker.topics.by_name.get(name)
+        return topic is not None and all(each is not None and each.loaded for each in topic.partitions)
+
+    await eventually(is_open, f"topic {name}")
 
 
 def partitions(rows: list[dict[str, Any]]) -> dict[str, tuple[Any, Any]]:
@@ -230,8 +241,7 @@ async def test_a_running_node_keeps_its_partitions_and_gets_a_deleted_topic_back
         assert (await tool.restore("--at-index", str(before), "--topic", "deleted", "--yes"))[0] == 0
         await wire.produce("open", batch(b"y"))
         await upload_all(node)  # with its commit the node hears of it
-        await eventually(lambda: "deleted" in node.running.broker.topics.by_name, "the topic")
-        await loaded(node)
+        await opened(node, "deleted")
         assert await wire.fetch_all("deleted") == [b"%d" % number for number in range(10)]
         assert (await wire.produce("deleted", batch(b"new"))).base_offset == 10 + SLACK
         assert await wire.fetch_all("open") == [b"x", b"y"]
@@ -271,6 +281,98 @@ async def test_a_crashed_node_is_to_be_started_and_stopped_first(
         await loaded(node)
         assert await wire.fetch_all("t") == [b"before"], "neither is the WAL's content back"
         assert (await wire.produce("t", batch(b"new"))).base_offset == 2
+    assert await tool.is_sound()
+
+
+async def test_a_crash_with_the_tail_of_before_the_deletion_still_in_the_wal(
+    start_node: StartNode, tmp_path: Path, tool: Tool
+) -> None:
+    async with start_node(upload_interval_ms=600_000) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        await wire.create_topic("t")
+        await wire.produce("t", batch(b"before"))
+        await upload_all(node)
+        before = index_of(node)
+        await wire.produce("t", batch(b"acknowledged, never uploaded", b"nor this"))
+        await delete_topic(node, "t")
+        assert (await tool.restore("--at-index", str(before), "--topic", "t", "--yes"))[0] == 0
+        await node.running.broker.controller.refresh()
+        await opened(node, "t")
+        assert (await wire.produce("t", batch(b"new"))).base_offset == 1 + SLACK
+        for place in ("objects", "wal"):
+            await asyncio.to_thread(shutil.copytree, tmp_path / place, tmp_path / "crashed" / place)
+        assert await wire.fetch_all("t") == [b"before", b"new"]
+        await upload_all(node)
+        assert await wire.fetch_all("t") == [b"before", b"new"]
+        assert (await wire.produce("t", batch(b"next"))).base_offset == 2 + SLACK
+    assert await tool.is_sound()
+    places = {
+        "wal_uri": f"{(tmp_path / 'crashed/wal').as_uri()}?capacity=16MiB",
+        "object_store_uri": (tmp_path / "crashed/objects").as_uri(),
+    }
+    async with start_node(**places) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        await loaded(node)
+        assert await wire.fetch_all("t") == [b"before", b"new"]
+        assert (await wire.produce("t", batch(b"next"))).base_offset == 2 + SLACK
+        await upload_all(node)
+    assert await Tool(uri=places["object_store_uri"], capsys=tool.capsys).is_sound()
+
+
+class HeldUp:
+    """A store whose data objects are put when the test says so."""
+
+    def __init__(self, inner: ObjectStore) -> None:
+        self._inner = inner
+        self.go_on = asyncio.Event()
+        self.waiting = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def put(self, key: str, parts: Sequence[Buffer], **options: Any) -> str:
+        if key.startswith("data/"):
+            self.waiting += 1
+            await self.go_on.wait()
+        return await self._inner.put(key, parts, **options)
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+async def test_uploads_of_before_the_deletion_that_come_late_do_no_harm(
+    start_node: StartNode, tool: Tool, parallelism: int
+) -> None:
+    """Of two blocks one is being put, and one waits for its turn (or both are being put); then the topic is another one."""
+    store: HeldUp | None = None
+
+    def wrap(inner: ObjectStore) -> Any:
+        nonlocal store
+        store = HeldUp(inner)
+        return store
+
+    async with (
+        start_node(wrap_store=wrap, upload_interval_ms=600_000, upload_parallelism=parallelism) as node,
+        await Wire.connect(node.bootstrap_servers) as wire,
+    ):
+        assert store is not None
+        store.go_on.set()
+        await wire.create_topic("t")
+        await wire.produce("t", batch(b"before"))
+        await upload_all(node)
+        before = index_of(node)
+        store.go_on.clear()
+        store.waiting = 0
+        for value in (b"late", b"later"):
+            await wire.produce("t", batch(value))
+            node.running.storage.seal()
+        held_up = store
+        await eventually(lambda: held_up.waiting == parallelism, "uploads")
+        await delete_topic(node, "t")
+        assert (await tool.restore("--at-index", str(before), "--topic", "t", "--yes"))[0] == 0
+        await node.running.broker.controller.refresh()
+        await opened(node, "t")
+        assert (await wire.produce("t", batch(b"new"))).base_offset == 1 + SLACK
+        store.go_on.set()
+        await upload_all(node)
+        assert await wire.fetch_all("t") == [b"before", b"new"]
+        assert (await wire.produce("t", batch(b"next"))).base_offset == 2 + SLACK
     assert await tool.is_sound()
 
 
