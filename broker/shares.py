@@ -41,6 +41,9 @@ MIN_FAN_IN = 10
 MAX_FAN_IN = 128
 """Of compaction: as many as its memory has megabytes."""
 
+WAITING_RANGE_BYTES = 2500
+"""Of the memory for each range that may wait to be merged: a twelfth of it is taken by them, twice that where they are merged twice."""
+
 MIB = 1 << 20
 
 
@@ -73,6 +76,7 @@ def storage_settings(settings: BrokerSettings) -> StorageSettings:
             object_size_bytes=settings.compaction_object_bytes,
             stream_object_max_bytes=max(settings.compaction_partition_object_bytes, settings.compaction_object_bytes),
             max_fan_in=max(MIN_FAN_IN, min(MAX_FAN_IN, compaction_bytes // MIB)),
+            max_waiting_ranges=memory_bytes // WAITING_RANGE_BYTES,
             memory_bytes=compaction_bytes,
             rate_bytes_per_s=settings.compaction_io_max_bytes_per_second,
         ),

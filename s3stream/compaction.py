@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 
@@ -125,6 +125,7 @@ def choosing(
     """
     usable = {each.object_id: each for each in objects if each.object_id not in excluded}
     by_stream = _by_stream(usable.values())
+    settings = replace(settings, max_fan_in=_widest(len(by_stream), settings))
     yield
     window = yield from _longest_window(by_stream, settings)
     yield
@@ -175,12 +176,18 @@ def plan_outputs(
     return CompactionPlan(sources=source_ids, outputs=tuple(outputs))
 
 
+def _widest(stream_count: int, settings: CompactionSettings) -> int:
+    """How many ranges of each stream may wait for each other."""
+    share = settings.max_waiting_ranges // max(1, stream_count)
+    return max(settings.fan_in, min(settings.max_fan_in, settings.max_sources, share))
+
+
 def growth(size_bytes: int, settings: CompactionSettings) -> float:
     """How many times larger than `size_bytes` a merged range should be: large enough after the fewest rewrites, and no sooner merged
     than these need."""
     if size_bytes >= _ENOUGH_BYTES:
         return settings.fan_in
-    most = min(settings.max_fan_in, settings.max_sources)
+    most = settings.max_fan_in
     rewrites = math.ceil(math.log(_ENOUGH_BYTES / size_bytes) / math.log(most))
     wanted: float = (_GOOD_BYTES / size_bytes) ** (1 / rewrites)
     return min(most, max(settings.fan_in, wanted))

@@ -108,6 +108,9 @@ class CompactionSettings:
     max_fan_in: int = 128
     """Most that are merged at once (and at most `max_sources`), where that spares rewriting them twice. All are read at the same time,
     so it needs memory: with less than 1 MiB for each, requests get many."""
+    max_waiting_ranges: int = 400_000
+    """Ranges of all streams that wait to be merged for the first time, and again for the second: with many streams, fewer are merged at
+    once. Each takes some 200 bytes of metadata in every process."""
     max_sources: int = 128
     """Objects read by one job."""
     max_source_bytes: int = 8192 * MIB
