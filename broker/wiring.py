@@ -98,6 +98,7 @@ class Running:
     storage: Storage
     retention: Retention
     compactor: Compactor | CompactionProcess
+    collector: Collector
     store: InstrumentedObjectStore
     """With counters, and switches for tests."""
     usage: Usage
@@ -212,6 +213,7 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
             storage=broker.storage,
             retention=work.retention,
             compactor=work.compactor,
+            collector=work.collector,
             store=opened.store,
             usage=opened.usage,
             listeners=bound,

@@ -21,8 +21,8 @@ import logging
 import random
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
 
 from s3stream.compaction import CompactionPlan, PlannedObject, PlannedRange, choosing, plan_outputs
 from s3stream.config import CompactionSettings
@@ -64,6 +64,8 @@ from s3stream.splicing import Copy, Rewrite, Splicer
 
 __all__ = ["CompactionMetadata", "Compactor"]
 
+_T = TypeVar("_T")
+
 _log = logging.getLogger("tidelog.compaction")
 
 _TAIL_SIZE_BYTES = 64 << 10
@@ -72,6 +74,8 @@ _READ_SHARE = 0.75
 """Of the memory: what is read. The rest is for the part being written."""
 _COPY_ATTEMPTS = 3
 """With a CRC, without, and by ourselves."""
+_INDEX_PARALLELISM = 8
+"""Indexes read at a time: of many small sources nearly all of the time is waiting."""
 _COMMIT_ATTEMPTS = 5
 _FIRST_COMMIT_DELAY_S = 1.0
 _MISSING_ATTEMPTS = 5
@@ -237,9 +241,15 @@ class Compactor:
 
     async def _write(self, plan: CompactionPlan) -> list[NewObject]:
         chunk_size = max(_LEAST_CHUNK_BYTES, int(self._settings.memory_bytes * _READ_SHARE) // len(plan.sources))
+        slots = asyncio.Semaphore(_INDEX_PARALLELISM)
+
+        async def opened(object_id: ObjectId) -> _Source:
+            async with slots:
+                return await self._open_source(object_id, chunk_size)
+
         sources: dict[ObjectId, _Source] = {}
-        for object_id in plan.sources:
-            sources[object_id] = _Source(self, object_id, await self._read_index(object_id), chunk_size)
+        for source in await _gathered([opened(object_id) for object_id in plan.sources]):
+            sources[source.object_id] = source
         object_ids = await self._metadata.new_object_ids(len(plan.outputs))
         return [
             await self._write_object(object_id, output, sources)
@@ -389,7 +399,8 @@ class Compactor:
             crc32c=step.crc32c if copying is _Copying.CONFIRMED else None,
         )
 
-    async def _read_index(self, object_id: ObjectId) -> ObjectIndex:
+    async def _open_source(self, object_id: ObjectId, chunk_size: int) -> _Source:
+        """Read a source's index; of a small one the whole is there with it."""
         key = self._paths.data_object(object_id)
         try:
             tail, object_size = await self._store.get_tail(key, _TAIL_SIZE_BYTES)
@@ -407,7 +418,10 @@ class Compactor:
             else:
                 end = footer.index_position + footer.index_size_bytes
                 raw = bytes(await self.read_range(object_id, footer.index_position, end))
-            return ObjectIndex(footer, raw)
+            source = _Source(self, object_id, ObjectIndex(footer, raw), chunk_size)
+            if len(tail) == object_size:
+                source.hold(tail)
+            return source
         except (ObjectCorrupt, UnsupportedObjectFormat) as error:
             raise _Damaged(object_id) from error
 
@@ -417,6 +431,17 @@ class Compactor:
         self.read_bytes += len(data)
         await asyncio.sleep(len(data) / self._settings.rate_bytes_per_s)
         return data
+
+
+async def _gathered(work: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """Do all of it; the first failure ends the others, and is raised as it is."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _Damaged(Exception):
@@ -432,7 +457,7 @@ class _Source:
 
     def __init__(self, compactor: Compactor, object_id: ObjectId, index: ObjectIndex, chunk_size_bytes: int) -> None:
         self._compactor = compactor
-        self._object_id = object_id
+        self.object_id = object_id
         self._index = index
         self._chunk_size = chunk_size_bytes
         self._chunk = memoryview(b"")
@@ -440,6 +465,12 @@ class _Source:
         """Of the chunk."""
         self.copied_from: Sequence[int] = ()
         """Positions, ascending, where begins what need not be read."""
+
+    def hold(self, start: bytes) -> None:
+        """Take an object's first bytes for the first chunk."""
+        self._chunk = memoryview(start)
+        self._position = 0
+        self._compactor.read_bytes += len(start)
 
     def entries(self, piece: StreamRange, needed_offset: int) -> list[IndexEntry]:
         """The data blocks of a range that are still needed."""
@@ -449,8 +480,8 @@ class _Source:
             piece.base_offset <= entries[0].base_offset and entries[-1].end_offset <= piece.end_offset
         )
         if held != piece.record_count or outside:
-            raise _Damaged(self._object_id) from ObjectCorrupt(
-                f"object {self._object_id} does not hold what was committed: stream {piece.stream_id}, offsets"
+            raise _Damaged(self.object_id) from ObjectCorrupt(
+                f"object {self.object_id} does not hold what was committed: stream {piece.stream_id}, offsets"
                 f" {piece.base_offset} to {piece.end_offset} (exclusive), {piece.record_count} records, but {held}"
             )
         return [entry for entry in entries if entry.end_offset > needed_offset]
@@ -459,8 +490,8 @@ class _Source:
         """The state block that the metadata says is here."""
         entry = self._index.state_entry(stream_id)
         if entry is None:
-            raise _Damaged(self._object_id) from ObjectCorrupt(
-                f"object {self._object_id} does not hold the state of stream {stream_id} that was committed"
+            raise _Damaged(self.object_id) from ObjectCorrupt(
+                f"object {self.object_id} does not hold the state of stream {stream_id} that was committed"
             )
         return entry
 
@@ -472,13 +503,13 @@ class _Source:
             next_copied = bisect_right(self.copied_from, entry.position)
             end = min([end, *self.copied_from[next_copied : next_copied + 1]])
             self._chunk = memoryview(b"")  # freed before the next one comes
-            self._chunk = memoryview(await self._compactor.read_range(self._object_id, entry.position, end))
+            self._chunk = memoryview(await self._compactor.read_range(self.object_id, entry.position, end))
             self._position, at = entry.position, 0
         block = self._chunk[at : at + entry.size_bytes]
         try:
-            check_block(self._object_id, entry, block)
+            check_block(self.object_id, entry, block)
         except ObjectCorrupt as error:
-            raise _Damaged(self._object_id) from error
+            raise _Damaged(self.object_id) from error
         return block
 
     def _last_end(self, limit: int) -> int:

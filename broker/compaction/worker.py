@@ -6,7 +6,7 @@ that runs inside a broker in tests. What only the broker may do (ids, commits) i
 Always true:
 - It ends with the broker: the link that it was given ends, or the kernel kills it (PR_SET_PDEATHSIG) where it does not get to see
   that. Signals that go to the whole group of processes (Ctrl-C, systemd's) are the broker's business.
-- It is the least of what runs on the machine: it has the lowest priority for the processor, dies first when memory is short, and
+- It is the least of what runs on the machine: it gives way to others at the processor, dies first when memory is short, and
   the kernel gives it no more data than its limit.
 - What it plans is by an image that may be behind; what it commits is checked by the broker against the real one.
 """
@@ -70,7 +70,8 @@ MAX_WAITING_ENTRIES: Final = 1000
 _PR_SET_PDEATHSIG: Final = 1
 _OOM_SCORE_ADJ: Final = "800"
 """Of 1,000: what is lost with it is least."""
-_NICE: Final = 19
+_NICE: Final = 10
+"""A tenth of a core where everybody wants all of them: it gives way, and is not starved."""
 
 _REFUSALS: Final[dict[str, type[StorageError]]] = {
     error.__name__: error for error in (SourcesChanged, ObjectExpired, MetadataUnavailable)

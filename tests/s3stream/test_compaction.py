@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3stream.compaction import CompactionPlan, PlannedRange, choose_sources, find_window, growth, plan_outputs
@@ -394,6 +396,63 @@ def test_a_day_of_uploads_leaves_few_ranges_a_stream(
     assert model.rewritten_bytes <= most_rewrites * model.uploaded_bytes
 
 
+SIZES = st.one_of(st.sampled_from([1, 100, 10 * KIB, MIB, 5 * MIB, 20 * MIB]), st.integers(1, 8 * MIB))
+UPLOADED = st.tuples(
+    st.dictionaries(st.integers(0, 40) | st.integers(0, 4), SIZES, min_size=1, max_size=12), st.booleans()
+)
+HISTORY = st.lists(
+    st.one_of(
+        UPLOADED,
+        st.tuples(UPLOADED, st.integers(2, 15)),  # the same again and again
+        st.tuples(st.just("trim"), st.integers(0, 40), st.floats(0, 1)),
+        st.tuples(st.just("delete"), st.integers(0, 40)),
+        st.just("compact"),
+    ),
+    max_size=40,
+)
+
+
+def upload(model: Model, sizes: dict[int, int], with_state: bool, deleted: set[int]) -> None:
+    """Ids of streams are never used again."""
+    known = {stream: size for stream, size in sizes.items() if stream not in deleted}
+    if known:
+        model.upload(known, with_state=with_state)
+
+
+@settings(max_examples=200, deadline=None)
+@given(history=HISTORY, fan_in=st.sampled_from([2, 3, 10]), max_sources=st.integers(10, 40))
+def test_any_history_comes_to_rest_and_costs_few_rewrites(history: list[Any], fan_in: int, max_sources: int) -> None:
+    model = Model(replace(SETTINGS, fan_in=fan_in, max_sources=max_sources))
+    deleted: set[int] = set()
+    for each in history:
+        match each:
+            case "compact":
+                model.step()
+            case ("trim", stream, part) if stream in model.ends:
+                start = model.log_starts[stream]
+                model.trim(stream, start + int((model.ends[stream] - start) * part))
+            case ("delete", stream) if stream in model.ends:
+                model.delete(stream)
+                deleted.add(stream)
+            case (dict() as sizes, with_state):
+                upload(model, sizes, with_state, deleted)
+            case ((dict() as sizes, with_state), times):
+                for _ in range(times):
+                    upload(model, sizes, with_state, deleted)
+        model.check()
+    live = model.live()
+    most_jobs = len(live) + sum(len(each.ranges) for each in live)
+    for _ in range(most_jobs):
+        if model.step() is None:
+            break
+        model.check()
+    assert model.step() is None, "something is rewritten for ever"
+    # A byte goes up one level of sizes at a time: from a byte to the largest object, by nearly `fan_in` each time.
+    levels = 2 + math.log(16 * MIB) / math.log(max(1.5, 0.8 * fan_in))
+    assert model.rewritten_bytes <= levels * model.uploaded_bytes
+
+
+@settings(deadline=None)
 @given(st.integers(0, 1 << 30))
 def test_any_history_keeps_every_live_offset(seed: int) -> None:
     rng = random.Random(seed)

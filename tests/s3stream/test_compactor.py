@@ -341,13 +341,22 @@ async def test_it_goes_on_under_faults_until_cancelled() -> None:
 
 
 async def test_a_source_is_read_in_few_requests() -> None:
-    world = World()
+    world = World(
+        dataclasses.replace(SETTINGS, memory_bytes=4 * MIB, object_size_bytes=MIB, stream_object_max_bytes=MIB)
+    )
     for base in range(0, 300, 100):
-        await world.upload({1: payloads(base, base + 100), 2: payloads(base, base + 100)})
-    before = world.store.requests["get_range"]
+        await world.upload({stream: payloads(base, base + 100, size=1000) for stream in (1, 2)})
     await world.settle()
-    assert world.store.requests["get_range"] - before == 3  # of 20 blocks each
-    assert world.compactor.read_bytes == 60_000
+    assert world.store.requests["get_range"] == 3  # of 200 blocks each
+    assert world.compactor.read_bytes == 600_000
+
+
+async def test_a_small_source_comes_with_its_index() -> None:
+    world = World()
+    await world.fill(3, 1, 2)
+    await world.settle()
+    assert len(world.metadata.live_objects()) == 1
+    assert world.store.requests["get_range"] == 0
 
 
 async def test_what_does_not_read_back_is_not_committed() -> None:

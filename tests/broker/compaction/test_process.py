@@ -177,7 +177,7 @@ def _child_of(pid: int) -> int:
 
 
 def _has_stepped_back(pid: int) -> bool:
-    return os.getpriority(os.PRIO_PROCESS, pid) == 19
+    return os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0)
 
 
 def _has_ended(pid: int) -> bool:
