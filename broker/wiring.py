@@ -197,6 +197,8 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
             )
         )
         stack.callback(monitoring.stopping)
+        # First of all when it stops: while it serves on, others take over.
+        stack.push_async_callback(opened.controller.give_away, settings.shutdown_timeout_ms)
         log.info(
             "serving: node %(node_id)d on %(listeners)s",
             {

@@ -19,6 +19,12 @@ class ControllerSettings:
     """A leader that does not answer for so long is replaced."""
     follow_wait_ms: int = 1_000
     """How long the leader lets a node wait for news that there are none: the interval of signs of life."""
+    node_timeout_ms: int = 3_000
+    """A node that the leader did not hear from for so long is taken for dead: it gets no partitions, and those that it has closed go to others."""
+    balance_interval_ms: int = 500
+    """How often the leader looks whether partitions should move."""
+    max_moves: int = 1_000
+    """Partitions that move at a time only to make counts even."""
     leader_check_interval_ms: int = 2_000
     """How often a leader that has nothing to write looks whether it still is the one."""
     start_timeout_ms: int = 120_000

@@ -30,6 +30,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
+from controller.balancing import Balancing
 from controller.batch import Batch, Waiting
 from controller.commands import Command, NodeCommand, check_node
 from controller.config import ControllerSettings
@@ -113,6 +114,10 @@ class Controller:
         self._changed = asyncio.Event()
         """Set, and replaced, when an entry was applied, or the office or the known leader changed."""
         self._tasks: list[asyncio.Task[None]] = []
+        self._node_id = -1
+        self._follower: Follower | None = None
+        self.balancing: Balancing | None = None
+        """While it works with others."""
 
     @classmethod
     async def start(
@@ -175,11 +180,36 @@ class Controller:
         """Work with the controllers of other nodes from now on, which reach this one at `leader_address`."""
         assert self._settings.leader_address, "others find the leader by its address"
         self._peers = peers
-        follower = Follower(self, peers, node_id=node_id, settings=self._settings, rng=self._rng)
-        for name, work in (("metadata-follower", follower.run()), ("metadata-office", self._look_at_office())):
+        self._node_id = node_id
+        self._follower = Follower(self, peers, node_id=node_id, settings=self._settings, rng=self._rng)
+        self.balancing = Balancing(self, node_id=node_id, settings=self._settings)
+        for name, work in (
+            ("metadata-follower", self._follower.run()),
+            ("metadata-office", self._look_at_office()),
+            ("metadata-balancing", self.balancing.run()),
+        ):
             task = asyncio.create_task(work, name=name)
             task.add_done_callback(self._task_ended)
             self._tasks.append(task)
+
+    async def give_away(self, timeout_ms: int) -> bool:
+        """Have all partitions of this node moved to others, while it serves on; False: not all of them in time, or there are no others."""
+        if self._follower is None or self.balancing is None:
+            return False
+        self._follower.leaves = True
+        self.balancing.leave()
+        try:
+            async with asyncio.timeout(timeout_ms / 1_000):
+                while self.image.streams_led_by(self._node_id):
+                    if self.is_leader and self.balancing.nobody_takes:
+                        break
+                    await self._until_changed(self._settings.retry_backoff_ms)
+        except TimeoutError:
+            pass
+        left = len(self.image.streams_led_by(self._node_id))
+        if left:
+            _log.info("partitions stay with this node, though it stops: %(count)d", {"count": left})
+        return not left
 
     async def close(self, timeout_ms: int = 2_000) -> None:
         """Finish the entry in flight and the commands that wait, for a bounded time, and stop. Idle: sends nothing."""
@@ -472,6 +502,8 @@ class Controller:
 
     async def followed(self, following: Following) -> Followed:
         """See PeerService."""
+        if self.balancing is not None:
+            self.balancing.heard(following)
         deadline_s = asyncio.get_running_loop().time() + following.wait_ms / 1_000
         while True:
             if self._claim is None or self._closing:

@@ -67,6 +67,8 @@ class Follower:
         self._node_id = node_id
         self._settings = settings
         self._rng = rng
+        self.leaves = False
+        """This node is about to stop; the leader is told with the next question."""
 
     async def run(self) -> None:
         """Follow, and lead when nobody else does, until cancelled."""
@@ -115,9 +117,10 @@ class Follower:
     async def _take_in(self, address: str) -> None:
         """Wait for news and apply them."""
         next_index = self._node.next_index
+        wait_ms = self._settings.follow_wait_ms if not self.leaves else self._settings.retry_backoff_ms
         followed = await self._peers.follow(
             address,
-            Following(node_id=self._node_id, next_index=next_index, wait_ms=self._settings.follow_wait_ms),
+            Following(node_id=self._node_id, next_index=next_index, wait_ms=wait_ms, leaves=self.leaves),
         )
         if not followed.entries:
             if followed.next_index > next_index:

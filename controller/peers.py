@@ -41,6 +41,8 @@ class Following:
     """The first entry that it does not have."""
     wait_ms: int
     """Time within which it wants an answer, be it an empty one."""
+    leaves: bool = False
+    """It is about to stop, and wants to be rid of its partitions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

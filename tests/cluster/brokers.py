@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from controller.config import ControllerSettings
 from controller.log import MetadataLog
 from s3stream.open import open_object_store
 from tests.crash.process import BrokerProcess, free_port
 
-__all__ = ["TIMEOUT_S", "Brokers", "Load", "all_of", "leading", "replaced", "running_brokers", "values_in"]
+__all__ = ["TIMEOUT_S", "Brokers", "Load", "all_of", "leaders", "leading", "replaced", "running_brokers", "values_in"]
 
 Brokers = dict[int, BrokerProcess]
 """By node id."""
@@ -28,8 +29,10 @@ TIMEOUT_S = 60.0
 
 
 @contextlib.contextmanager
-def running_brokers(directory: Path, count: int = 3, **settings: object) -> Iterator[Brokers]:
-    """Brokers 1, 2, 3 … that serve; their objects are in `objects`."""
+def running_brokers(
+    directory: Path, count: int = 3, *, started: int | None = None, **settings: object
+) -> Iterator[Brokers]:
+    """Brokers 1, 2, 3 … that serve, or the first of them only; their objects are in `objects`."""
     with contextlib.ExitStack() as stack:
         found: Brokers = {}
         for node_id in range(1, count + 1):
@@ -47,9 +50,11 @@ def running_brokers(directory: Path, count: int = 3, **settings: object) -> Iter
                 },
             )
             stack.callback(_killed, broker)
-            broker.start()
+            if started is None or node_id <= started:
+                broker.start()
         for broker in found.values():
-            broker.wait_ready()
+            if broker.running:
+                broker.wait_ready()
         yield found
 
 
@@ -62,6 +67,12 @@ def _killed(broker: BrokerProcess) -> None:
 
 def all_of(brokers: Brokers) -> str:
     return ",".join(broker.bootstrap_servers for broker in brokers.values())
+
+
+def leaders(brokers: Brokers, topic: str) -> dict[int, int]:
+    """Who leads each partition, as clients are told; -1: nobody just now."""
+    told = AdminClient({"bootstrap.servers": all_of(brokers)}).list_topics(topic, timeout=TIMEOUT_S)
+    return {index: partition.leader for index, partition in told.topics[topic].partitions.items()}
 
 
 class Load:

@@ -20,7 +20,7 @@ from protocol.messages.alter_partition_reassignments import (
 )
 from protocol.messages.list_partition_reassignments import ListPartitionReassignmentsRequest
 from tests.broker.wire import Wire
-from tests.cluster.brokers import TIMEOUT_S, Brokers, Load, all_of, values_in
+from tests.cluster.brokers import TIMEOUT_S, Brokers, Load, all_of, leaders, values_in
 from tests.interop.clients.driver import Java, java_command
 from tests.interop.conftest import installed
 
@@ -54,11 +54,6 @@ async def moved(brokers: Brokers) -> None:
         async with asyncio.timeout(TIMEOUT_S), await Wire.connect(broker.bootstrap_servers) as wire:
             while (await wire.call("ListPartitionReassignments", 0, ListPartitionReassignmentsRequest())).topics:
                 await asyncio.sleep(0.02)
-
-
-def leaders(brokers: Brokers, topic: str) -> dict[int, int]:
-    told = AdminClient({"bootstrap.servers": all_of(brokers)}).list_topics(topic, timeout=TIMEOUT_S)
-    return {index: partition.leader for index, partition in told.topics[topic].partitions.items()}
 
 
 async def led_by(brokers: Brokers, topic: str, expected: Mapping[int, int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -221,6 +222,106 @@ def test_a_lost_answer_is_asked_for_again_where_that_is_the_same() -> None:
             await second.delete_topics([topic.topic_id])
         await settled(cluster.nodes)
         assert second.image.topic("once") is None, "here it had taken effect"
+
+    run(scenario)
+
+
+class Opener:
+    """What a broker does about partitions, without any records: opens what it is given, gives away what is to go."""
+
+    def __init__(self, node: Controller, node_id: int) -> None:
+        self._node = node
+        self._node_id = node_id
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        registered = await self._node.register_node(self._node_id, f"w{self._node_id}")
+        metadata = self._node.bind(self._node_id, registered.node_epoch)
+
+        async def work() -> None:
+            while True:
+                streams = self._node.image.state.tables.streams.values()
+                mine = [stream for stream in streams if stream.node_id == self._node_id]
+                await metadata.open_streams([stream.stream_id for stream in mine if not stream.wal_id])
+                await metadata.close_streams(
+                    {stream.stream_id: 0 for stream in mine if stream.wal_id and stream.target_node_id != -1}
+                )
+                await asyncio.sleep(0.05)
+
+        self._task = asyncio.create_task(work())
+
+    async def stop(self) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+def held(node: Controller) -> dict[int, int]:
+    """How many partitions each node has open."""
+    streams = node.image.state.tables.streams.values()
+    return dict(Counter(stream.node_id for stream in streams if stream.wal_id))
+
+
+def test_partitions_follow_the_nodes_that_come_and_go() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        openers = []
+        for node_id in (1, 2):
+            node = await cluster.start()
+            opener = Opener(node, node_id)
+            openers.append(opener)
+            await opener.start()
+        first, second = cluster.nodes
+        await first.create_topics([TopicSpec(name="t", partition_count=12)])
+        await asyncio.sleep(1)
+        assert held(first) == {1: 6, 2: 6}
+        third = await cluster.start()
+        openers.append(Opener(third, 3))
+        await openers[2].start()
+        await asyncio.sleep(10)
+        assert held(first) == {1: 4, 2: 4, 3: 4}, "a node that comes gets its share"
+        entries = first.applied_index
+        await asyncio.sleep(60)
+        assert first.applied_index == entries, "then nothing more moves"
+
+        assert await first.give_away(5_000), "also by the leader itself"
+        await asyncio.sleep(0.5)
+        assert held(second) == {2: 6, 3: 6}
+        await openers[0].stop()
+        await first.close()
+        assert await second.give_away(5_000)
+        await asyncio.sleep(0.5)
+        assert held(third) == {3: 12}
+        await openers[1].stop()
+        await second.close()
+        assert not await third.give_away(5_000), "nobody is left to take them"
+        assert held(third) == {3: 12}
+        await openers[2].stop()
+
+    run(scenario)
+
+
+def test_what_a_dead_node_has_closed_goes_to_others_and_what_it_has_open_stays() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        nodes = [await cluster.start() for _ in range(2)]
+        openers = [Opener(node, number) for number, node in enumerate(nodes, 1)]
+        for opener in openers:
+            await opener.start()
+        await nodes[0].create_topics([TopicSpec(name="t", partition_count=4)])
+        await asyncio.sleep(1)
+        (leader,) = [node for node in nodes if node.is_leader]
+        (dead,) = [node for node in nodes if node is not leader]
+        dead_id = nodes.index(dead) + 1
+        await openers[dead_id - 1].stop()
+        held_open, closed = [s.stream_id for s in leader.image.state.tables.streams.values() if s.node_id == dead_id]
+        registered = leader.image.node(dead_id)
+        assert registered is not None
+        await leader.bind(dead_id, registered.node_epoch).close_streams({closed: 0})
+        await dead.close()
+        await asyncio.sleep(10)
+        streams = leader.image.state.tables.streams
+        assert streams[closed].node_id != dead_id
+        assert streams[held_open].node_id == dead_id
+        await openers[2 - dead_id].stop()
 
     run(scenario)
 

@@ -1,0 +1,142 @@
+"""What the leader does about who is there: it hears from every node, and has partitions moved (`balancer.py` decides which).
+
+Always true:
+- A node lives while it was heard from within `node_timeout_ms`. Nobody is taken for dead before the leader was in office for so long.
+- Nothing here carries safety: a node that is wrongly taken for dead keeps what it has open. Only what is wholly in objects is given to another.
+- Where nothing changed, nothing is looked at, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from controller.balancer import NodePlace, plan_moves
+from controller.config import ControllerSettings
+from controller.errors import UnknownNode
+from controller.image import Image
+from controller.peers import Following
+from controller.tables import StreamStatus
+from s3stream.errors import MetadataUnavailable
+from s3stream.metadata import StreamId
+
+__all__ = ["Balancing", "Office"]
+
+_log: Final = logging.getLogger("tidelog.controller")
+
+
+class Office(Protocol):
+    """The controller of this node, as its balancing sees it."""
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this node leads."""
+
+    @property
+    def image(self) -> Image:
+        """What is committed."""
+
+    @property
+    def applied_index(self) -> int:
+        """Of the last entry in the image."""
+
+    async def until_in_office(self) -> None:
+        """Return when this node leads."""
+
+    async def reassign(self, targets: Mapping[StreamId, int]) -> None:
+        """Have streams go to other nodes. Raises UnknownNode, MetadataUnavailable."""
+
+
+class Balancing:
+    """One task's work."""
+
+    def __init__(self, office: Office, *, node_id: int, settings: ControllerSettings) -> None:
+        self._office = office
+        self._node_id = node_id
+        self._settings = settings
+        self._heard_s: dict[int, float] = {}
+        self._leaving: set[int] = set()
+        self._judges_from_s = 0.0
+        """From then on a node that is not heard from is dead."""
+        self.moves = 0
+        """Partitions that this node, as leader, had moved."""
+
+    def heard(self, following: Following) -> None:
+        """A node shows that it lives, and whether it is about to stop."""
+        self._heard_s[following.node_id] = asyncio.get_running_loop().time()
+        if following.leaves:
+            self._leaving.add(following.node_id)
+        else:
+            self._leaving.discard(following.node_id)
+
+    def leave(self) -> None:
+        """This node itself is about to stop."""
+        self._leaving.add(self._node_id)
+
+    async def run(self) -> None:
+        """Balance whenever this node leads, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._office.until_in_office()
+            self._judges_from_s = loop.time() + self._settings.node_timeout_ms / 1_000
+            seen: object = None
+            while self._office.is_leader:
+                await asyncio.sleep(self._settings.balance_interval_ms / 1_000)
+                may_judge = loop.time() >= self._judges_from_s
+                now = (self._office.applied_index, self.living(), frozenset(self._leaving), may_judge)
+                if now != seen and self._office.is_leader:
+                    seen = now
+                    await self._balance()
+
+    def living(self) -> frozenset[int]:
+        """Nodes that were heard from not long ago, and this one."""
+        least_s = asyncio.get_running_loop().time() - self._settings.node_timeout_ms / 1_000
+        return frozenset({self._node_id, *(node_id for node_id, at_s in self._heard_s.items() if at_s >= least_s)})
+
+    @property
+    def nobody_takes(self) -> bool:
+        """As this leader knows, there is no node that partitions could go to."""
+        may_judge = asyncio.get_running_loop().time() >= self._judges_from_s
+        return may_judge and not any(place.takes for place in self.places())
+
+    async def _balance(self) -> None:
+        moves = plan_moves(self.places(), max_moves=self._settings.max_moves)
+        if not moves:
+            return
+        try:
+            await self._office.reassign(moves)
+        except (MetadataUnavailable, UnknownNode) as error:
+            _log.warning("partitions cannot be moved now: %(error)s", {"error": error})
+        else:
+            self.moves += len(moves)
+            _log.info(
+                "partitions are moved: %(count)d, to nodes %(nodes)s",
+                {"count": len(moves), "nodes": ",".join(map(str, sorted(set(moves.values()))))},
+            )
+
+    def places(self) -> list[NodePlace]:
+        """Nodes with their partitions, but for those of which it is not known yet whether they live. Partitions that are on their way
+        count where they are to be."""
+        living = self.living()
+        may_judge = asyncio.get_running_loop().time() >= self._judges_from_s
+        tables = self._office.image.state.tables
+        open_streams: dict[int, list[StreamId]] = {node_id: [] for node_id in tables.nodes}
+        closed_streams: dict[int, list[StreamId]] = {node_id: [] for node_id in tables.nodes}
+        takers = (living & tables.nodes.keys()) - self._leaving
+        for stream in tables.streams.values():
+            node_id = stream.target_node_id if stream.target_node_id in takers else stream.node_id
+            kind = closed_streams if stream.status is StreamStatus.CLOSED else open_streams
+            kind.setdefault(node_id, []).append(stream.stream_id)
+        return [
+            NodePlace(
+                node_id=node_id,
+                lives=node_id in living and node_id in tables.nodes,
+                leaves=node_id in self._leaving,
+                open_streams=open_streams.get(node_id, ()),
+                closed_streams=closed_streams.get(node_id, ()),
+            )
+            for node_id in sorted(open_streams.keys() | closed_streams.keys())
+            if may_judge or node_id in living
+        ]
