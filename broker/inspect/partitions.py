@@ -9,7 +9,8 @@ from broker.inspect.bucket import Bucket
 from broker.inspect.index import read_footer, read_index, read_tail
 from broker.inspect.rows import DamageRow, NoteRow, Row, offsets, plural, ranges_text, size, when
 from broker.inspect.states import state_row
-from broker.inspect.wal import StreamTail, open_wal_disk
+from broker.inspect.wal import StreamTail, loss_row, open_wal_disk
+from broker.salvage import assess, streams_on
 from controller.image import Image
 from controller.records import Range
 from controller.tables import StreamState
@@ -17,6 +18,7 @@ from s3stream.errors import ObjectCorrupt
 from s3stream.metadata import ObjectId
 from s3stream.object_format import check_block
 from s3stream.objectstore import NotFound
+from wal.aside import file_asides
 from wal.errors import WalError
 from wal.header import choose_header
 from wal.survey import WalSurvey
@@ -170,6 +172,10 @@ async def inspect_partition(
         yield await _state(bucket, stream, stream.newest_state[0])
     if wal is not None:
         yield await _tail(wal, stream)
+        for aside in file_asides(wal):
+            if aside.wal_id == stream.wal_id:
+                loss = (await assess(aside, streams_on(image, aside.wal_id))).streams[stream.stream_id]
+                yield loss_row(image, stream.stream_id, loss)
 
 
 async def _damage(

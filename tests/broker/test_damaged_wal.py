@@ -252,3 +252,5 @@ async def test_inspect_tells_what_is_lost_and_what_is_intact(
     assert f"set aside in {aside}: 1 partition offline for it" in capsys.readouterr().out
     assert await asyncio.to_thread(main, ["inspect", "wal", str(aside), *crashed.places()]) == EXIT_FINDINGS
     assert "one-0: complete up to 1; offsets 1 to 1 are missing" in capsys.readouterr().out
+    assert await asyncio.to_thread(main, ["inspect", "partition", "one-0", *crashed.places()]) == EXIT_FINDINGS
+    assert "one-0: complete up to 1; offsets 1 to 1 are missing; intact behind that: [2, 4)" in capsys.readouterr().out
