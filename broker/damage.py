@@ -60,21 +60,23 @@ class DamageReport:
 
     def _tell(self, damaged: DamagedRange, error: ObjectCorrupt) -> None:
         topic, partition = self._name(damaged.stream_id)
-        values = {
-            "topic": topic,
-            "partition": partition,
-            "first_offset": damaged.base_offset,
-            "last_offset": damaged.end_offset - 1,
-            "object_id": damaged.object_id,
-            "error": error,
-        }
         if damaged.is_state:
-            log.error("a state is damaged: %(error)s (%(topic)s-%(partition)d)", values)
-        else:
             log.error(
-                "records are damaged: %(topic)s-%(partition)d, offsets %(first_offset)d to %(last_offset)d: %(error)s",
-                values,
+                "a state is damaged: %(error)s (%(topic)s-%(partition)d)",
+                {"topic": topic, "partition": partition, "object_id": damaged.object_id, "error": error},
             )
+            return
+        log.error(
+            "records are damaged: %(topic)s-%(partition)d, offsets %(first_offset)d to %(last_offset)d: %(error)s",
+            {
+                "topic": topic,
+                "partition": partition,
+                "first_offset": damaged.base_offset,
+                "last_offset": damaged.end_offset - 1,
+                "object_id": damaged.object_id,
+                "error": error,
+            },
+        )
 
     def ranges(self) -> Iterator[NamedRange]:
         """Records that cannot be read now."""
