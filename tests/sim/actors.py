@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from protocol.apis import encode_request
 from protocol.messages import create_topics, delete_topics, init_producer_id, produce
 from tests.checker.history import FinalLog, Found, History
 from tests.sim.batches import BadBatch, encode_batch
@@ -24,7 +25,7 @@ from tests.sim.client import EARLIEST, LATEST, Client, KafkaError, found_in, rec
 from tests.sim.network import ConnectionReset, Network
 from wal.frame import BLOCK_SIZE_BYTES, FRAME_HEADER_SIZE_BYTES
 
-__all__ = ["Producer", "Reader", "Topic", "World", "create_topic", "delete_topic", "read_whole"]
+__all__ = ["Hoarder", "Producer", "Reader", "Topic", "World", "create_topic", "delete_topic", "read_whole"]
 
 _IN_FLIGHT = 5
 _BACK_OFF_S = 0.1
@@ -34,6 +35,9 @@ _PRODUCE_VERSION = 9
 _INIT_PRODUCER_ID_VERSION = 4
 _CREATE_TOPICS_VERSION = 7
 _DELETE_TOPICS_VERSION = 6
+_HOARDED = 12
+_HOARDED_BYTES = 40_000
+"""So many requests of this size are begun together: several times what a broker with little memory has for them."""
 _COLD_WAIT_S = 0.5
 """After so long a fetch may be answered without what only objects hold (KIP-1018, `remote.fetch.max.wait.ms`)."""
 
@@ -292,6 +296,41 @@ class Producer:
     def _problem(self, batch: _Outgoing, what: str) -> None:
         key = self._topic.key(batch.partition)
         self._world.problems.append(f"{self._name}: {key} records {batch.numbers} {what}")
+
+
+class Hoarder:
+    """Begins large requests on many connections, and does not go on with them: the broker holds what came until it hangs up (I13)."""
+
+    def __init__(self, world: World, rng: random.Random) -> None:
+        self._world = world
+        self._rng = rng
+
+    async def run(self) -> None:
+        """Again and again, until the world is finishing."""
+        while not self._world.finishing:
+            await asyncio.sleep(self._rng.expovariate(0.5))
+            await asyncio.gather(*(self._begin_a_request(index) for index in range(_HOARDED)))
+
+    async def _begin_a_request(self, index: int) -> None:
+        request = produce.ProduceRequest(
+            acks=-1,
+            timeout_ms=30_000,
+            topic_data=[
+                produce.TopicProduceData(
+                    name="hoarded",
+                    partition_data=[produce.PartitionProduceData(index=0, records=bytes(_HOARDED_BYTES))],
+                )
+            ],
+        )
+        client = self._world.client(f"hoarder-{index}")
+        frame = b"".join(encode_request(produce.API.key, _PRODUCE_VERSION, 1, client.name, request))
+        try:
+            (await client.connect()).send(frame[: -self._rng.randint(1, _HOARDED_BYTES // 4)])
+            await asyncio.sleep(self._rng.uniform(0.5, 2.0))
+        except ConnectionReset:
+            return
+        finally:
+            client.close()
 
 
 class Reader:

@@ -4,6 +4,7 @@ Whoever wrote, and whether he still had a right to: the log in the bucket is the
 that every node follows.
 
 - An entry is written behind the one before it, or is litter below the floor (I9). It breaks no invariant of the metadata (I2, I3, I4, I5, I8).
+- Objects are committed under the leader epoch that their streams have, so by nobody who was deposed (I4).
 - What an entry refers to is there (I8), when it is written and until nothing refers to it any more.
 - No object is deleted that is referenced, or that a commit may still refer to, because its id was not expired (I8).
 - No entry is deleted that the floor promises, and not the snapshot that it names (I9).
@@ -95,6 +96,8 @@ class WatchedBucket(Bucket):
         if epoch < self.state.tables.controller_epoch or self._broken:
             return
         for record in entry.records:
+            if isinstance(record, records.ObjectCommitted):
+                self._check_committer(index, record)
             try:
                 self.state.check_and_apply(record)
             except Exception as error:  # a broken invariant, or an entry that cannot be applied
@@ -104,6 +107,15 @@ class WatchedBucket(Bucket):
             for object_id in _referenced_by(record):
                 if object_id in self.state.tables.objects and self._paths.data_object(object_id) not in self.objects:
                     self._problem(f"entry {index} refers to object {object_id}, which is not there (I8)")
+
+    def _check_committer(self, index: int, record: records.ObjectCommitted) -> None:
+        for value in record.ranges:
+            stream = self.state.tables.streams.get(value.stream_id)
+            if stream is not None and stream.leader_epoch != value.leader_epoch:
+                self._problem(
+                    f"entry {index} commits offsets {value.base_offset} to {value.end_offset} of stream {value.stream_id} under leader "
+                    f"epoch {value.leader_epoch}, and {stream.leader_epoch} is the present one (I4)"
+                )
 
     def _about_to_delete(self, key: str) -> None:
         paths, tables = self._paths, self.state.tables

@@ -2,7 +2,8 @@
 
 - Two readers of the metadata log, one from a snapshot and one that is given every entry as it comes, agree (I9).
 - Ranges of a stream are contiguous, do not overlap, and reach from its log start to its committed end (I5).
-- Every object that is referenced is there, whole, and no other is (I8).
+- Every object that is referenced is there, whole, and no other is; no upload in parts is left, and of a WAL in the bucket
+  next to nothing (I8).
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ from s3stream.errors import ObjectCorrupt
 from s3stream.memory import Bucket, MemoryObjectStore
 from s3stream.object_format import verify_object
 from s3stream.paths import Paths
+from wal.slot import SlotKind, read_slot_header
 
 __all__ = ["inspect_bucket"]
+
+_BATCHES_LEFT = 2
+"""The one that says that all others are trimmed, and the one that said it before."""
 
 
 async def inspect_bucket(bucket: Bucket, paths: Paths, *, last_digest: str | None) -> list[str]:
@@ -40,12 +45,29 @@ async def inspect_bucket(bucket: Bucket, paths: Paths, *, last_digest: str | Non
     )
     try:
         state = controller.image.state
-        problems = [*verified, *_broken_streams(state), *_broken_objects(state, bucket, paths)]
+        problems = [
+            *verified,
+            *_broken_streams(state),
+            *_broken_objects(state, bucket, paths),
+            *_left_over(bucket, paths),
+        ]
         if last_digest is not None and digest(state) != last_digest:
             problems.append("metadata: the bucket does not say what the last broker believed (I9)")
         return problems
     finally:
         await controller.close()
+
+
+def _left_over(bucket: Bucket, paths: Paths) -> Iterator[str]:
+    if bucket.multiparts:
+        yield f"{len(bucket.multiparts)} uploads in parts were neither completed nor aborted (I8)"
+    batches = 0
+    for key in bucket.keys:
+        if key.startswith(f"{paths.prefix}/wal/log/"):
+            header = read_slot_header(bucket.objects[key].data, key.removeprefix(f"{paths.prefix}/"))
+            batches += header.kind is SlotKind.BATCH
+    if batches > _BATCHES_LEFT:
+        yield f"{batches} batches of the WAL are still there, and all of it is trimmed (I8)"
 
 
 async def _verify(bucket: Bucket, paths: Paths) -> list[str]:

@@ -89,7 +89,7 @@ def draw(seed: int) -> Scenario:
     rng = random.Random(seed)
     calm = rng.random() < 0.2
     """A fifth of all runs have no faults but crashes, so that what they cover is deep."""
-    short = random.Random(f"{seed} length").random() < 0.7
+    short = random.Random(f"{seed} length").random() < 0.85
     """Most runs are short, so that many can be had; the others go deep."""
     wal_capacity_bytes = rng.choice((256, 512, 1024, 4096)) << 10
     block_sized = rng.random() < 0.15

@@ -9,23 +9,41 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.pool import Pool
 from typing import Any
 
 import pytest
 
+import broker.background
+import broker.retention
+import controller.controller
+import controller.objects
+import controller.state
+import controller.streams
+import controller.tables
 import s3stream.object_reader
 import wal.recovery
 from broker.producer_state import ProducerStates
+from broker.receive import ReceiveBudget
+from broker.server import Server
+from controller.log import Floor, MetadataLog
 from controller.node_metadata import NodeMetadata
+from controller.replica import Replica
+from controller.tables import IdSet
+from s3stream.block_cache import BlockCache
+from s3stream.collector import Collector
 from s3stream.log_cache import BlockState
 from s3stream.metadata import ObjectId
+from s3stream.object_reader import ObjectReader
 from s3stream.storage import Storage
 from s3stream.upload import Uploader
 from tests.sim.scenario import draw
 from tests.sim.simulation import simulate
 from wal.file_wal import FileWal
 from wal.recovery import FrameScan
+from wal.slot import SlotKind
+from wal.slot_log import SlotLog
 
 SEEDS = 300
 SEEDS_AT_A_TIME = 6
@@ -154,6 +172,154 @@ def references_ignored_by_collection(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(NodeMetadata, "expire_objects", everything)
 
 
+# ---- brokers that stand still, and others that take their place
+
+
+def fence_word_not_read(patch: pytest.MonkeyPatch) -> None:
+    init = FileWal.__init__
+
+    def blind(self: FileWal, **arguments: Any) -> None:
+        init(self, **{**arguments, "fenced_epoch": lambda: -1})
+
+    patch.setattr(FileWal, "__init__", blind)
+
+
+def slot_of_another_writer_counted(patch: pytest.MonkeyPatch) -> None:
+    occupy = SlotLog.occupy
+
+    async def ours(self: SlotLog, header: Any, frames: Any = ()) -> bool:
+        return await occupy(self, header, frames) or header.kind is SlotKind.BATCH
+
+    patch.setattr(SlotLog, "occupy", ours)
+
+
+def commits_of_superseded_nodes_taken(patch: pytest.MonkeyPatch) -> None:
+    """Node epoch and leader epoch each keep them out: the bug is to check neither."""
+    why_stale = controller.objects._why_stale
+
+    def whoever(tables: Any, node_id: int, node_epoch: int) -> str:
+        return str(tables.nodes[node_id].wal_id)
+
+    def whenever(tables: Any, node_id: int, value: Any, ends: Any) -> Any:
+        stream = tables.streams.get(value.stream_id)
+        return why_stale(
+            tables, node_id, value if stream is None else replace(value, leader_epoch=stream.leader_epoch), ends
+        )
+
+    for module in (controller.controller, controller.objects, controller.streams):
+        patch.setattr(module, "check_node", whoever)
+    patch.setattr(controller.objects, "_why_stale", whenever)
+
+
+def superseded_node_goes_on(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Storage, "supersede", lambda *arguments: None)
+    patch.setattr(broker.background, "NodeFenced", KeyError)  # so that each end of its work is reported as a mistake
+
+
+def missing_object_called_damage_at_once(patch: pytest.MonkeyPatch) -> None:
+    init = ObjectReader.__init__
+
+    def alone(self: ObjectReader, **arguments: Any) -> None:
+        init(self, **{**arguments, "catch_up": None})
+
+    patch.setattr(ObjectReader, "__init__", alone)
+
+
+# ---- controllers that fight for the office
+
+
+def leader_not_looked_up_after_the_entry(patch: pytest.MonkeyPatch) -> None:
+    async def always(self: MetadataLog, claim: Any) -> bool:
+        return True
+
+    patch.setattr(MetadataLog, "still_leads", always)
+
+
+def entries_of_deposed_controllers_applied(patch: pytest.MonkeyPatch) -> None:
+    apply = Replica.apply
+
+    def trusting(self: Replica, entry: Any) -> None:
+        if entry.header.controller_epoch < self.image.controller_epoch:
+            header = replace(entry.header, controller_epoch=self.image.controller_epoch)
+            entry = replace(entry, header=header)
+        apply(self, entry)
+
+    patch.setattr(Replica, "apply", trusting)
+
+
+def floor_not_read_after_the_entries(patch: pytest.MonkeyPatch) -> None:
+    read = MetadataLog.read
+
+    async def hasty(self: MetadataLog, index: int, read_ahead: int = 1) -> Any:
+        async def none() -> Floor:
+            return Floor(index=0, snapshot_index=-1)
+
+        self.read_floor = none  # type: ignore[method-assign]
+        try:
+            return await read(self, index, read_ahead)
+        finally:
+            del self.read_floor
+
+    patch.setattr(MetadataLog, "read", hasty)
+
+
+def deleted_below_the_floor_that_was_wanted(patch: pytest.MonkeyPatch) -> None:
+    raise_floor = MetadataLog.raise_floor
+
+    async def wanted(self: MetadataLog, floor: Floor) -> Floor:
+        await raise_floor(self, floor)
+        return floor
+
+    patch.setattr(MetadataLog, "raise_floor", wanted)
+
+
+# ---- PUTs that land late, or twice
+
+
+def objects_that_come_again_ignored(patch: pytest.MonkeyPatch) -> None:
+    delete = Collector._delete_orphans
+
+    async def once(self: Collector, object_ids: list[ObjectId]) -> int:
+        gone = self._metadata._port.image.state.tables.gone  # type: ignore[attr-defined]
+        return await delete(self, [object_id for object_id in object_ids if object_id not in gone])
+
+    patch.setattr(Collector, "_delete_orphans", once)
+
+
+def expired_ids_committed(patch: pytest.MonkeyPatch) -> None:
+    class Nothing(IdSet):
+        def __contains__(self, value: int) -> bool:
+            return False
+
+    patch.setattr(controller.tables, "IdSet", Nothing)
+    patch.setattr(controller.state, "IdSet", Nothing)
+
+
+# ---- clocks, and memory
+
+
+def retention_by_a_wrong_clock(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(broker.retention, "MAX_CLOCK_DIFFERENCE_MS", 1 << 50)
+
+
+def reads_take_any_memory(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(BlockCache, "_make_room", lambda *arguments, **options: True)
+
+
+def receive_budget_ignored(patch: pytest.MonkeyPatch) -> None:
+    def grant(self: ReceiveBudget, size: int, taker: object) -> bool:
+        self._free_bytes -= size
+        return True
+
+    patch.setattr(ReceiveBudget, "take", grant)
+
+
+def send_budget_ignored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Server, "response_allowance_bytes", property(lambda self: 1 << 30))
+    patch.setattr(Server, "may_copy", lambda self, size: True)
+    patch.setattr(Server, "holds_too_much", property(lambda self: False))
+
+
 PLANTS: tuple[Plant, ...] = (
     acknowledged_before_durable,
     high_watermark_before_durable,
@@ -169,6 +335,21 @@ PLANTS: tuple[Plant, ...] = (
     duplicates_not_checked,
     producer_state_lost_in_state_blocks,
     references_ignored_by_collection,
+    fence_word_not_read,
+    slot_of_another_writer_counted,
+    commits_of_superseded_nodes_taken,
+    superseded_node_goes_on,
+    missing_object_called_damage_at_once,
+    leader_not_looked_up_after_the_entry,
+    entries_of_deposed_controllers_applied,
+    floor_not_read_after_the_entries,
+    deleted_below_the_floor_that_was_wanted,
+    objects_that_come_again_ignored,
+    expired_ids_committed,
+    retention_by_a_wrong_clock,
+    reads_take_any_memory,
+    receive_budget_ignored,
+    send_budget_ignored,
 )
 
 

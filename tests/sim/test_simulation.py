@@ -12,7 +12,7 @@ import pytest
 from tests.sim.__main__ import parse_seeds
 from tests.sim.simulation import simulate
 
-SEEDS = range(1, 201)
+SEEDS = range(1, 301)
 JOBS = 2
 
 
@@ -50,6 +50,9 @@ def test_every_promise_is_kept() -> None:
     # A simulation in which nothing happens keeps every promise.
     assert sum(outcome.crashes for outcome in outcomes) > len(SEEDS)
     assert sum(outcome.stops for outcome in outcomes) > len(SEEDS)
+    assert sum(outcome.suspensions for outcome in outcomes) > len(SEEDS) // 10
+    assert sum(outcome.takeovers for outcome in outcomes) > len(SEEDS) // 10
+    assert sum(outcome.litter for outcome in outcomes) > len(SEEDS) // 20
     assert sum(outcome.acknowledged for outcome in outcomes) > 100 * len(SEEDS)
     assert sum(outcome.objects for outcome in outcomes) > 10 * len(SEEDS)
     assert sum(outcome.ring_laps > 1 for outcome in outcomes) > len(SEEDS) // 2
