@@ -222,6 +222,34 @@ async def test_a_data_object_deleted_by_hand_costs_its_partition_only(tmp_path: 
         await eventually(lambda: node.running.store.failures["get_tail", "NotFound"] > 0, "a look at what is gone")
 
 
+def test_the_name_of_a_wal_in_the_bucket_deleted_by_hand(refused: Refused, tmp_path: Path) -> None:
+    bucket = run(a_bucket())
+    wal_uri = f"{uri_of(bucket)}&batch_interval_ms=10"
+
+    async def produce_and_crash() -> None:
+        crashing = settings(tmp_path, uri_of(bucket), wal_uri=wal_uri, shutdown_timeout_ms=100)
+        async with Node(crashing) as node, await Wire.connect(node.bootstrap_servers) as wire:
+            await wire.create_topic("t")
+            assert (await wire.produce("t", batch(b"value"))).error_code == 0
+            node.running.store.failing = True  # nothing is closed in order: partitions stay open on the WAL
+
+    run(produce_and_crash())
+    (name,) = (key for key in run(contents(bucket)) if "/wal/node/" in key)
+    run(delete(bucket, name))
+    before = run(contents(bucket))
+    del before["tide/metadata/leader"]  # to refuse a node is a decision of whoever leads
+    line = refused(uri_of(bucket), f"wal.uri={wal_uri}")
+    assert "tidelog wal abandon" in line
+    assert before.items() <= run(contents(bucket)).items(), "nothing was overwritten"
+
+
+@pytest.mark.parametrize("command", [["verify"], ["inspect", "metadata"], ["inspect", "partition", "t-0"]])
+def test_tools_say_it_in_one_line_too(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--bucket", uri_of("nowhere")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "create the bucket, or correct the URI" in line
+
+
 # ---- accepted, with a word in the log
 
 
