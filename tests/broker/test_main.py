@@ -66,7 +66,14 @@ def test_settings_are_listed_for_people_and_programs(capsys: pytest.CaptureFixtu
         (["serve", "--set", "object.store.uri=ftp://x"], "ftp"),
     ],
 )
-def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)  # by default everything is below ./data
     assert (
         command_line.main(
             [*arguments, "--set", "listeners=PLAINTEXT://127.0.0.1:0"] if "-c" not in arguments else arguments
