@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from broker.fetch_session import FetchSessionCache
     from broker.group_lag import GroupLag
     from broker.groups.coordinator import GroupCoordinator
+    from broker.handover import Handover
     from broker.partitions import Partitions
     from broker.retention import Retention
     from broker.server import Server
@@ -67,6 +68,7 @@ class Parts:
     controller: Controller
     topics: Topics
     partitions: Partitions
+    handover: Handover
     fetch_sessions: FetchSessionCache
     waiting_fetches: WaitingFetches
     groups: GroupCoordinator
@@ -699,6 +701,26 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "tidelog_controller_leader",
                 "1 while this node's controller holds the office, as far as it knows; an idle one does not need it.",
                 lambda parts: parts.controller.is_leader,
+            ),
+            _gauge(
+                "tidelog_nodes",
+                "Nodes that are registered.",
+                lambda parts: len(parts.controller.image.state.tables.nodes),
+            ),
+            _gauge(
+                "tidelog_nodes_living",
+                "Nodes that this one hears from while it leads; 1 elsewhere, and where there are no others.",
+                lambda parts: parts.controller.living_count,
+            ),
+            _counter(
+                "tidelog_partition_reassignments_total",
+                "Partitions that this node, while it led, had moved to other nodes: from one that stopped, or to make counts even.",
+                lambda parts: parts.controller.moves,
+            ),
+            _counter(
+                "tidelog_partitions_given_total",
+                "Partitions that this node gave to others.",
+                lambda parts: parts.handover.moved,
             ),
             _gauge(
                 "tidelog_topics",

@@ -183,6 +183,7 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
                 controller=opened.controller,
                 topics=broker.topics,
                 partitions=broker.partitions,
+                handover=broker.handover,
                 fetch_sessions=broker.fetch_sessions,
                 waiting_fetches=broker.waiting_fetches,
                 retention=work.retention,

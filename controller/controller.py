@@ -514,6 +514,16 @@ class Controller:
             await self._until_changed(left_s * 1_000)
 
     @property
+    def living_count(self) -> int:
+        """Nodes that this one hears from while it leads, itself included."""
+        return len(self.balancing.living()) if self.balancing is not None and self.is_leader else 1
+
+    @property
+    def moves(self) -> int:
+        """Partitions that this node, while it led, had moved by itself."""
+        return 0 if self.balancing is None else self.balancing.moves
+
+    @property
     def is_alone(self) -> bool:
         """It knows of no other nodes' controllers."""
         return self._peers is None
