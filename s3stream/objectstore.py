@@ -54,7 +54,12 @@ class WriteConflict(ObjectStoreError):
 
 
 class AccessDenied(ObjectStoreError):
-    """The store refuses these credentials, or is read-only. Trying again does not help."""
+    """The store refuses us: it is read-only, or bucket, credentials or clock are not right. Trying again does not help."""
+
+    def __init__(self, message: str, *, is_advised: bool = False) -> None:
+        """`is_advised`: the message says already what to do; else permissions are what lacks."""
+        super().__init__(message)
+        self.is_advised = is_advised
 
 
 class CopyUnsupported(ObjectStoreError):

@@ -62,6 +62,8 @@ async def probe(store: ObjectStore, paths: Paths, nonce: str, *, patience_ms: in
             else:
                 return
     except AccessDenied as error:
+        if error.is_advised:
+            raise AccessDenied(f"{store.uri}: {error}", is_advised=True) from error
         raise AccessDenied(
             f"{store.uri}: {error}; put, get, list and delete under {paths.prefix!r} must be allowed"
         ) from error

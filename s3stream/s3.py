@@ -499,7 +499,7 @@ class S3ObjectStore:
                     if await self._renew(generation, deadline):
                         continue
                     if not self._answered:
-                        raise reason
+                        raise AccessDenied(str(reason), is_advised=True) from reason
                 elif isinstance(reason, TryAgain):
                     earlier = reason
                 elif earlier is not None and type(reason) in (AccessDenied, ObjectStoreError):
@@ -510,7 +510,7 @@ class S3ObjectStore:
                 pause_s = delay_s * (0.5 + self._rng.random())
                 if loop.time() + pause_s >= deadline:
                     if isinstance(reason, CredentialsRefused) and earlier is None:
-                        raise reason
+                        raise AccessDenied(str(reason), is_advised=True) from reason
                     raise Unavailable(f"{reason} (given up after {settings.deadline_ms} ms)") from reason
                 self.retries += 1
                 await asyncio.sleep(pause_s)

@@ -101,11 +101,11 @@ def refusal(what: str, error: ClientError) -> ObjectStoreError:
     if code in _PASSING or status >= 500 or status == 429:
         return TryAgain(message)
     if code == "RequestTimeTooSkewed":
-        return AccessDenied(f"{message}; {_skew(told)}set this machine's clock, by NTP")
+        return AccessDenied(f"{message}; {_skew(told)}set this machine's clock, by NTP", is_advised=True)
     if code in _CREDENTIALS:
         return CredentialsRefused(f"{message}; {_ADVICE.get(code, 'renew the credentials')}")
     if code == "NoSuchBucket":
-        return AccessDenied(f"{message}; {_ADVICE[code]}")
+        return AccessDenied(f"{message}; {_ADVICE[code]}", is_advised=True)
     if code == "InvalidObjectState":
         return ObjectStoreError(f"{message}; {_ADVICE[code]}")
     if status == 404:
@@ -119,10 +119,11 @@ def refusal(what: str, error: ClientError) -> ObjectStoreError:
     if status in (301, 307) or code in ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
         region = told.get("Region") or metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region")
         where = f"in {region}: say region={region}" if region else "in another region: say so"
-        return AccessDenied(f"{message}; the bucket is {where} in the URI")
+        return AccessDenied(f"{message}; the bucket is {where} in the URI", is_advised=True)
     if status in (401, 403):
         return AccessDenied(
-            f"{message}; {_ADVICE.get(code, 'allow it in the bucket policy, or the policy of these credentials')}"
+            f"{message}; {_ADVICE.get(code, 'allow it in the bucket policy, or the policy of these credentials')}",
+            is_advised=code in _ADVICE,
         )
     return ObjectStoreError(message + (f"; {_ADVICE[code]}" if code in _ADVICE else ""))
 
@@ -134,13 +135,16 @@ def failure(what: str, error: BaseException) -> ObjectStoreError:
         if certificate is not None:
             return AccessDenied(
                 f"{what}: the store's certificate is not trusted ({certificate.verify_message}); if its "
-                "authority is your own, give that as ca=/path/to/ca.pem in the URI, or in AWS_CA_BUNDLE"
+                "authority is your own, give that as ca=/path/to/ca.pem in the URI, or in AWS_CA_BUNDLE",
+                is_advised=True,
             )
         if any("WRONG_VERSION_NUMBER" in str(e) for e in _causes(error)):
-            return AccessDenied(f"{what}: the store does not speak TLS there; correct the endpoint in the URI")
+            return AccessDenied(
+                f"{what}: the store does not speak TLS there; correct the endpoint in the URI", is_advised=True
+            )
     if isinstance(error, _OPERATORS_MISTAKES):
         advice = "; say region=… in the URI, or in AWS_REGION" if isinstance(error, NoRegionError) else ""
-        return AccessDenied(f"{what}: {_one_line(error)}{advice}")
+        return AccessDenied(f"{what}: {_one_line(error)}{advice}", is_advised=True)
     return TryAgain(f"{what}: {_one_line(error) or type(error).__name__}")
 
 

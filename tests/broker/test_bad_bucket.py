@@ -121,7 +121,9 @@ def test_a_bucket_that_is_not_there(refused: Refused) -> None:
 def test_credentials_and_clocks(refused: Refused, proxy: FaultyProxy, fault: Fault, advice: str) -> None:
     bucket = run(a_bucket())
     proxy.fault_of = lambda method, target: fault
-    assert advice in refused(uri_of(bucket, proxy.url))
+    line = refused(uri_of(bucket, proxy.url))
+    assert advice in line
+    assert ("put, get, list and delete under" in line) is (fault is Fault.DENIED), "only where that helps"
     assert len(proxy.requests) == 1, "told at once"
 
 
