@@ -14,14 +14,14 @@ from wal import crashpoint
 
 pytestmark = [pytest.mark.crash, pytest.mark.slow]
 
-KINDS = {*crashpoint.POINTS, AT_RANDOM}
+KINDS = (*crashpoint.POINTS, AT_RANDOM)
 RUNS = 25
 
 
 def crash(directory: Path, place: Place, runs: int) -> None:
     found = list(crash_runs(directory, place, runs=runs, seed=1))
     assert len(found) == runs
-    assert {run.kind for run in found} == KINDS
+    assert {run.kind for run in found} == set(KINDS[:runs])
     for run in found:
         assert run.objects_before_kill >= OBJECTS_PER_RUN
         assert run.ring_laps_before_kill > 1
@@ -32,8 +32,8 @@ def test_every_acknowledged_record_survives_every_crash(tmp_path: Path) -> None:
     crash(tmp_path, OnDisk(tmp_path), RUNS)
 
 
-@pytest.mark.parametrize(("store", "wal"), [("minio", "file"), ("minio", "s3"), ("seaweedfs", "s3")])
+@pytest.mark.parametrize(("store", "wal", "runs"), [("minio", "file", 3), ("minio", "s3", 5), ("seaweedfs", "s3", 3)])
 def test_every_acknowledged_record_survives_every_crash_on_a_real_store(
-    store: str, wal: str, s3_server_named: Callable[[str], S3Server], tmp_path: Path
+    store: str, wal: str, runs: int, s3_server_named: Callable[[str], S3Server], tmp_path: Path
 ) -> None:
-    crash(tmp_path, InBucket(s3_server_named(store), tmp_path, wal=wal), len(KINDS))
+    crash(tmp_path, InBucket(s3_server_named(store), tmp_path, wal=wal), runs)

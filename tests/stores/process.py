@@ -26,7 +26,7 @@ from tests.stores.s3_server import ACCESS_KEY_ID, READER_ACCESS_KEY_ID, SECRET_A
 __all__ = ["PROCESSES", "MinIO", "SeaweedFS", "StoreProcess", "StoreUnavailable", "ended_at_last"]
 
 _BUILT = Path(__file__).parents[2] / "build" / "stores"
-_READY_WITHIN_S = 60.0
+_READY_WITHIN_S = 120.0
 _ENDED_WITHIN_S = 15.0
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
