@@ -42,7 +42,7 @@ _ENOUGH_BYTES = 6 << 20
 _GOOD_BYTES = 16 << 20
 """A range of this size costs few requests to copy. Worth a wider merge, not another one."""
 _LEAST_GROWTH_SHARE = 0.8
-"""Of what `growth` says. Less than all of it, so that sizes need not be quite equal."""
+"""Of the growth that is wanted. Less than all of it, so that sizes need not be quite equal."""
 _LEAST_GARBAGE_SHARE = 0.5
 """An object is rewritten by itself when at least this share of it is dead …"""
 _LEAST_GARBAGE_BYTES = 1 << 20
@@ -183,14 +183,18 @@ def _widest(stream_count: int, settings: CompactionSettings) -> int:
 
 
 def growth(size_bytes: int, settings: CompactionSettings) -> float:
-    """How many times larger than `size_bytes` a merged range should be: large enough after the fewest rewrites, and no sooner merged
-    than these need."""
+    """How many times larger than `size_bytes` a merged range must be at least: large enough after the fewest rewrites, and no sooner
+    merged than these need."""
     if size_bytes >= _ENOUGH_BYTES:
-        return settings.fan_in
+        return settings.fan_in * _LEAST_GROWTH_SHARE
     most = settings.max_fan_in
     rewrites = math.ceil(math.log(_ENOUGH_BYTES / size_bytes) / math.log(most))
     wanted: float = (_GOOD_BYTES / size_bytes) ** (1 / rewrites)
-    return min(most, max(settings.fan_in, wanted))
+    wanted = min(most, max(settings.fan_in, wanted))
+    enough = _ENOUGH_BYTES / size_bytes
+    return max(
+        wanted * _LEAST_GROWTH_SHARE, enough if enough <= wanted else 0
+    )  # nearly enough would be rewritten again
 
 
 def find_window(
@@ -200,7 +204,8 @@ def find_window(
 
     Args:
         sizes: of the neighbours, at least 1.
-        growth_of: how many times larger than its largest one a row should be; `fan_in` where it is None, and for rows that cannot be longer.
+        growth_of: how many times larger than its largest one a row must be; nearly `fan_in` where it is None, and for rows that cannot be
+            longer.
     """
     count = len(sizes)
     sums = [0, *accumulate(sizes)]
@@ -223,8 +228,9 @@ def find_window(
             continue
         if (first, last, size) == refused:
             continue  # sizes are alike: it was looked at
-        wanted = fan_in if growth_of is None or last - first == max_length else growth_of(size)
-        if size * wanted * _LEAST_GROWTH_SHARE <= sums[last] - sums[first]:
+        is_full = last - first == max_length
+        least = fan_in * _LEAST_GROWTH_SHARE if growth_of is None or is_full else growth_of(size)
+        if size * least <= sums[last] - sums[first]:
             best = first, last
         else:
             refused = first, last, size
@@ -340,7 +346,9 @@ def _small_objects(usable: Mapping[ObjectId, NewObject], settings: CompactionSet
         [each.size_bytes for each in small],
         fan_in=settings.fan_in,
         max_length=settings.max_sources,
-        growth_of=lambda size: settings.fan_in if size < _TINY_OBJECT_BYTES else settings.max_fan_in,
+        growth_of=lambda size: (
+            _LEAST_GROWTH_SHARE * (settings.fan_in if size < _TINY_OBJECT_BYTES else settings.max_fan_in)
+        ),
     )
     if found is None:
         return []

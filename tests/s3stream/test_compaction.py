@@ -57,13 +57,13 @@ def test_nothing_is_rewritten_without_growing(sizes: list[int], fan_in: int, max
 @pytest.mark.parametrize(
     ("size_bytes", "max_fan_in", "times"),
     [
-        (100 * MIB, 128, 10),  # copied from now on: fan_in
-        (4 * MIB, 128, 10),
-        (512 * KIB, 128, 32),  # 16 MiB at once
-        (50 * KIB, 128, 128),  # 6.2 MiB at once: as many as can be
-        (5 * KIB, 128, 57),  # 16 MiB in two steps, not 3.5 MiB, then more than needed
-        (50 * KIB, 32, 18),
-        (5 * KIB, 10, 10),
+        (100 * MIB, 128, 8),  # copied from now on: nearly fan_in
+        (4 * MIB, 128, 8),
+        (512 * KIB, 128, 26),  # nearly 16 MiB at once
+        (50 * KIB, 128, 123),  # 6 MiB at once, and no less
+        (5 * KIB, 128, 46),  # nearly 16 MiB in two steps
+        (50 * KIB, 32, 14),
+        (5 * KIB, 10, 8),
     ],
 )
 def test_ranges_grow_to_what_can_be_copied_in_the_fewest_rewrites(size_bytes: int, max_fan_in: int, times: int) -> None:
