@@ -25,6 +25,7 @@ from itertools import accumulate
 
 from s3stream.config import CompactionSettings
 from s3stream.metadata import NewObject, ObjectId, StreamId, StreamRange
+from s3stream.objectstore import LEAST_COPY_BYTES
 
 __all__ = [
     "CompactionPlan",
@@ -289,16 +290,21 @@ def _longest_window(by_stream: _Ranges, settings: CompactionSettings) -> Generat
 def _mergeable(
     ranges: Sequence[tuple[ObjectId, StreamRange]], settings: CompactionSettings
 ) -> Iterator[list[tuple[ObjectId, StreamRange]]]:
-    """Runs of neighbours without those that are large enough already."""
+    """Runs of neighbours without those that are large enough already. What came after the last one that can be copied is still gathering:
+    it is not drawn into the merge of those before it."""
     for run in _neighbours(ranges):
         part: list[tuple[ObjectId, StreamRange]] = []
+        gathering = 0
         for located in run:
             if located[1].size_bytes >= settings.stream_object_max_bytes:
                 yield part
-                part = []
-            else:
-                part.append(located)
-        yield part
+                part, gathering = [], 0
+                continue
+            part.append(located)
+            if located[1].size_bytes >= LEAST_COPY_BYTES:
+                gathering = len(part)
+        yield part[:gathering]
+        yield part[gathering:]
 
 
 def _with_what_lies_between(

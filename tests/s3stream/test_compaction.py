@@ -91,6 +91,21 @@ def test_with_many_streams_fewer_are_merged_at_once() -> None:
     model.check()
 
 
+def test_what_is_gathering_is_not_drawn_into_the_merge_of_what_can_be_copied() -> None:
+    model = Model(CompactionSettings(max_fan_in=100))
+    rewritten = 0
+    for _ in range(1200):
+        model.upload(dict.fromkeys(range(32), 64 * KIB))
+        before = {each.object_id: each for each in model.live()}
+        while (plan := model.step()) is not None:
+            sources = [value for source in plan.sources for value in before[source].ranges]
+            rewritten += sum(value.size_bytes for value in sources if value.size_bytes < 5 * MIB)
+            before = {each.object_id: each for each in model.live()}
+    model.check()
+    assert model.most_ranges() < 130
+    assert rewritten <= 1.02 * model.uploaded_bytes
+
+
 def test_sizes_that_vary_are_merged_when_a_job_cannot_take_more() -> None:
     model = Model(replace(SETTINGS, max_fan_in=20, max_sources=20, max_source_bytes=1 << 40))
     rng = random.Random(1)
