@@ -17,7 +17,8 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 
 from broker.config import BrokerSettings, Listener
-from broker.wiring import Running, Surroundings, start_broker
+from broker.wiring.start import Running, start_broker
+from broker.wiring.surroundings import Surroundings
 from s3stream.objectstore import ObjectStore
 
 __all__ = ["Node", "wall_clock_ms"]

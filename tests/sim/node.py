@@ -15,7 +15,8 @@ from typing import Any
 from unittest import mock
 
 import broker.server
-import broker.wiring
+import broker.wiring.outside
+import broker.wiring.parts
 from broker.config import BrokerSettings, Listener
 from broker.node import Node
 from broker.server import Server
@@ -87,11 +88,11 @@ def simulated_ports() -> Iterator[None]:
     """Make the wiring take its ports from the process that runs it."""
     with ExitStack() as stack:
         for target, name, replacement in (
-            (broker.wiring, "open_object_store", _open_object_store),
-            (broker.wiring, "open_wal", _open_wal),
-            (broker.wiring, "storage_settings", _storage_settings),
-            (broker.wiring, "controller_settings", _controller_settings),
-            (broker.wiring, "Server", _server),
+            (broker.wiring.outside, "open_object_store", _open_object_store),
+            (broker.wiring.outside, "open_wal", _open_wal),
+            (broker.wiring.outside, "storage_settings", _storage_settings),
+            (broker.wiring.outside, "controller_settings", _controller_settings),
+            (broker.wiring.parts, "Server", _server),
             (broker.server, "bind", _bind),
         ):
             stack.enter_context(mock.patch.object(target, name, replacement))

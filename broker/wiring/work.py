@@ -1,0 +1,101 @@
+"""What runs beside the requests of a broker."""
+
+from __future__ import annotations
+
+from broker.background import Background
+from broker.broker import Broker
+from broker.cluster import while_leading
+from broker.compaction.process import CompactionProcess
+from broker.config import BrokerSettings
+from broker.group_lag import GroupLag
+from broker.retention import Retention
+from broker.shares import worker_settings
+from broker.wiring.outside import Opened
+from broker.wiring.parts import Registered
+from broker.wiring.surroundings import Surroundings
+from s3stream.bucket_rules import tell_rules
+from s3stream.collector import Collector
+from s3stream.compactor import Compactor
+from s3stream.metered import Purpose
+
+__all__ = ["Work"]
+
+
+def _compactor(
+    settings: BrokerSettings, around: Surroundings, opened: Opened, registered: Registered
+) -> Compactor | CompactionProcess:
+    """In a process of its own, where that is wanted and reaches the same store."""
+    if settings.compaction_process_enable and around.wrap_store is None and not opened.store.uri.startswith("mem:"):
+        return CompactionProcess(
+            settings=worker_settings(settings, opened.config),
+            metadata=registered.metadata,
+            entries=opened.controller,
+            store=opened.store,
+            usage=opened.usage,
+            rng=around.rng,
+        )
+    return Compactor(
+        store=opened.metered(Purpose.COMPACTION),
+        paths=opened.paths,
+        metadata=registered.metadata,
+        settings=opened.config.compaction,
+        block_size_bytes=opened.config.block_size_bytes,
+        rng=around.rng,
+    )
+
+
+class Work:
+    """What runs beside the requests: a later start makes up for whatever of it was not done."""
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        around: Surroundings,
+        opened: Opened,
+        registered: Registered,
+        broker: Broker,
+    ) -> None:
+        self._broker = broker
+        self._ruled = opened.ruled
+        self._background = Background()
+        self.compactor = _compactor(settings, around, opened, registered)
+        collection_store = opened.metered(Purpose.COLLECTION)
+        self.collector = Collector(
+            store=collection_store,
+            paths=opened.paths,
+            metadata=registered.metadata,
+            settings=opened.config.collection,
+            now_ms=around.now_ms,
+            rng=around.rng,
+        )
+        self.retention = Retention(
+            partitions=broker.partitions.__iter__,
+            metadata=registered.metadata,
+            store_now_ms=collection_store.now_ms,
+            now_ms=around.now_ms,
+            interval_ms=lambda: broker.settings.log_retention_check_interval_ms,
+        )
+        self.group_lag = GroupLag(
+            groups=broker.groups,
+            topics=broker.topics,
+            now_ms=around.now_ms,
+            clock=around.clock,
+            max_pairs=settings.metrics_max_groups,
+        )
+
+    def start(self, *, with_lag: bool) -> None:
+        """Start all of it; the lag of groups only where somebody can see it."""
+        for bucket, paths in self._ruled:
+            self._background.start("a look at the bucket's rules", tell_rules(bucket, paths))
+        self._background.start("partitions that leave", self._broker.handover.run())
+        self._background.start("retention", self.retention.run())
+        controller = self._broker.controller
+        self._background.start("compaction", while_leading(controller, self.compactor.run))
+        self._background.start("collection", while_leading(controller, self.collector.run))
+        self._background.start("expiry of offsets", self._broker.groups.expire())
+        if with_lag:
+            self._background.start("lag of groups", self.group_lag.run())
+
+    async def close(self) -> None:
+        """Cancel and await it."""
+        await self._background.close()
