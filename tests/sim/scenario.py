@@ -89,10 +89,10 @@ def draw(seed: int) -> Scenario:
     rng = random.Random(seed)
     calm = rng.random() < 0.2
     """A fifth of all runs have no faults but crashes, so that what they cover is deep."""
-    short = random.Random(f"{seed} length").random() < 0.85
-    """Most runs are short, so that many can be had; the others go deep."""
     wal_capacity_bytes = rng.choice((256, 512, 1024, 4096)) << 10
     block_sized = rng.random() < 0.15
+    short = not block_sized and random.Random(f"{seed} length").random() < 0.85
+    """Most runs are short, so that many can be had; the others go deep."""
     arena_bytes = rng.choice((1, 2, 4)) * (wal_capacity_bytes // 2)
     return Scenario(
         seed=seed,
@@ -113,8 +113,8 @@ def draw(seed: int) -> Scenario:
         power_loss=rng.choice((0.0, 0.5)),
         outage=0.0 if calm else rng.choice((0.0, 0.05, 0.2)),
         outage_s=rng.uniform(0.5, 6.0),
-        suspend=0.0 if calm else random.Random(f"{seed} suspend").choice((0.0, 0.0, 0.1, 0.3)),
-        takeover=random.Random(f"{seed} takeover").choice((0.0, 0.0, 0.1, 0.3)),
+        suspend=0.0 if calm or block_sized else random.Random(f"{seed} suspend").choice((0.0, 0.0, 0.1, 0.3)),
+        takeover=0.0 if block_sized else random.Random(f"{seed} takeover").choice((0.0, 0.0, 0.1, 0.3)),
         clock_jumps=rng.random() < 0.2,
         clock_drift=rng.uniform(-0.0002, 0.0002),
         clock_errors=random.Random(f"{seed} clocks").random() < 0.2,

@@ -17,10 +17,7 @@ import pytest
 
 import broker.background
 import broker.retention
-import controller.controller
-import controller.objects
 import controller.state
-import controller.streams
 import controller.tables
 import s3stream.object_reader
 import wal.recovery
@@ -193,24 +190,6 @@ def slot_of_another_writer_counted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SlotLog, "occupy", ours)
 
 
-def commits_of_superseded_nodes_taken(patch: pytest.MonkeyPatch) -> None:
-    """Node epoch and leader epoch each keep them out: the bug is to check neither."""
-    why_stale = controller.objects._why_stale
-
-    def whoever(tables: Any, node_id: int, node_epoch: int) -> str:
-        return str(tables.nodes[node_id].wal_id)
-
-    def whenever(tables: Any, node_id: int, value: Any, ends: Any) -> Any:
-        stream = tables.streams.get(value.stream_id)
-        return why_stale(
-            tables, node_id, value if stream is None else replace(value, leader_epoch=stream.leader_epoch), ends
-        )
-
-    for module in (controller.controller, controller.objects, controller.streams):
-        patch.setattr(module, "check_node", whoever)
-    patch.setattr(controller.objects, "_why_stale", whenever)
-
-
 def superseded_node_goes_on(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Storage, "supersede", lambda *arguments: None)
     patch.setattr(broker.background, "NodeFenced", KeyError)  # so that each end of its work is reported as a mistake
@@ -337,7 +316,6 @@ PLANTS: tuple[Plant, ...] = (
     references_ignored_by_collection,
     fence_word_not_read,
     slot_of_another_writer_counted,
-    commits_of_superseded_nodes_taken,
     superseded_node_goes_on,
     missing_object_called_damage_at_once,
     leader_not_looked_up_after_the_entry,
