@@ -173,16 +173,13 @@ def _committed(
 def _compact(
     tables: Tables, command: Commit, fresh: Sequence[NewObject], skipped: dict[StreamId, SkipReason]
 ) -> Decision[CommitResult]:
-    """Every live range of the sources is covered, by whole ranges that hold nothing else that is live."""
+    """Whole ranges of the sources are replaced, by such that hold nothing else that is live. What is left out stays where it is: a source
+    is referenced until the last of its live ranges was replaced."""
     sources = dict.fromkeys(command.commit.sources)
-    to_cover: dict[tuple[ObjectId, StreamId], Range] = {}
     for source in sources:
-        entry = tables.objects.get(source)
-        if entry is None:
+        if source not in tables.objects:
             raise SourcesChanged(f"object {source} is not referenced any more: discard this compaction")
-        for live in tables.live_ranges(entry):
-            to_cover[source, live.stream_id] = live
-    needed_states = {stream_id for _, stream_id in to_cover}
+    given: set[tuple[ObjectId, StreamId]] = set()
     records: list[ObjectCommitted] = []
     for new in fresh:
         accepted: list[Range] = []
@@ -195,26 +192,20 @@ def _compact(
                 continue
             replaced = _replaced(stream, value, sources)
             for object_id, live in replaced:
-                if to_cover.pop((object_id, live.stream_id), None) is None:
+                if object_id not in sources or (object_id, live.stream_id) in given:
                     raise SourcesChanged(
                         f"object {new.object_id} would replace offsets {live.base_offset} to {live.end_offset} of stream "
                         f"{live.stream_id}, which are in object {object_id}, not (only) in a source: discard it"
                     )
+                given.add((object_id, live.stream_id))
             if replaced:
                 accepted.append(Range.of(value))
-                newest = stream.newest_state
-                if newest is None or (value.has_state and value.end_offset >= newest[1].end_offset):
-                    needed_states.discard(value.stream_id)
+            newest = stream.newest_state
+            if newest in replaced and not (value.has_state and value.end_offset >= newest[1].end_offset):
+                raise SourcesChanged(
+                    f"object {new.object_id} does not carry the newest state of stream {value.stream_id}, which is in a source"
+                )
         records.append(_committed(new, accepted, left_out, command.at_ms))
-    if to_cover:
-        (source, stream_id), live = next(iter(to_cover.items()))
-        raise SourcesChanged(
-            f"offsets {live.base_offset} to {live.end_offset} of stream {stream_id} in source {source} are in no new object"
-        )
-    for stream_id in needed_states:
-        newest = tables.streams[stream_id].newest_state
-        if newest is not None and newest[0] in sources:
-            raise SourcesChanged(f"no new object carries the newest state of stream {stream_id}, which is in a source")
     return Decision((ObjectsCompacted(objects=tuple(records), sources=tuple(sources)),), CommitResult(skipped=skipped))
 
 

@@ -87,7 +87,7 @@ class PlannedObject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompactionPlan:
-    """One job: all or nothing."""
+    """One job. Each output stands for itself: it can be committed without the others."""
 
     sources: tuple[ObjectId, ...]
     outputs: tuple[PlannedObject, ...]

@@ -65,7 +65,8 @@ class CommitObjects:
     """Reference objects, all or nothing but for stale streams, which are skipped and reported.
 
     Without `sources` it is an upload: each range must begin at its stream's committed end, under its current leader epoch.
-    With `sources` it is a compaction: the sources must all be referenced with unchanged ranges, and are un-referenced.
+    With `sources` it is a compaction: whole ranges of the sources are replaced, which must all be referenced unchanged. A source is
+    un-referenced when the last of its ranges was replaced.
     """
 
     objects: tuple[NewObject, ...]
