@@ -43,8 +43,11 @@ class ReadSequence:
     """Was too large once: no more doubling."""
 
     def wants_more(self, settings: ReadSettings) -> bool:
-        """Whether it is time to read ahead: half of the window is used up, or there is room for a whole GET."""
-        least = min(self.window_bytes // 2, settings.max_get_size_bytes)
+        """Whether it is time to read ahead: a quarter of the window is used up, or there is room for a whole GET.
+
+        The rest of the window is under way meanwhile: several GETs, since a reader takes what has come in no time.
+        """
+        least = min(self.window_bytes // 4, settings.max_get_size_bytes)
         return not self.busy and self.window_bytes - self.ahead_bytes >= least > 0
 
     def grow(self, settings: ReadSettings) -> None:

@@ -29,14 +29,14 @@ def test_who_jumps_has_no_window() -> None:
     assert windows(sequences, range(0, 1000, 70)) == [0] * 15
 
 
-def test_more_is_wanted_when_half_of_the_window_is_used_up() -> None:
+def test_more_is_wanted_when_a_quarter_of_the_window_is_used_up() -> None:
     sequences = ReadSequences(SETTINGS)
     read(sequences, 0)
     sequence = read(sequences, 10)
     assert sequence.wants_more(SETTINGS)
     sequence.ahead_bytes = 4 * KIB
     assert not sequence.wants_more(SETTINGS)
-    sequence.ahead_bytes = 2 * KIB
+    sequence.ahead_bytes = 3 * KIB
     assert sequence.wants_more(SETTINGS)
     sequence.busy = True
     assert not sequence.wants_more(SETTINGS)
