@@ -49,6 +49,9 @@ _LARGEST_READ_SHARE = 8
 """One read gets at most this fraction of the memory for blocks, whatever it asks for."""
 _LONGEST_TURN_S = 0.5
 """… and with a rate, at most what that gives in this time: memory for it is taken while it waits for its turns."""
+_GET_S = 0.04
+"""… and a GET gets what it gives in this time, or one block: small ones cost more processor time, large ones come in bursts, which
+producers feel."""
 _CLOSED = "the reader is closed"
 
 
@@ -320,13 +323,20 @@ class ObjectReader:
                 f" hold {self.cache.used_bytes - self.cache.cached_bytes} of {self.cache.capacity_bytes} bytes"
             ) from None
 
+    @property
+    def _get_size_bytes(self) -> int:
+        """Most that neighbours together may have in one GET."""
+        rate = self.budget.rate_bytes_per_s
+        most = self._settings.max_get_size_bytes
+        return most if rate is None else min(most, int(rate * _GET_S))
+
     def _missing(self, wanted: Sequence[_Wanted]) -> list[_Wanted]:
         return [item for item in wanted if item.key not in self.cache and item.key not in self._blocks_under_way]
 
     def _start(self, missing: Sequence[_Wanted], share: Share | None, on_unused: Callable[[], None] | None) -> None:
         """Request blocks for which memory is reserved, neighbours together."""
         loop = asyncio.get_running_loop()
-        for run in _runs(missing, self._settings.max_get_size_bytes):
+        for run in _runs(missing, self._get_size_bytes):
             futures = [loop.create_future() for _ in run]
             for item, future in zip(run, futures, strict=True):
                 self._blocks_under_way[item.key] = future
@@ -553,8 +563,8 @@ class ObjectReader:
             size = sequence.window_bytes - sequence.ahead_bytes
             wanted = await self._plan(stream_id, at, end_offset, size, paced=True)
             missing = self._missing(wanted)
-            runs = list(_runs(missing, self._settings.max_get_size_bytes))
-            if len(runs) > 1 and _size(runs[-1]) < self._settings.max_get_size_bytes // 2:
+            runs = list(_runs(missing, self._get_size_bytes))
+            if len(runs) > 1 and _size(runs[-1]) < self._get_size_bytes // 2:
                 rest = runs.pop()  # better with its neighbours, the next time
                 del missing[-len(rest) :]
                 del wanted[wanted.index(rest[0]) :]

@@ -673,3 +673,14 @@ async def test_closing_gives_up_what_is_under_way() -> None:
         await reading
     with pytest.raises(Unavailable, match="closed"):
         await world.read(0)
+
+
+async def test_with_a_rate_gets_are_small_and_do_not_come_in_bursts() -> None:
+    world = World(dataclasses.replace(NO_READ_AHEAD, max_get_size_bytes=64 * KIB))
+    await upload(world.store, world.metadata, {1: payloads(0, 200)})
+    assert await world.read(0, max_bytes=10_000) == [*range(100)]
+    assert world.gets() == 1
+    world.reader.budget.limit(100_000)  # 4,000 bytes in a 25th of a second
+    assert await world.read(100, max_bytes=10_000) == [*range(100, 200)]
+    assert world.gets() == 1 + 3
+    await world.reader.close()
