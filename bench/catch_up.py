@@ -41,7 +41,7 @@ from s3stream.config import ObjectStoreSettings
 __all__ = ["run"]
 
 _MIB = 1 << 20
-_MEMORY_BYTES = 512 * _MIB
+_MEMORY_BYTES = 1024 * _MIB
 _READS = storage_settings(BrokerSettings(memory_bytes=_MEMORY_BYTES)).read
 _CACHE_BYTES = _READS.memory_bytes
 _PARTITIONS = 8

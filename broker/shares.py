@@ -66,7 +66,7 @@ def storage_settings(settings: BrokerSettings) -> StorageSettings:
         read=ReadSettings(
             memory_bytes=read_bytes,
             index_cache_bytes=memory_bytes // 32,
-            read_ahead_max_bytes=min(24 * MIB, read_bytes // 6),
+            read_ahead_max_bytes=min(16 * MIB, read_bytes // 12),
             read_ahead_initial_bytes=min(MIB, get_bytes),
             max_get_size_bytes=get_bytes,
         ),

@@ -684,3 +684,21 @@ async def test_with_a_rate_gets_are_small_and_do_not_come_in_bursts() -> None:
     assert await world.read(100, max_bytes=10_000) == [*range(100, 200)]
     assert world.gets() == 1 + 3
     await world.reader.close()
+
+
+async def test_nothing_is_read_ahead_while_the_rate_holds_somebody_back(world: World) -> None:
+    await upload(world.store, world.metadata, {1: payloads(0, 2000)})
+    for offset in range(0, 50, 10):
+        await world.read(offset, max_bytes=1000)
+        await settle(world)
+    ahead = world.reader.read_ahead_blocks
+    world.reader.budget.limit(1)
+    assert await world.read(1500, max_bytes=1000) == [*range(1500, 1510)]  # the first is let go
+    behind = asyncio.create_task(world.read(1700, max_bytes=1000))
+    while not world.reader.budget.is_throttled:
+        await asyncio.sleep(0)
+    for offset in range(50, 130, 10):
+        assert await world.read(offset, max_bytes=1000) == [*range(offset, offset + 10)]  # read ahead before
+        await asyncio.sleep(0.001)
+    assert world.reader.read_ahead_blocks == ahead
+    behind.cancel()
