@@ -522,7 +522,7 @@ async def delete_topic(world: World, topic: Topic) -> None:
         try:
             answer = await client.call(delete_topics.API, _DELETE_TOPICS_VERSION, request)
             code = answer.responses[0].error_code
-            if code == 0 or (code == _UNKNOWN_TOPIC and tried):
+            if code == 0 or (code == _UNKNOWN_TOPIC and tried and not client.broker.deposed):
                 break
             if code not in RETRIABLE:
                 world.problems.append(f"deleting {topic.name} failed: {code}")

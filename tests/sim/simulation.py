@@ -292,7 +292,7 @@ class _Simulation:
             machine = self.machine
             process = machine.boot(f"broker-{self.stats['boots']}")
             self.stats["boots"] += 1
-            if not self.healed:
+            if not self.healed and self.loop.time() >= self.asleep_until_s:
                 self._plan_end(process, rng)
             await first_of(machine.wait_ended(), machine.relieved.wait())
             if machine.successor is not None:
@@ -415,6 +415,8 @@ class _Simulation:
             process = self.machine.process
             if rng.random() >= self.scenario.takeover or process is None or not process.alive:
                 continue
+            if self.loop.time() < self.asleep_until_s and process is not self.undisturbed:
+                continue  # for hours: one is enough
             if rng.random() < 0.7:
                 process.suspend_after(rng.randint(0, 60))
                 await asyncio.sleep(rng.random())
