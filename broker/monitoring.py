@@ -21,7 +21,8 @@ from prometheus_client.exposition import generate_latest
 
 from broker.config import InvalidSettings, Listener
 from broker.event_loop import EventLoopWatch
-from broker.exposition import BrokerCollector, Parts
+from broker.exposition.collector import BrokerCollector
+from broker.exposition.described import Parts
 from broker.http_server import HttpAnswer, HttpServer
 from broker.listening import bind
 

@@ -15,7 +15,7 @@ from broker.broker import Broker
 from broker.compaction.process import CompactionProcess
 from broker.config import BrokerSettings, Listener, parse_listeners
 from broker.dispatch import Dispatch
-from broker.exposition import Parts
+from broker.exposition.described import Parts
 from broker.group_lag import GroupLag
 from broker.listening import advertised_listeners
 from broker.metrics import Metrics

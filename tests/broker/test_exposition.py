@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.exposition import SECTIONS, Described, as_markdown
+from broker.exposition.described import Described
+from broker.exposition.table import SECTIONS, as_markdown
 from broker.metrics import CLOSE_CAUSES
 from broker.node import Node
 from protocol.messages.metadata import MetadataRequest, MetadataRequestTopic

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from broker.config import SETTINGS
-from broker.exposition import SECTIONS, Described
+from broker.exposition.described import Described
+from broker.exposition.table import SECTIONS
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 

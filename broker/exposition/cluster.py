@@ -1,0 +1,187 @@
+"""Figures of the metadata, of damage, and of the process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from broker.damage import MAX_NAMED_RANGES, NamedRange
+from broker.logs import FIGURES
+from wal.histogram import Histogram
+
+if TYPE_CHECKING:
+    pass
+
+from broker.exposition.described import Described, Parts, Sample, by_value, counter, gauge, histogram, labelled
+
+__all__ = ["SECTIONS"]
+
+
+def _objects(parts: Parts) -> Mapping[str, float | Histogram]:
+    tables = parts.controller.image.state.tables
+    return {
+        "referenced": len(tables.objects),
+        "unreferenced": len(tables.unreferenced),
+        "expired": len(tables.expired),
+    }
+
+
+def _unreferenced_bytes(parts: Parts) -> float:
+    return sum(value.size_bytes for value in parts.controller.image.state.tables.unreferenced.values())
+
+
+def _damaged(offset_of: Callable[[NamedRange], float], parts: Parts) -> Iterable[Sample]:
+    return [
+        ((found.topic, str(found.partition), found.place), offset_of(found))
+        for found in islice(parts.damage.ranges(), MAX_NAMED_RANGES)
+    ]
+
+
+def _product_version() -> str:
+    try:
+        return version("tidelog")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "unknown"
+
+
+SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
+    (
+        "Metadata",
+        (
+            counter(
+                "tidelog_metadata_applied_entries_total",
+                "Entries of the metadata log up to the last one applied here.",
+                lambda parts: parts.controller.applied_index + 1,
+            ),
+            gauge(
+                "tidelog_metadata_snapshot_size_bytes",
+                "Size of the newest snapshot of the metadata that this node loaded or wrote; 0 before the first.",
+                lambda parts: parts.controller.snapshot_size_bytes,
+            ),
+            gauge(
+                "tidelog_metadata_unsnapshotted_bytes",
+                "Metadata log entries since then.",
+                lambda parts: parts.controller.bytes_since_snapshot,
+            ),
+            gauge(
+                "tidelog_controller_leader",
+                "1 while this node's controller holds the office, as far as it knows; an idle one does not need it.",
+                lambda parts: parts.controller.is_leader,
+            ),
+            gauge(
+                "tidelog_nodes",
+                "Nodes that are registered.",
+                lambda parts: len(parts.controller.image.state.tables.nodes),
+            ),
+            gauge(
+                "tidelog_nodes_living",
+                "Nodes that this one hears from while it leads; 1 elsewhere, and where there are no others.",
+                lambda parts: parts.controller.living_count,
+            ),
+            counter(
+                "tidelog_partition_reassignments_total",
+                "Partitions that this node, while it led, had moved to other nodes: from one that stopped, or to make counts even.",
+                lambda parts: parts.controller.moves,
+            ),
+            counter(
+                "tidelog_partitions_given_total",
+                "Partitions that this node gave to others.",
+                lambda parts: parts.handover.moved,
+            ),
+            gauge(
+                "tidelog_topics",
+                "Topics of the cluster.",
+                lambda parts: len(parts.topics.by_id),
+            ),
+            gauge(
+                "tidelog_streams",
+                "Streams (partitions) of the cluster.",
+                lambda parts: parts.controller.image.partition_count,
+            ),
+            labelled(
+                "gauge",
+                "tidelog_objects",
+                "state",
+                "Data objects in the metadata: referenced, unreferenced (kept for their grace period and the restore window), "
+                "expired (about to be deleted).",
+                by_value(_objects),
+            ),
+            gauge(
+                "tidelog_unreferenced_bytes",
+                "Size of the unreferenced data objects: what waits for its deletion.",
+                _unreferenced_bytes,
+            ),
+            gauge("tidelog_partitions", "Partitions open on this node.", lambda parts: len(parts.partitions)),
+            gauge(
+                "tidelog_partitions_loading",
+                "Of them, those whose state is not rebuilt yet: they are read, and not written.",
+                lambda parts: parts.partitions.loading_count,
+            ),
+            gauge(
+                "tidelog_offline_partitions",
+                "Of them, those that take no records since damage is in the way: producers are answered KAFKA_STORAGE_ERROR.",
+                lambda parts: parts.partitions.offline_count,
+            ),
+        ),
+    ),
+    (
+        "Damage",
+        (
+            labelled(
+                "gauge",
+                "tidelog_damaged_ranges",
+                "source",
+                "Ranges of offsets that this node found damaged or missing, and that were neither restored nor given up since: records in"
+                " objects (object), states of partitions in objects (state), records in a WAL that was set aside (wal).",
+                by_value(lambda parts: dict(parts.damage.counts())),
+            ),
+            labelled(
+                "gauge",
+                "tidelog_damaged_range_first_offset",
+                ("topic", "partition", "place"),
+                f"First offset of each damaged range of records; the first {MAX_NAMED_RANGES} ranges only.",
+                partial(_damaged, lambda found: found.first_offset),
+            ),
+            labelled(
+                "gauge",
+                "tidelog_damaged_range_last_offset",
+                ("topic", "partition", "place"),
+                "Last offset of each, inclusive; infinite where nobody can tell how many records a damaged WAL held.",
+                partial(_damaged, lambda found: found.last_offset),
+            ),
+        ),
+    ),
+    (
+        "The process",
+        (
+            histogram(
+                "tidelog_event_loop_lag_seconds",
+                "How much later than planned the event loop came to a timer, four times a second.",
+                lambda parts: parts.event_loop.lag,
+            ),
+            labelled(
+                "counter",
+                "tidelog_log_lines_total",
+                "level",
+                "Lines written to the process's log, by level; where the process writes its own (tidelog serve, tidelog dev).",
+                by_value(lambda parts: dict(FIGURES.lines)),
+            ),
+            counter(
+                "tidelog_log_suppressed_lines_total",
+                "Lines left out because the same event was written too often.",
+                lambda parts: FIGURES.suppressed_lines,
+            ),
+            labelled(
+                "gauge",
+                "tidelog_build_info",
+                ("version", "python"),
+                "Always 1; the labels say what runs.",
+                lambda parts: (((_product_version(), sys.version.split()[0]), 1),),
+            ),
+        ),
+    ),
+)
