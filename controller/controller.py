@@ -26,8 +26,7 @@ import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 from controller.balancing import Balancing
@@ -35,24 +34,20 @@ from controller.batch import Batch, Waiting
 from controller.commands import Command, NodeCommand, check_node
 from controller.config import ControllerSettings
 from controller.entry import Entry, EntryHeader, encode_entry
-from controller.errors import ControllerError, MetadataCorrupt, UnknownTopic
+from controller.errors import MetadataCorrupt
 from controller.follower import Follower
-from controller.image import Applied, Image, Topic
+from controller.image import Applied, Image
 from controller.log import Claim, Floor, LeaderObject, MetadataLog
 from controller.node_metadata import NodeMetadata
-from controller.nodes import ConfigureBroker, NodeRegistration, RegisterNode, UnregisterNode
+from controller.operations import Operations, TopicSpec, random_uuid
 from controller.peers import Followed, Following, NotLeader, Peers, PeerUnavailable
 from controller.recent import RecentEntries
 from controller.records import LeaderChanged, Record, encode_records
 from controller.replica import Replica
-from controller.restoration import RestorePlan, RestoreTopics
 from controller.snapshot import capture
 from controller.state import FormatCluster, State
-from controller.streams import AbandonWal, ReassignStreams
-from controller.topics import AddPartitions, ConfigureTopic, CreateTopics, DeleteTopics, NewTopic
 from controller.wire import Outcome
 from s3stream.errors import MetadataUnavailable, NodeFenced
-from s3stream.metadata import StreamId
 from s3stream.objectstore import ObjectStore
 from s3stream.paths import Paths
 from wal import crashpoint
@@ -64,16 +59,7 @@ R = TypeVar("R")
 _log: Final = logging.getLogger("tidelog.controller")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TopicSpec:
-    """A topic that is wanted; name and configs were validated by the caller."""
-
-    name: str
-    partition_count: int
-    configs: Mapping[str, str] = field(default_factory=dict)
-
-
-class Controller:
+class Controller(Operations):
     """Made with `start`, ended with `close`."""
 
     def __init__(
@@ -138,7 +124,7 @@ class Controller:
             WrongCluster, UnsupportedMetadata, MetadataCorrupt: not a bucket for this node; the message says what to do.
         """
         self = cls(store=store, paths=paths, settings=settings, now_ms=now_ms, rng=rng, on_failure=on_failure)
-        fallback_id = _random_uuid(rng).hex()
+        fallback_id = random_uuid(rng).hex()
         with self.patience():
             try:
                 async with asyncio.timeout(self._timeout_ms / 1_000):
@@ -295,129 +281,6 @@ class Controller:
         return NodeMetadata(
             self, node_id=node_id, node_epoch=node_epoch, object_id_block_size=self._settings.object_id_block_size
         )
-
-    async def register_node(
-        self,
-        node_id: int,
-        wal_id: str,
-        *,
-        wal_epoch: int = 0,
-        set_aside: Sequence[str] = (),
-        address: str = "",
-        rack: str = "",
-    ) -> NodeRegistration:
-        """Register a node that came up, fencing its earlier registrations.
-
-        Raises:
-            NodeRefused: its WAL is not the one that its streams are open on; the message says what to do.
-        """
-        return await self.submit(
-            RegisterNode(
-                node_id=node_id,
-                wal_id=wal_id,
-                wal_epoch=wal_epoch,
-                set_aside=tuple(set_aside),
-                address=address,
-                rack=rack,
-                at_ms=self._now_ms(),
-            )
-        )
-
-    async def unregister_node(self, node_id: int) -> None:
-        """Remove a node that leads nothing. Raises NodeRefused."""
-        await self.submit(UnregisterNode(node_id=node_id))
-
-    async def create_topics(
-        self, specs: Sequence[TopicSpec], *, leaders: Sequence[int] = ()
-    ) -> Mapping[str, Topic | ControllerError]:
-        """Create topics, each for itself; the answer has a topic or TopicExists, TooManyPartitions, NoNodes by name
-        (or UnknownTopic, where somebody deleted it at once).
-
-        `leaders` are the nodes that may lead the partitions; empty: every registered one.
-        """
-        topics = tuple(
-            NewTopic(
-                name=spec.name,
-                topic_id=_random_uuid(self._rng),
-                partition_count=spec.partition_count,
-                configs=spec.configs,
-                leaders=tuple(leaders),
-            )
-            for spec in specs
-        )
-        made = await self.submit(
-            CreateTopics(topics=topics, max_partitions=self._settings.max_partitions, at_ms=self._now_ms())
-        )
-        return {
-            name: outcome if isinstance(outcome, ControllerError) else self._created(name, outcome)
-            for name, outcome in made.items()
-        }
-
-    def _created(self, name: str, topic_id: bytes) -> Topic | UnknownTopic:
-        """A topic that was created; where entries of others came through together with ours, it may be gone by now."""
-        return self.image.topic_by_id(topic_id) or UnknownTopic(f"topic {name} was deleted right after it was created")
-
-    async def delete_topics(self, topic_ids: Sequence[bytes]) -> Mapping[bytes, ControllerError | None]:
-        """Delete topics; the answer has None or UnknownTopic by id. The names are free at once."""
-        return await self.submit(DeleteTopics(topic_ids=tuple(topic_ids), at_ms=self._now_ms()))
-
-    async def add_partitions(self, topic_id: bytes, partition_count: int) -> None:
-        """Give a topic partitions until it has so many.
-
-        Raises:
-            UnknownTopic, InvalidPartitionCount, TooManyPartitions, NoNodes: it stays as it is.
-        """
-        await self.submit(
-            AddPartitions(
-                topic_id=topic_id, partition_count=partition_count, max_partitions=self._settings.max_partitions
-            )
-        )
-
-    async def configure_topic(
-        self, topic_id: bytes, changes: Mapping[str, str | None], *, expected: Mapping[str, str] | None = None
-    ) -> None:
-        """Set configs, and remove those given as None; `expected` is what the change was computed from.
-
-        Raises:
-            UnknownTopic, ConfigsChanged: they stay as they are.
-        """
-        await self.submit(ConfigureTopic(topic_id=topic_id, changes=dict(changes), expected=expected))
-
-    async def configure_broker(
-        self, node_id: int, changes: Mapping[str, str | None], *, expected: Mapping[str, str] | None = None
-    ) -> None:
-        """Alter settings of a node, or of all (`ALL_NODES`), and take back those given as None. Raises ConfigsChanged."""
-        await self.submit(ConfigureBroker(node_id=node_id, changes=dict(changes), expected=expected))
-
-    async def reassign(self, targets: Mapping[StreamId, int]) -> None:
-        """Have streams go to other nodes; -1 ends a reassignment under way. Raises UnknownNode."""
-        await self.submit(ReassignStreams(targets=dict(targets)))
-
-    async def abandon_wal(
-        self,
-        wal_id: str,
-        *,
-        slack_offsets: int,
-        resume_offsets: Mapping[StreamId, int] | None = None,
-        kept: Collection[StreamId] = (),
-    ) -> Mapping[StreamId, tuple[int, int]]:
-        """Give up a WAL that is lost for good; returns the gap [start, end) of each partition that was open on it.
-
-        `resume_offsets` and `kept`: see `AbandonWal`.
-        """
-        return await self.submit(
-            AbandonWal(
-                wal_id=wal_id,
-                slack_offsets=slack_offsets,
-                resume_offsets=dict(resume_offsets or {}),
-                kept=frozenset(kept),
-                at_ms=self._now_ms(),
-            )
-        )
-
-    async def restore_topics(self, command: RestoreTopics, *, expected: RestorePlan) -> RestorePlan:
-        """Take topics back to what they were, exactly as planned. Raises RestoreRefused."""
-        return await self.submit(replace(command, expected=expected))
 
     async def submit(self, command: Command[R]) -> R:
         """Have a command decided and committed, here or by the node that leads, and the image brought up to it.
@@ -839,11 +702,3 @@ class Controller:
             _, future = self._received.popleft()
             if not future.done():
                 future.set_exception(MetadataUnavailable(why))
-
-
-def _random_uuid(rng: random.Random) -> bytes:
-    """A version 4 UUID, so never one of the ids that Kafka reserves (zero and one)."""
-    value = bytearray(rng.randbytes(16))
-    value[6] = value[6] & 0x0F | 0x40
-    value[8] = value[8] & 0x3F | 0x80
-    return bytes(value)

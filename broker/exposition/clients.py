@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
+from broker.exposition.described import Described, Parts, Sample, by_value, counter, gauge, histogram, labelled
 from broker.group_lag import Lag
 from broker.metrics import OTHER, TopicTraffic
 from protocol.apis import API
 from protocol.errors import ErrorCode
 from wal.histogram import Histogram
-
-if TYPE_CHECKING:
-    pass
-
-from broker.exposition.described import Described, Parts, Sample, by_value, counter, gauge, histogram, labelled
 
 __all__ = ["SECTIONS"]
 

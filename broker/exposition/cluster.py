@@ -7,16 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from broker.damage import MAX_NAMED_RANGES, NamedRange
+from broker.exposition.described import Described, Parts, Sample, by_value, counter, gauge, histogram, labelled
 from broker.logs import FIGURES
 from wal.histogram import Histogram
-
-if TYPE_CHECKING:
-    pass
-
-from broker.exposition.described import Described, Parts, Sample, by_value, counter, gauge, histogram, labelled
 
 __all__ = ["SECTIONS"]
 

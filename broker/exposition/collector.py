@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from wal.histogram import Histogram
-
-if TYPE_CHECKING:
-    pass
-
 from broker.exposition.described import Described, Parts, Sample
 from broker.exposition.table import SECTIONS
+from wal.histogram import Histogram
 
 __all__ = ["BrokerCollector"]
 

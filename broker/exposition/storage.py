@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
-
-from wal.histogram import Histogram
-from wal.object_wal import ObjectWal
-
-if TYPE_CHECKING:
-    pass
 
 from broker.exposition.described import Described, Parts, Sample, by_value, counter, gauge, histogram, labelled
+from wal.histogram import Histogram
+from wal.object_wal import ObjectWal
 
 __all__ = ["SECTIONS"]
 
