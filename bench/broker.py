@@ -96,6 +96,9 @@ def running_broker(directory: Path, settings: Mapping[str, object], *, module: s
         "listeners": f"PLAINTEXT://127.0.0.1:{port}",
         "object.store.uri": f"file://{directory}/objects",
         "wal.uri": f"file://{directory}/wal?capacity=512MiB",
+        # What loads leave behind goes at once: some ten gigabytes a round would fill the disk.
+        "metadata.restore.window.ms": 0,
+        "log.segment.delete.delay.ms": 1_000,
         **settings,
     }
     path = directory / "tidelog.toml"

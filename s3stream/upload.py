@@ -14,6 +14,7 @@ Always true:
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections import deque
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from wal import crashpoint
 from wal.histogram import Histogram
 
 __all__ = ["Uploader"]
+
+_log = logging.getLogger("tidelog.uploads")
 
 RETRY_FIRST_DELAY_S = 0.05
 RETRY_MAX_DELAY_S = 5.0
@@ -171,8 +174,8 @@ class Uploader:
                         await self._store.put(key, item.parts, crc32c=item.crc32c)
                         done.add(item.new_object.object_id)
                 return [item.new_object for item in built]
-            except (ObjectStoreError, MetadataUnavailable):
-                delay_s = await self._back_off(delay_s)
+            except (ObjectStoreError, MetadataUnavailable) as error:
+                delay_s = await self._back_off(delay_s, error)
 
     async def _build(self, sources: list[StreamSource]) -> list[BuiltObject]:
         """Lay the objects out, letting others run after each data block."""
@@ -197,8 +200,8 @@ class Uploader:
         while True:
             try:
                 result = await self._metadata.commit_objects(CommitObjects(objects=tuple(objects)))
-            except MetadataUnavailable:
-                delay_s = await self._back_off(delay_s)
+            except MetadataUnavailable as error:
+                delay_s = await self._back_off(delay_s, error)
             except ObjectExpired:
                 objects = await self._put(block)  # we took longer than the collector's patience: new ids
             else:
@@ -207,8 +210,9 @@ class Uploader:
                 _refuse_gaps(result)
                 return result
 
-    async def _back_off(self, delay_s: float) -> float:
+    async def _back_off(self, delay_s: float, error: Exception) -> float:
         self.failed_attempts += 1
+        _log.warning("an upload is tried again: %(error)s", {"error": error})
         await asyncio.sleep(delay_s * (0.5 + self._rng.random()))
         return min(delay_s * 2, RETRY_MAX_DELAY_S)
 

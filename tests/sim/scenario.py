@@ -117,8 +117,8 @@ def draw(seed: int) -> Scenario:
         takeover=0.0 if block_sized else random.Random(f"{seed} takeover").choice((0.0, 0.0, 0.1, 0.3)),
         clock_jumps=rng.random() < 0.2,
         clock_drift=rng.uniform(-0.0002, 0.0002),
-        clock_errors=random.Random(f"{seed} clocks").random() < 0.2,
-        retention=not block_sized and random.Random(f"{seed} retention").random() < 0.3,
+        clock_errors=random.Random(f"{seed} clocks").random() < 0.3,
+        retention=not block_sized and random.Random(f"{seed} retention").random() < 0.6,
         rival=not block_sized and random.Random(f"{seed} rival").random() < 0.25,
         little_memory=random.Random(f"{seed} memory").random() < 0.3,
         # Drawn apart, so that all else of a seed is the same whatever kind of WAL it has.
