@@ -78,18 +78,18 @@ class PeerServer:
     def __init__(self, service: PeerService, *, cluster_id: str) -> None:
         self._service = service
         self._cluster_id = cluster_id
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, sockets: Sequence[socket.socket]) -> None:
         """Accept on bound sockets."""
         for one in sockets:
-            self._server = await asyncio.start_server(self._connected, sock=one)
+            self._servers.append(await asyncio.start_server(self._connected, sock=one))
 
     async def close(self) -> None:
         """Accept nothing more, end all connections."""
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -389,6 +389,16 @@ def test_an_idle_cluster_costs_one_request_of_its_leader_now_and_then() -> None:
 # ---- over TCP
 
 
+class Nobody:
+    """A node that never leads."""
+
+    async def submitted(self, command: Command[Any]) -> Outcome:
+        raise NotLeader("no")
+
+    async def followed(self, following: Following) -> Followed:
+        raise NotLeader("no")
+
+
 async def test_nodes_talk_over_tcp() -> None:
     bucket = Bucket()
     nodes: list[Controller] = []
@@ -441,13 +451,6 @@ async def test_nodes_talk_over_tcp() -> None:
     ],
 )
 async def test_strangers_lose_their_connection(sent: bytes, reason: str, caplog: pytest.LogCaptureFixture) -> None:
-    class Nobody:
-        async def submitted(self, command: Command[Any]) -> Outcome:
-            raise NotLeader("no")
-
-        async def followed(self, following: Following) -> Followed:
-            raise NotLeader("no")
-
     server = PeerServer(Nobody(), cluster_id="c")
     listener = _bound()
     port = listener.getsockname()[1]
@@ -458,6 +461,21 @@ async def test_strangers_lose_their_connection(sent: bytes, reason: str, caplog:
     writer.close()
     await server.close()
     assert reason in caplog.text
+
+
+async def test_a_closed_server_accepts_on_none_of_its_addresses() -> None:
+    """A name such as localhost has several."""
+    listeners = [_bound(), _bound()]
+    ports = [each.getsockname()[1] for each in listeners]
+    server = PeerServer(Nobody(), cluster_id="c")
+    await server.serve(listeners)
+    for port in ports:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.close()
+    await server.close()
+    for port in ports:
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
 
 
 def _bound(port: int = 0) -> socket.socket:
