@@ -64,6 +64,9 @@ _log: Final = logging.getLogger("tidelog.object_store")
 _CONNECT_TIMEOUT_S = 5
 _SILENCE_S = 2.0
 """How long a request may be in trouble before the log tells: a start against a wrong endpoint should not look like a hang."""
+_LEAST_ATTEMPT = 0.1
+"""The part of the request timeout that must be left for another attempt: one cut off by the deadline would end the
+call as a timeout, and hide why those before it failed."""
 _DELETE_BATCH = 1000
 """S3's limit."""
 _NO_COPIES = frozenset({"NotImplemented", "MethodNotAllowed", "InvalidRequest", "InvalidArgument"})
@@ -508,7 +511,7 @@ class S3ObjectStore:
                     raise reason
                 self._note_trouble(reason, loop.time() - began)
                 pause_s = delay_s * (0.5 + self._rng.random())
-                if loop.time() + pause_s >= deadline:
+                if loop.time() + pause_s + settings.request_timeout_ms / 1000 * _LEAST_ATTEMPT >= deadline:
                     if isinstance(reason, CredentialsRefused) and earlier is None:
                         raise AccessDenied(str(reason), is_advised=True) from reason
                     raise Unavailable(f"{reason} (given up after {settings.deadline_ms} ms)") from reason
