@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from controller.records import Record
-from controller.tables import Tables
+from controller.tables import NodeStatus, Tables
 from s3stream.errors import NodeFenced
 
 __all__ = ["Command", "Decision", "NodeCommand", "check_node"]
@@ -53,5 +53,10 @@ def check_node(tables: Tables, node_id: int, node_epoch: int) -> str:
         raise NodeFenced(
             f"node {node_id} was registered again with node epoch {node.node_epoch}; this process holds {node_epoch}: "
             "stop serving, and register again unless another process took over on purpose"
+        )
+    if tables.node_status(node_id) is NodeStatus.DEAD:
+        raise NodeFenced(
+            f"node {node_id} was not heard from, or said that it stops, and is taken for dead with node epoch {node_epoch}: "
+            "stop serving, and register again"
         )
     return node.wal_id

@@ -561,7 +561,8 @@ class Controller(Operations):
                     LeaderChanged(controller_epoch=claim.controller_epoch, leader=self._settings.leader_address)
                 ]
                 records.extend(self.image.state.handle(FormatCluster(cluster_id=self._cluster_id)).records)
-                if await self._append(claim, self._next_header(claim), records, encode_records(records)):
+                header = self._next_header(claim, self.image.state)
+                if await self._append(claim, header, records, encode_records(records)):
                     self._claim = claim
                     self._ahead = self.image.state.copy()
                     self._tell_changed()
@@ -610,7 +611,8 @@ class Controller(Operations):
 
     async def _commit(self, claim: Claim, batch: Batch) -> None:
         """Append a batch and answer its members; or find out what became of it, and decide it again if nothing did."""
-        header = self._next_header(claim)
+        assert self._ahead is not None, "a batch is decided in office"
+        header = self._next_header(claim, self._ahead)
         if await self._append(claim, header, batch.records, batch.body()):
             batch.resolve()
             self._consider_snapshot()
@@ -630,9 +632,13 @@ class Controller(Operations):
         self._step_down()
         self._queue.extendleft(reversed(batch.members))
 
-    def _next_header(self, claim: Claim) -> EntryHeader:
+    def _next_header(self, claim: Claim, after: State) -> EntryHeader:
+        """Of the entry that leads to a state."""
         return EntryHeader(
-            index=self._replica.next_index, controller_epoch=claim.controller_epoch, nonce=self._rng.randbytes(16)
+            index=self._replica.next_index,
+            controller_epoch=claim.controller_epoch,
+            nonce=self._rng.randbytes(16),
+            metadata_version=after.tables.metadata_version,
         )
 
     async def _append(self, claim: Claim, header: EntryHeader, records: Sequence[Record], body: bytes) -> bool:

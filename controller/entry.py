@@ -36,6 +36,8 @@ class EntryHeader:
     index: int
     controller_epoch: int
     nonce: bytes
+    metadata_version: int = METADATA_VERSION
+    """The one in force when it was written, and after it: what a node must understand to read it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,9 @@ class Entry:
 
 def encode_entry(header: EntryHeader, body: bytes) -> tuple[bytes, bytes]:
     """The entry's two parts; `body` is what `encode_records` made."""
-    head = _HEADER.pack(_MAGIC, _FORMAT_VERSION, METADATA_VERSION, header.index, header.controller_epoch, header.nonce)
+    head = _HEADER.pack(
+        _MAGIC, _FORMAT_VERSION, header.metadata_version, header.index, header.controller_epoch, header.nonce
+    )
     return head + _CRC.pack(crc32c(body, crc32c(head))), body
 
 
@@ -77,7 +81,9 @@ def decode_entry(data: bytes, index: int, *, where: str) -> Entry:
             f"{where} has metadata version {metadata_version}, newer than this node's {METADATA_VERSION}: upgrade this node"
         )
     return Entry(
-        header=EntryHeader(index=index, controller_epoch=controller_epoch, nonce=nonce),
+        header=EntryHeader(
+            index=index, controller_epoch=controller_epoch, nonce=nonce, metadata_version=metadata_version
+        ),
         records=decode_records(body, where=where),
         size_bytes=len(data),
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from controller.records import ALL_NODES, NodeRegistered, Record
 from controller.state import State
-from controller.tables import StreamStatus, TopicState
+from controller.tables import NodeStatus, StreamStatus, TopicState
 from s3stream.metadata import StreamId
 
 __all__ = ["Applied", "Image", "Node", "PartitionState", "Topic"]
@@ -57,6 +57,11 @@ class Node:
     wal_id: str
     address: str
     rack: str
+    lease_ms: int
+    """0: it takes no lease."""
+    controller_address: str
+    """Empty: it is alone."""
+    status: NodeStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +95,20 @@ class Image:
     @property
     def nodes(self) -> Mapping[int, Node]:
         """Registered nodes by id."""
-        return {node_id: _node(value) for node_id, value in sorted(self.state.tables.nodes.items())}
+        return {node_id: self._node(value) for node_id, value in sorted(self.state.tables.nodes.items())}
 
     def node(self, node_id: int) -> Node | None:
         value = self.state.tables.nodes.get(node_id)
-        return None if value is None else _node(value)
+        return None if value is None else self._node(value)
+
+    def node_status(self, node_id: int) -> NodeStatus:
+        """Whether a registered node serves; ALIVE also for one that is not registered."""
+        return self.state.tables.node_status(node_id)
+
+    @property
+    def metadata_version(self) -> int:
+        """The one in force."""
+        return self.state.tables.metadata_version
 
     def broker_configs(self, node_id: int = ALL_NODES) -> Mapping[str, str]:
         """Settings of a node, or of all, that were altered while it ran."""
@@ -166,12 +180,14 @@ class Image:
             created_at_ms=topic.created_at_ms,
         )
 
-
-def _node(value: NodeRegistered) -> Node:
-    return Node(
-        node_id=value.node_id,
-        node_epoch=value.node_epoch,
-        wal_id=value.wal_id,
-        address=value.address,
-        rack=value.rack,
-    )
+    def _node(self, value: NodeRegistered) -> Node:
+        return Node(
+            node_id=value.node_id,
+            node_epoch=value.node_epoch,
+            wal_id=value.wal_id,
+            address=value.address,
+            rack=value.rack,
+            lease_ms=value.lease_ms,
+            controller_address=value.controller_address,
+            status=self.node_status(value.node_id),
+        )

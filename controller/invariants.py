@@ -12,10 +12,20 @@ from typing import Final, NamedTuple
 
 from controller.errors import InvariantViolated
 from controller.records import MetadataRestored, PartitionsAdded, Record, TopicCreated
-from controller.tables import StreamState, StreamStatus, Tables, Touched
+from controller.tables import NodeStatus, StreamState, StreamStatus, Tables, Touched
 from s3stream.metadata import ObjectId, StreamId
 
-__all__ = ["StreamFacts", "Violation", "check_all", "check_change", "facts_of", "violations"]
+__all__ = [
+    "NodeFacts",
+    "StreamFacts",
+    "Violation",
+    "check_all",
+    "check_change",
+    "facts_of",
+    "growing_ids",
+    "node_facts",
+    "violations",
+]
 
 
 class StreamFacts(NamedTuple):
@@ -170,10 +180,47 @@ def topic_holds_its_streams(tables: Tables, topic_id: bytes) -> str | None:
     return None
 
 
+class NodeFacts(NamedTuple):
+    """What a node was before a change."""
+
+    node_epoch: int
+    status: NodeStatus
+
+
+def node_facts(tables: Tables, node_id: int) -> NodeFacts | None:
+    """None for one that is not registered."""
+    node = tables.nodes.get(node_id)
+    return None if node is None else NodeFacts(node.node_epoch, tables.node_status(node_id))
+
+
+def dead_is_suspected_first_and_for_good(before: NodeFacts | None, after: NodeFacts | None) -> str | None:
+    """I4: whoever takes over from a registration that is dead can rely on its lease having been refused before, and on its end."""
+    if before is None or after is None:
+        return None if after is None or after.status is NodeStatus.ALIVE else f"is {after.status.name} and new"
+    if after.node_epoch < before.node_epoch:
+        return f"went back from node epoch {before.node_epoch} to {after.node_epoch}"
+    if after.node_epoch > before.node_epoch:
+        return None if after.status is NodeStatus.ALIVE else f"was registered as {after.status.name}"
+    if before.status is NodeStatus.DEAD and after.status is not NodeStatus.DEAD:
+        return f"came back to life within node epoch {after.node_epoch}"
+    if before.status is NodeStatus.ALIVE and after.status is NodeStatus.DEAD:
+        return f"is dead within node epoch {after.node_epoch}, and was not suspected"
+    return None
+
+
 def check_change(
-    tables: Tables, before: dict[StreamId, StreamFacts], ids_before: tuple[int, ...], record: Record, touched: Touched
+    tables: Tables,
+    before: dict[StreamId, StreamFacts],
+    ids_before: tuple[int, ...],
+    node_before: NodeFacts | None,
+    record: Record,
+    touched: Touched,
 ) -> None:
     """Check what one record changed. Raises InvariantViolated."""
+    for node_id in touched.nodes:
+        wrong = dead_is_suspected_first_and_for_good(node_before, node_facts(tables, node_id))
+        if wrong is not None:
+            raise InvariantViolated(f"dead_is_suspected_first_and_for_good: node {node_id} {wrong}, by {record!r:.200}")
     if any(now < then for now, then in zip(growing_ids(tables), ids_before, strict=True)):
         raise InvariantViolated(f"ids_only_grow: {ids_before} became {growing_ids(tables)} by {record!r:.200}")
     for topic_id in _new_streams_topics(record):
@@ -270,5 +317,8 @@ def violations(tables: Tables) -> Iterator[Violation]:
         wrong = object_is_in_one_place(tables, object_id)
         if wrong is not None:
             yield Violation("object_is_in_one_place", None, wrong)
+    for node_id, health in tables.node_health.items():
+        if node_id not in tables.nodes or health.status is NodeStatus.ALIVE:
+            yield Violation("only_registered_nodes_are_suspected", None, f"node {node_id} is {health.status.name}")
     if {topic.name: topic_id for topic_id, topic in tables.topics.items()} != tables.topic_ids:
         yield Violation("topic_names_are_unique", None, "names and topics differ")

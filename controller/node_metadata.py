@@ -13,8 +13,10 @@ from typing import Protocol, TypeVar
 from controller.commands import Command
 from controller.committed import CommittedMetadata
 from controller.image import Image
+from controller.nodes import DescribeNode, LeaveCluster
 from controller.objects import AllocateObjectIds, AllocateProducerIds, Commit, ExpireObjects, ForgetObjects
 from controller.streams import CloseStreams, OpenStreams, RecoverWal, TrimStreams
+from controller.tables import NodeStatus
 from s3stream.metadata import (
     CommitObjects,
     CommitResult,
@@ -53,6 +55,27 @@ class NodeMetadata(CommittedMetadata):
         self._object_id_block_size = object_id_block_size
         self._object_ids = range(0)
         self._allocation = asyncio.Lock()
+
+    def node_status(self, node_id: int) -> NodeStatus:
+        """Whether a node serves, as far as this one has read the metadata."""
+        return self._port.image.node_status(node_id)
+
+    async def describe(self, *, lease_ms: int, controller_address: str) -> None:
+        """Complete a registration that was made under an older metadata version. Raises NodeFenced."""
+        await self._port.submit(
+            DescribeNode(
+                node_id=self.node_id,
+                node_epoch=self.node_epoch,
+                lease_ms=lease_ms,
+                controller_address=controller_address,
+            )
+        )
+
+    async def leave_cluster(self) -> bool:
+        """Say that this node serves nothing any more: commands of it are refused from now on; False: it still has partitions open."""
+        return await self._port.submit(
+            LeaveCluster(node_id=self.node_id, node_epoch=self.node_epoch, at_ms=self._port.now_ms())
+        )
 
     async def new_object_ids(self, count: int) -> Sequence[ObjectId]:
         """Ids never given out before; taken from the log in blocks, so that most calls cost nothing."""

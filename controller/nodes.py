@@ -1,10 +1,12 @@
-"""Nodes: registration, which WAL is trusted, and the settings that were altered while they run.
+"""Nodes: registration, which WAL is trusted, who is taken for dead, and the settings that were altered while they run.
 
 Always true:
 - A node id has one registration; a newer one has a higher node epoch and fences the older.
 - A node's streams are OPEN on the WAL of its registration or on none. So a node that comes up with another disk is
   refused while its former WAL may hold acknowledged records (I1): nothing is lost silently. Unless it still has that WAL, set aside
   since it is damaged: what is open on it stays so, and cannot be opened on another, until it is recovered or abandoned.
+- A registration is suspected before it is dead, and dead for good: its commands are refused, until the node registers again.
+  One that takes no lease is never suspected, since nobody could tell when it stops to serve.
 - Altered settings of a node outlive its registration: they are there for it when it comes back.
 """
 
@@ -12,15 +14,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
-from controller.commands import Command, Decision
+import msgspec
+
+from controller.commands import Command, Decision, NodeCommand, check_node
 from controller.errors import NodeRefused
-from controller.records import BrokerConfigsChanged, NodeRegistered, NodeUnregistered
-from controller.tables import Tables, Touched
+from controller.records import (
+    METADATA_VERSION,
+    BrokerConfigsChanged,
+    MetadataVersionRaised,
+    NodeDead,
+    NodeRegistered,
+    NodeSuspected,
+    NodeTrusted,
+    NodeUnregistered,
+)
+from controller.tables import NodeHealth, NodeStatus, Tables, Touched
 from controller.topics import changed_configs
 
-__all__ = ["ConfigureBroker", "NodeRegistration", "RegisterNode", "UnregisterNode"]
+__all__ = [
+    "ConfigureBroker",
+    "DeclareDead",
+    "DescribeNode",
+    "LeaveCluster",
+    "NodeRegistration",
+    "RaiseMetadataVersion",
+    "RegisterNode",
+    "SuspectNode",
+    "TrustNode",
+    "UnregisterNode",
+]
+
+_HEALTH_SINCE: Final = 4
+"""The metadata version since which nodes are suspected, and tell of their leases."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +70,61 @@ class RegisterNode(Command[NodeRegistration]):
     """WALs that the node still has besides, which are damaged."""
     address: str = ""
     rack: str = ""
+    lease_ms: int = 0
+    """For how long it may serve without having read the metadata log to its tail; 0: it does not look."""
+    controller_address: str = ""
     at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescribeNode(NodeCommand[None]):
+    """A registered node tells again what its registration could not hold under an older metadata version."""
+
+    lease_ms: int
+    controller_address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuspectNode(Command[bool]):
+    """The leader does not hear from a registration of a node; replies whether it is suspect now.
+
+    It is not where the node registered again, takes no lease, or the metadata version does not know of it.
+    """
+
+    node_id: int
+    node_epoch: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustNode(Command[None]):
+    """A suspected registration was heard from. Nothing brings back a dead one."""
+
+    node_id: int
+    node_epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeclareDead(Command[bool]):
+    """A suspected registration serves nothing any more: its lease ran out; replies whether it is dead now."""
+
+    node_id: int
+    node_epoch: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaveCluster(NodeCommand[bool]):
+    """A node says itself that it serves nothing any more, and stops; replies whether it is dead now: not while it has partitions open."""
+
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RaiseMetadataVersion(Command[None]):
+    """All nodes understand this metadata version. One that is in force already stays."""
+
+    metadata_version: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +179,72 @@ def register_node(tables: Tables, command: RegisterNode) -> Decision[NodeRegistr
         address=command.address,
         rack=command.rack,
         registered_at_ms=command.at_ms,
+        lease_ms=command.lease_ms,
+        controller_address=command.controller_address,
     )
     return Decision((record,), NodeRegistration(node_id=command.node_id, node_epoch=node_epoch))
+
+
+def describe_node(tables: Tables, command: DescribeNode) -> Decision[None]:
+    check_node(tables, command.node_id, command.node_epoch)
+    present = tables.nodes[command.node_id]
+    record = msgspec.structs.replace(present, lease_ms=command.lease_ms, controller_address=command.controller_address)
+    if record == present or tables.metadata_version < _HEALTH_SINCE:
+        return Decision((), None)
+    return Decision((record,), None)
+
+
+def _registered(tables: Tables, command: SuspectNode | TrustNode | DeclareDead) -> NodeRegistered | None:
+    """The registration that a command is about; None where there is a newer one, or none."""
+    node = tables.nodes.get(command.node_id)
+    return node if node is not None and node.node_epoch == command.node_epoch else None
+
+
+def suspect_node(tables: Tables, command: SuspectNode) -> Decision[bool]:
+    node = _registered(tables, command)
+    if node is None or not node.lease_ms or tables.metadata_version < _HEALTH_SINCE:
+        return Decision((), False)
+    status = tables.node_status(command.node_id)
+    if status is not NodeStatus.ALIVE:
+        return Decision((), status is NodeStatus.SUSPECT)
+    record = NodeSuspected(node_id=command.node_id, node_epoch=command.node_epoch, at_ms=command.at_ms)
+    return Decision((record,), True)
+
+
+def trust_node(tables: Tables, command: TrustNode) -> Decision[None]:
+    if _registered(tables, command) is None or tables.node_status(command.node_id) is not NodeStatus.SUSPECT:
+        return Decision((), None)
+    return Decision((NodeTrusted(node_id=command.node_id, node_epoch=command.node_epoch),), None)
+
+
+def declare_dead(tables: Tables, command: DeclareDead) -> Decision[bool]:
+    status = tables.node_status(command.node_id)
+    if _registered(tables, command) is None or status is not NodeStatus.SUSPECT:
+        return Decision((), _registered(tables, command) is not None and status is NodeStatus.DEAD)
+    return Decision((_dead(command),), True)
+
+
+def leave_cluster(tables: Tables, command: LeaveCluster) -> Decision[bool]:
+    wal_id = check_node(tables, command.node_id, command.node_epoch)
+    if tables.metadata_version < _HEALTH_SINCE or not tables.nodes[command.node_id].lease_ms:
+        return Decision((), False)
+    streams = tables.streams.values()
+    if any(stream.wal_id and (stream.node_id == command.node_id or stream.wal_id == wal_id) for stream in streams):
+        return Decision((), False)
+    suspected = NodeSuspected(node_id=command.node_id, node_epoch=command.node_epoch, at_ms=command.at_ms)
+    if tables.node_status(command.node_id) is NodeStatus.SUSPECT:
+        return Decision((_dead(command),), True)
+    return Decision((suspected, _dead(command)), True)
+
+
+def _dead(command: DeclareDead | LeaveCluster) -> NodeDead:
+    return NodeDead(node_id=command.node_id, node_epoch=command.node_epoch, at_ms=command.at_ms)
+
+
+def raise_metadata_version(tables: Tables, command: RaiseMetadataVersion) -> Decision[None]:
+    if not tables.metadata_version < command.metadata_version <= METADATA_VERSION:
+        return Decision((), None)
+    return Decision((MetadataVersionRaised(metadata_version=command.metadata_version),), None)
 
 
 def unregister_node(tables: Tables, command: UnregisterNode) -> Decision[None]:
@@ -112,12 +257,41 @@ def unregister_node(tables: Tables, command: UnregisterNode) -> Decision[None]:
 
 
 def apply_node_registered(tables: Tables, record: NodeRegistered, touched: Touched) -> None:
+    if tables.metadata_version < _HEALTH_SINCE:
+        # Snapshots of nodes that do not know of it leave it out, and all nodes are to come to the same state.
+        record = msgspec.structs.replace(record, lease_ms=0, controller_address="")
     tables.nodes[record.node_id] = record
-    tables.next_node_epoch = record.node_epoch + 1
+    tables.next_node_epoch = max(tables.next_node_epoch, record.node_epoch + 1)
+    tables.node_health.pop(record.node_id, None)
+    touched.nodes.add(record.node_id)
 
 
 def apply_node_unregistered(tables: Tables, record: NodeUnregistered, touched: Touched) -> None:
     tables.nodes.pop(record.node_id, None)
+    tables.node_health.pop(record.node_id, None)
+    touched.nodes.add(record.node_id)
+
+
+def apply_node_suspected(tables: Tables, record: NodeSuspected, touched: Touched) -> None:
+    tables.require_version(_HEALTH_SINCE)
+    tables.node_health[record.node_id] = NodeHealth(status=NodeStatus.SUSPECT, since_ms=record.at_ms)
+    touched.nodes.add(record.node_id)
+
+
+def apply_node_trusted(tables: Tables, record: NodeTrusted, touched: Touched) -> None:
+    tables.require_version(_HEALTH_SINCE)
+    tables.node_health.pop(record.node_id, None)
+    touched.nodes.add(record.node_id)
+
+
+def apply_node_dead(tables: Tables, record: NodeDead, touched: Touched) -> None:
+    tables.require_version(_HEALTH_SINCE)
+    tables.node_health[record.node_id] = NodeHealth(status=NodeStatus.DEAD, since_ms=record.at_ms)
+    touched.nodes.add(record.node_id)
+
+
+def apply_metadata_version_raised(tables: Tables, record: MetadataVersionRaised, touched: Touched) -> None:
+    tables.require_version(record.metadata_version)
 
 
 def configure_broker(tables: Tables, command: ConfigureBroker) -> Decision[None]:

@@ -15,7 +15,16 @@ from controller.commands import Command
 from controller.config import ControllerSettings
 from controller.errors import ControllerError, UnknownTopic
 from controller.image import Image, Topic
-from controller.nodes import ConfigureBroker, NodeRegistration, RegisterNode, UnregisterNode
+from controller.nodes import (
+    ConfigureBroker,
+    DeclareDead,
+    NodeRegistration,
+    RaiseMetadataVersion,
+    RegisterNode,
+    SuspectNode,
+    TrustNode,
+    UnregisterNode,
+)
 from controller.restoration import RestorePlan, RestoreTopics
 from controller.streams import AbandonWal, ReassignStreams
 from controller.topics import AddPartitions, ConfigureTopic, CreateTopics, DeleteTopics, NewTopic
@@ -60,6 +69,8 @@ class Operations(ABC):
         set_aside: Sequence[str] = (),
         address: str = "",
         rack: str = "",
+        lease_ms: int = 0,
+        controller_address: str = "",
     ) -> NodeRegistration:
         """Register a node that came up, fencing its earlier registrations.
 
@@ -74,9 +85,27 @@ class Operations(ABC):
                 set_aside=tuple(set_aside),
                 address=address,
                 rack=rack,
+                lease_ms=lease_ms,
+                controller_address=controller_address,
                 at_ms=self._now_ms(),
             )
         )
+
+    async def suspect_node(self, node_id: int, node_epoch: int) -> bool:
+        """Have a registration suspected that is not heard from; False: it cannot be (see `SuspectNode`)."""
+        return await self.submit(SuspectNode(node_id=node_id, node_epoch=node_epoch, at_ms=self._now_ms()))
+
+    async def trust_node(self, node_id: int, node_epoch: int) -> None:
+        """Take a suspicion back."""
+        await self.submit(TrustNode(node_id=node_id, node_epoch=node_epoch))
+
+    async def declare_dead(self, node_id: int, node_epoch: int) -> bool:
+        """Take a suspected registration for dead, whose lease surely ran out; False: it was trusted again, or registered anew."""
+        return await self.submit(DeclareDead(node_id=node_id, node_epoch=node_epoch, at_ms=self._now_ms()))
+
+    async def raise_metadata_version(self, metadata_version: int) -> None:
+        """Put a version in force that all nodes understand."""
+        await self.submit(RaiseMetadataVersion(metadata_version=metadata_version))
 
     async def unregister_node(self, node_id: int) -> None:
         """Remove a node that leads nothing. Raises NodeRefused."""

@@ -31,7 +31,11 @@ __all__ = [
     "ClusterFormatted",
     "LeaderChanged",
     "MetadataRestored",
+    "MetadataVersionRaised",
+    "NodeDead",
     "NodeRegistered",
+    "NodeSuspected",
+    "NodeTrusted",
     "NodeUnregistered",
     "ObjectCommitted",
     "ObjectIdsAllocated",
@@ -58,11 +62,13 @@ __all__ = [
     "encode_records",
 ]
 
-METADATA_VERSION: Final = 3
-"""Newest version of records and state machine that this code writes and understands.
+METADATA_VERSION: Final = 4
+"""Newest version of records and state machine that this code understands. It writes what the version that is in force allows.
 
 2: `PartitionsAdded`, `BrokerConfigsChanged`, and ranges without offsets that carry a state.
 3: `MetadataRestored`, `StreamsAbandoned.kept`, and `StreamsReassigned`.
+4: `NodeSuspected`, `NodeTrusted`, `NodeDead`, `MetadataVersionRaised`, and `NodeRegistered.lease_ms` and `.controller_address`. They are not written before this
+version is in force, which takes that every node understands it: so nodes can be upgraded one by one.
 """
 
 ALL_NODES: Final = -1
@@ -142,6 +148,10 @@ class NodeRegistered(msgspec.Struct, frozen=True, kw_only=True, array_like=True,
     """Advertised address, opaque here."""
     rack: str
     registered_at_ms: int
+    lease_ms: int = 0
+    """For how long it may serve without having read the metadata log to its tail; 0: it does not look, so it is never taken for dead."""
+    controller_address: str = ""
+    """`host:port` by which other nodes reach its controller; empty: it is alone."""
 
 
 class NodeUnregistered(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag=4):
@@ -330,6 +340,35 @@ class StreamsReassigned(msgspec.Struct, frozen=True, kw_only=True, array_like=Tr
     """(stream_id, node_id); the holder itself: it is to stay."""
 
 
+class NodeSuspected(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag=23):
+    """The leader does not hear from a node: it must serve nothing once it reads this, or cannot read."""
+
+    node_id: int
+    node_epoch: int
+    at_ms: int
+
+
+class NodeTrusted(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag=24):
+    """A suspected node was heard from again."""
+
+    node_id: int
+    node_epoch: int
+
+
+class NodeDead(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag=25):
+    """A node serves nothing any more, and commands of this registration are refused for good."""
+
+    node_id: int
+    node_epoch: int
+    at_ms: int
+
+
+class MetadataVersionRaised(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag=26):
+    """All nodes understand this version: what it brings may be written from now on."""
+
+    metadata_version: int
+
+
 Record = (
     ClusterFormatted
     | LeaderChanged
@@ -353,9 +392,13 @@ Record = (
     | BrokerConfigsChanged
     | MetadataRestored
     | StreamsReassigned
+    | NodeSuspected
+    | NodeTrusted
+    | NodeDead
+    | MetadataVersionRaised
 )
 
-_KNOWN_TAGS: Final = range(1, 23)
+_KNOWN_TAGS: Final = range(1, 27)
 _encoder: Final = msgspec.msgpack.Encoder()
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are no MessagePack, for text that is no UTF-8, and for arrays in arrays without end."""

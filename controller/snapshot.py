@@ -23,7 +23,16 @@ from crc32c import crc32c
 from controller.errors import MetadataCorrupt, UnsupportedMetadata
 from controller.records import METADATA_VERSION, NodeRegistered, ObjectCommitted, Skip
 from controller.state import State
-from controller.tables import IdSet, StreamState, StreamStatus, Tables, TopicState, Unreferenced
+from controller.tables import (
+    IdSet,
+    NodeHealth,
+    NodeStatus,
+    StreamState,
+    StreamStatus,
+    Tables,
+    TopicState,
+    Unreferenced,
+)
 from s3stream.metadata import ObjectId, StreamId
 
 __all__ = ["Capture", "capture", "digest", "encode", "restore"]
@@ -54,6 +63,8 @@ class _Head(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False
     gone: tuple[tuple[int, int], ...]
     broker_configs: tuple[tuple[int, tuple[tuple[str, str], ...]], ...] = ()
     """Since metadata version 2: (node_id, (name, value) …)"""
+    node_health: tuple[tuple[int, NodeStatus, int], ...] = ()
+    """Since metadata version 4: (node_id, status, since_ms)"""
 
 
 class _Stream(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
@@ -142,6 +153,9 @@ def capture(state: State, index: int) -> Capture:
         gone=tables.gone.intervals(),
         broker_configs=tuple(
             (node_id, tuple(sorted(configs.items()))) for node_id, configs in sorted(tables.broker_configs.items())
+        ),
+        node_health=tuple(
+            (node_id, health.status, health.since_ms) for node_id, health in sorted(tables.node_health.items())
         ),
     )
     return Capture(index, head, topics, [entry for _, entry in sorted(tables.objects.items())])
@@ -257,6 +271,9 @@ def _restored_head(head: _Head) -> Tables:
         expired=dict.fromkeys(head.expired),
         gone=IdSet(head.gone),
         broker_configs={node_id: dict(configs) for node_id, configs in head.broker_configs},
+        node_health={
+            node_id: NodeHealth(status=status, since_ms=since_ms) for node_id, status, since_ms in head.node_health
+        },
     )
 
 

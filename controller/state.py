@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, cast
 
 from controller import nodes, objects, records, restoration, streams, topics
 from controller.commands import Command, Decision
-from controller.invariants import StreamFacts, check_change, facts_of, growing_ids
+from controller.invariants import StreamFacts, check_change, facts_of, growing_ids, node_facts
 from controller.records import Record
 from controller.tables import IdSet, StreamState, Tables, Touched
 from s3stream.metadata import StreamId
@@ -56,8 +56,9 @@ class State:
             if stream is not None:
                 before[stream_id] = facts_of(stream)
         ids_before = growing_ids(self.tables)
+        node_before = node_facts(self.tables, getattr(record, "node_id", -1))
         touched = self.apply(record)
-        check_change(self.tables, before, ids_before, record, touched)
+        check_change(self.tables, before, ids_before, node_before, record, touched)
         return touched
 
     def copy(self) -> State:
@@ -132,7 +133,13 @@ def _apply_leader_changed(tables: Tables, record: records.LeaderChanged, touched
 
 _HANDLERS: Final[Mapping[type, Callable[[Tables, Any], Decision[Any]]]] = {
     FormatCluster: _format_cluster,
+    nodes.RaiseMetadataVersion: nodes.raise_metadata_version,
     nodes.RegisterNode: nodes.register_node,
+    nodes.DescribeNode: nodes.describe_node,
+    nodes.SuspectNode: nodes.suspect_node,
+    nodes.TrustNode: nodes.trust_node,
+    nodes.DeclareDead: nodes.declare_dead,
+    nodes.LeaveCluster: nodes.leave_cluster,
     nodes.UnregisterNode: nodes.unregister_node,
     nodes.ConfigureBroker: nodes.configure_broker,
     topics.CreateTopics: topics.create_topics,
@@ -158,6 +165,10 @@ _APPLIERS: Final[Mapping[type, Callable[[Tables, Any, Touched], None]]] = {
     records.LeaderChanged: _apply_leader_changed,
     records.NodeRegistered: nodes.apply_node_registered,
     records.NodeUnregistered: nodes.apply_node_unregistered,
+    records.NodeSuspected: nodes.apply_node_suspected,
+    records.NodeTrusted: nodes.apply_node_trusted,
+    records.NodeDead: nodes.apply_node_dead,
+    records.MetadataVersionRaised: nodes.apply_metadata_version_raised,
     records.TopicCreated: topics.apply_topic_created,
     records.TopicDeleted: topics.apply_topic_deleted,
     records.TopicConfigsChanged: topics.apply_topic_configs_changed,

@@ -20,7 +20,17 @@ from typing import Final
 from controller.records import METADATA_VERSION, NodeRegistered, ObjectCommitted, Range, Skip
 from s3stream.metadata import ObjectId, StreamId
 
-__all__ = ["IdSet", "StreamState", "StreamStatus", "Tables", "TopicState", "Touched", "Unreferenced"]
+__all__ = [
+    "IdSet",
+    "NodeHealth",
+    "NodeStatus",
+    "StreamState",
+    "StreamStatus",
+    "Tables",
+    "TopicState",
+    "Touched",
+    "Unreferenced",
+]
 
 
 _FIRST_STREAM_ID: Final = StreamId(1)
@@ -33,6 +43,23 @@ class StreamStatus(enum.IntEnum):
     CLOSED = 0
     OPEN = 1
     RECOVERING = 2
+
+
+class NodeStatus(enum.IntEnum):
+    """A registration becomes SUSPECT before it becomes DEAD, and is DEAD for good: only another registration of the node is ALIVE."""
+
+    ALIVE = 0
+    SUSPECT = 1
+    DEAD = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeHealth:
+    """What is held against a node."""
+
+    status: NodeStatus
+    since_ms: int
+    """When the leader of that time said so, by its clock: for people."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -163,6 +190,8 @@ class Tables:
     next_object_id: ObjectId = _FIRST_OBJECT_ID
     next_producer_id: int = 0
     nodes: dict[int, NodeRegistered] = field(default_factory=dict)
+    node_health: dict[int, NodeHealth] = field(default_factory=dict)
+    """Of registered nodes that are not ALIVE."""
     broker_configs: dict[int, dict[str, str]] = field(default_factory=dict)
     """Altered settings by node id, and under `ALL_NODES`; nodes without any are not in it."""
     topics: dict[bytes, TopicState] = field(default_factory=dict)
@@ -179,6 +208,11 @@ class Tables:
     def require_version(self, metadata_version: int) -> None:
         """Something was written that only this version and later ones understand: so they must be told from now on."""
         self.metadata_version = max(self.metadata_version, metadata_version)
+
+    def node_status(self, node_id: int) -> NodeStatus:
+        """Whether a registered node serves, as far as the cluster knows."""
+        health = self.node_health.get(node_id)
+        return NodeStatus.ALIVE if health is None else health.status
 
     def is_live(self, object_id: ObjectId, value: Range) -> bool:
         """True while a stream needs this range of this object."""
@@ -206,6 +240,8 @@ class Touched:
     """Per stream, the offsets [low, high) whose ranges changed; (0, 0) where none did."""
     topics: set[bytes] = field(default_factory=set)
     objects: set[ObjectId] = field(default_factory=set)
+    nodes: set[int] = field(default_factory=set)
+    """Registered, suspected, trusted or taken for dead."""
     broker_configs: bool = False
 
     def stream(self, stream_id: StreamId, low: int = 0, high: int = 0) -> None:

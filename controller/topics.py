@@ -11,7 +11,7 @@ Always true:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -27,7 +27,7 @@ from controller.errors import (
 )
 from controller.objects import release_all
 from controller.records import PartitionsAdded, Record, TopicConfigsChanged, TopicCreated, TopicDeleted
-from controller.tables import StreamState, Tables, TopicState, Touched
+from controller.tables import NodeStatus, StreamState, Tables, TopicState, Touched
 from s3stream.metadata import StreamId
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "NewTopic",
     "changed_configs",
     "leaders_of",
+    "takers",
 ]
 
 
@@ -107,7 +108,7 @@ def create_topics(tables: Tables, command: CreateTopics) -> Decision[Mapping[str
     for topic in command.topics:
         assert len(topic.topic_id) == 16, "topic ids have 16 bytes"
         assert topic.partition_count > 0, "a topic has partitions"
-        candidates = sorted(set(topic.leaders) & tables.nodes.keys() if topic.leaders else tables.nodes.keys())
+        candidates = takers(tables, topic.leaders or tables.nodes)
         assert topic.name not in reply, "the broker refuses requests that name a topic twice"
         if tables.topic_ids.get(topic.name) == topic.topic_id:
             reply[topic.name] = topic.topic_id  # the command was given before, and its answer was lost
@@ -135,6 +136,13 @@ def create_topics(tables: Tables, command: CreateTopics) -> Decision[Mapping[str
             partition_count += topic.partition_count
             reply[topic.name] = topic.topic_id
     return Decision(records, reply)
+
+
+def takers(tables: Tables, wanted: Collection[int]) -> Sequence[int]:
+    """Those of the wanted nodes that new partitions may go to: who is alive; a suspect where nobody else is, a dead one never."""
+    candidates = sorted(node_id for node_id in wanted if node_id in tables.nodes)
+    alive = [node_id for node_id in candidates if tables.node_status(node_id) is NodeStatus.ALIVE]
+    return alive or [node_id for node_id in candidates if tables.node_status(node_id) is NodeStatus.SUSPECT]
 
 
 def _led(tables: Tables) -> Counter[int]:
@@ -173,7 +181,7 @@ def add_partitions(tables: Tables, command: AddPartitions) -> Decision[None]:
             f"{added} more partitions of {topic.name} would make {len(tables.streams) + added} in the cluster; "
             f"max_partitions is {command.max_partitions}"
         )
-    candidates = sorted(tables.nodes)
+    candidates = takers(tables, tables.nodes)
     if not candidates:
         raise NoNodes(f"no node is registered that could lead partitions of {topic.name}")
     record = PartitionsAdded(

@@ -34,7 +34,18 @@ from controller.errors import (
     UnknownTopic,
     UnsupportedMetadata,
 )
-from controller.nodes import ConfigureBroker, NodeRegistration, RegisterNode, UnregisterNode
+from controller.nodes import (
+    ConfigureBroker,
+    DeclareDead,
+    DescribeNode,
+    LeaveCluster,
+    NodeRegistration,
+    RaiseMetadataVersion,
+    RegisterNode,
+    SuspectNode,
+    TrustNode,
+    UnregisterNode,
+)
 from controller.objects import AllocateObjectIds, AllocateProducerIds, Commit, ExpireObjects, ForgetObjects
 from controller.state import FormatCluster
 from controller.streams import AbandonWal, CloseStreams, OpenStreams, ReassignStreams, RecoverWal, TrimStreams
@@ -116,6 +127,7 @@ def _range(plain: tuple[int, int]) -> range:
 
 
 _NOTHING = _Reply(None)
+_YES_OR_NO = _Reply(bool)
 _RANGE = _Reply(tuple[int, int], lambda block: (block.start, block.stop), _range)
 _STREAMS = _Reply(tuple[OpenedStream, ...])
 _EACH_TOPIC = _Reply(
@@ -133,7 +145,13 @@ _MADE_TOPICS = _Reply(
 
 COMMANDS: Final[Mapping[type[Command[Any]], _Reply]] = {
     FormatCluster: _NOTHING,
+    RaiseMetadataVersion: _NOTHING,
     RegisterNode: _Reply(NodeRegistration),
+    DescribeNode: _NOTHING,
+    SuspectNode: _YES_OR_NO,
+    TrustNode: _NOTHING,
+    DeclareDead: _YES_OR_NO,
+    LeaveCluster: _YES_OR_NO,
     UnregisterNode: _NOTHING,
     ConfigureBroker: _NOTHING,
     CreateTopics: _MADE_TOPICS,

@@ -118,12 +118,19 @@ class NodeRow(Row, frozen=True, kw_only=True):
     rack: str
     registered_at_ms: int
     led_partitions: int
+    lease_ms: int
+    status: str
+    """ALIVE, SUSPECT or DEAD."""
+    status_since_ms: int
+    """0 while it is alive."""
 
     def text(self) -> str:
+        status = f", {self.status} since {when(self.status_since_ms)}" if self.status_since_ms else ""
         rack = f", rack {self.rack}" if self.rack else ""
         return (
             f"node {self.node_id}: epoch {self.node_epoch}, {self.address or 'no address'}{rack}, WAL {self.wal_id} epoch "
             f"{self.wal_epoch}, registered {when(self.registered_at_ms)}, leads {plural(self.led_partitions, 'partition')}"
+            f"{status}"
         )
 
 
@@ -344,6 +351,9 @@ def _state_rows(image: Image, next_index: int) -> list[Row]:
             rack=node.rack,
             registered_at_ms=node.registered_at_ms,
             led_partitions=led[node.node_id],
+            lease_ms=node.lease_ms,
+            status=tables.node_status(node.node_id).name,
+            status_since_ms=health.since_ms if (health := tables.node_health.get(node.node_id)) else 0,
         )
         for _, node in sorted(tables.nodes.items())
     ]

@@ -8,7 +8,7 @@ from typing import TypeVar
 from controller.commands import Command
 from controller.errors import ControllerError
 from controller.invariants import check_all
-from controller.nodes import RegisterNode
+from controller.nodes import DeclareDead, RegisterNode, SuspectNode, TrustNode
 from controller.objects import AllocateObjectIds, Commit, ExpireObjects, ForgetObjects
 from controller.records import Record, decode_records, encode_records
 from controller.restoration import LastSeen, RestorePlan, RestoreTopics, last_seen_before
@@ -73,9 +73,25 @@ class Machine:
         check_all(self.state.tables)
         return decision.reply
 
-    def register(self, node_id: int = 1, wal_id: str = "wal-1", wal_epoch: int = 0) -> int:
+    def register(self, node_id: int = 1, wal_id: str = "wal-1", wal_epoch: int = 0, lease_ms: int = 3_000) -> int:
         """Register a node; returns its node epoch."""
-        return self.do(RegisterNode(node_id=node_id, wal_id=wal_id, wal_epoch=wal_epoch, at_ms=self.now_ms)).node_epoch
+        return self.do(
+            RegisterNode(node_id=node_id, wal_id=wal_id, wal_epoch=wal_epoch, lease_ms=lease_ms, at_ms=self.now_ms)
+        ).node_epoch
+
+    def suspect(self, node_id: int, node_epoch: int | None = None) -> bool:
+        """Suspect a node, by default the one that is registered now."""
+        node_epoch = self.node_epoch(node_id) if node_epoch is None else node_epoch
+        return self.do(SuspectNode(node_id=node_id, node_epoch=node_epoch, at_ms=self.now_ms))
+
+    def declare_dead(self, node_id: int, node_epoch: int | None = None) -> bool:
+        """Take a node for dead, likewise."""
+        node_epoch = self.node_epoch(node_id) if node_epoch is None else node_epoch
+        return self.do(DeclareDead(node_id=node_id, node_epoch=node_epoch, at_ms=self.now_ms))
+
+    def trust(self, node_id: int) -> None:
+        """Take a suspicion back."""
+        self.do(TrustNode(node_id=node_id, node_epoch=self.node_epoch(node_id)))
 
     def create(self, name: str = "orders", partitions: int = 1) -> list[StreamId]:
         """Create a topic; returns its streams by partition."""

@@ -11,11 +11,19 @@ import pytest
 
 from controller.config import ControllerSettings
 from controller.controller import Controller, TopicSpec
-from controller.entry import EntryHeader, encode_entry
+from controller.entry import EntryHeader, decode_entry, encode_entry
 from controller.errors import MetadataCorrupt, NodeRefused, TopicExists, UnknownTopic, UnsupportedMetadata, WrongCluster
 from controller.image import Applied, Topic
 from controller.node_metadata import NodeMetadata
-from controller.records import StreamsClosed, TopicCreated, encode_records
+from controller.records import (
+    METADATA_VERSION,
+    ClusterFormatted,
+    LeaderChanged,
+    Record,
+    StreamsClosed,
+    TopicCreated,
+    encode_records,
+)
 from controller.snapshot import digest
 from s3stream.errors import MetadataUnavailable, NodeFenced
 from s3stream.memory import Bucket, Fault, MemoryObjectStore
@@ -480,6 +488,31 @@ def test_an_epoch_that_never_took_office_is_refused() -> None:
         world.bucket.write(PATHS.log_entry(header.index), b"".join(encode_entry(header, body)), 0)
         with pytest.raises(MetadataCorrupt, match="never took office"):
             await world.start()
+
+    run(scenario)
+
+
+def test_a_cluster_of_the_version_before_is_written_as_that_version_until_a_newer_one_is_in_force() -> None:
+    """So that nodes can be upgraded one by one: those of the version before refuse what says that it is newer."""
+
+    async def scenario(world: World) -> None:
+        formatted: list[Record] = [
+            LeaderChanged(controller_epoch=1, leader=""),
+            ClusterFormatted(cluster_id="old", metadata_version=3),
+        ]
+        header = EntryHeader(index=0, controller_epoch=1, nonce=b"z" * 16, metadata_version=3)
+        world.bucket.write(PATHS.log_entry(0), b"".join(encode_entry(header, encode_records(formatted))), 0)
+        controller = await world.start(cluster_id="old")
+        await with_topic(controller)
+        await controller.raise_metadata_version(METADATA_VERSION)
+        await controller.raise_metadata_version(METADATA_VERSION)
+        await controller.register_node(2, "wal-2", lease_ms=3_000)
+        versions = [
+            decode_entry(world.bucket.objects[PATHS.log_entry(index)].data, index, where="here").header.metadata_version
+            for index in range(controller.applied_index + 1)
+        ]
+        assert versions == [3] * (len(versions) - 2) + [METADATA_VERSION] * 2
+        assert (await world.start()).image.metadata_version == METADATA_VERSION
 
     run(scenario)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,9 +49,8 @@ def test_an_entry_belongs_to_its_index() -> None:
         decode_entry(ENTRY, 8, where="log/8")
 
 
-def test_an_entry_of_a_newer_version_stops_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controller.entry.METADATA_VERSION", METADATA_VERSION + 1)
-    newer = b"".join(encode_entry(HEADER, encode_records(RECORDS)))
-    monkeypatch.undo()
+def test_an_entry_of_a_newer_version_stops_the_node() -> None:
+    header = replace(HEADER, metadata_version=METADATA_VERSION + 1)
+    newer = b"".join(encode_entry(header, encode_records(RECORDS)))
     with pytest.raises(UnsupportedMetadata, match=f"metadata version {METADATA_VERSION + 1}, newer than this node's"):
         decode_entry(newer, 7, where="log/7")

@@ -9,6 +9,9 @@ import pytest
 from controller.errors import InvariantViolated
 from controller.invariants import check_all
 from controller.records import (
+    NodeDead,
+    NodeSuspected,
+    NodeTrusted,
     ObjectCommitted,
     ObjectIdsAllocated,
     ObjectsExpired,
@@ -18,7 +21,7 @@ from controller.records import (
     StreamsRecovering,
     StreamsTrimmed,
 )
-from controller.tables import StreamStatus, Tables
+from controller.tables import NodeHealth, NodeStatus, StreamStatus, Tables
 from tests.controller.machine import Machine, ready, stream_range
 
 
@@ -31,7 +34,14 @@ def built() -> Machine:
         machine.upload(1, stream_range(stream, base, base + 10, leader_epoch=1))
     machine.trim(1, {stream: 5})
     machine.ids(1)
+    machine.register(3, "wal-3")
+    machine.suspect(3)
+    machine.declare_dead(3)
     return machine
+
+
+DEAD_EPOCH = 3
+"""Of node 3, which is dead."""
 
 
 def upload(object_id: int, base_offset: int, end_offset: int) -> ObjectCommitted:
@@ -55,6 +65,9 @@ def upload(object_id: int, base_offset: int, end_offset: int) -> ObjectCommitted
         (StreamsOpened(node_id=1, wal_id="", streams=((1, 2),)), "open_is_left_in_order"),
         (ObjectsExpired(object_ids=(1,)), "object_is_in_one_place"),
         (ObjectIdsAllocated(node_id=1, end_object_id=2), "ids_only_grow"),
+        (NodeDead(node_id=1, node_epoch=1, at_ms=0), "dead_is_suspected_first_and_for_good"),
+        (NodeTrusted(node_id=3, node_epoch=DEAD_EPOCH), "dead_is_suspected_first_and_for_good"),
+        (NodeSuspected(node_id=3, node_epoch=DEAD_EPOCH, at_ms=0), "dead_is_suspected_first_and_for_good"),
     ],
 )
 def test_a_record_that_breaks_an_invariant_is_found(record: Record, name: str) -> None:
@@ -94,6 +107,10 @@ def reference_twice(tables: Tables) -> None:
     tables.gone.add(2)
 
 
+def suspect_a_stranger(tables: Tables) -> None:
+    tables.node_health[9] = NodeHealth(status=NodeStatus.SUSPECT, since_ms=0)
+
+
 @pytest.mark.parametrize(
     ("damage", "name"),
     [
@@ -105,6 +122,7 @@ def reference_twice(tables: Tables) -> None:
         (lose_the_topic, "streams_belong_to_topics"),
         (rename, "topic_names_are_unique"),
         (reference_twice, "object_is_in_one_place"),
+        (suspect_a_stranger, "only_registered_nodes_are_suspected"),
     ],
 )
 def test_damage_anywhere_is_found_by_the_full_check(damage: Callable[[Tables], None], name: str) -> None:

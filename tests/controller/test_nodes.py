@@ -5,13 +5,20 @@ from __future__ import annotations
 import pytest
 
 from controller.commands import check_node
-from controller.errors import ConfigsChanged, NodeRefused
+from controller.errors import ConfigsChanged, NodeRefused, NoNodes
 from controller.image import Image
-from controller.nodes import ConfigureBroker, RegisterNode, UnregisterNode
+from controller.nodes import (
+    ConfigureBroker,
+    DescribeNode,
+    LeaveCluster,
+    RaiseMetadataVersion,
+    RegisterNode,
+    UnregisterNode,
+)
 from controller.records import ALL_NODES
 from controller.snapshot import capture, encode, restore
 from controller.streams import AbandonWal, RecoverWal
-from controller.tables import StreamStatus
+from controller.tables import NodeStatus, StreamStatus
 from s3stream.errors import NodeFenced
 from tests.controller.machine import Machine, ready, stream_range
 
@@ -184,3 +191,103 @@ def test_what_only_a_newer_version_understands_is_told_by_the_snapshot() -> None
     ]
     assert restored.tables.broker_configs == {7: {"num.partitions": "4"}}
     assert restored.tables.metadata_version == 2
+
+
+def test_a_node_is_suspected_before_it_is_dead_and_then_its_commands_are_refused() -> None:
+    machine, (stream,) = ready()
+    assert not machine.declare_dead(1), "nobody suspected it"
+    assert machine.suspect(1)
+    assert machine.suspect(1), "once is enough"
+    assert Image(machine.state).node(1).status is NodeStatus.SUSPECT  # type: ignore[union-attr]
+    machine.upload(1, stream_range(stream, 0, 10))  # what it acknowledged is as good as ever
+    machine.now_ms += 3_500
+    assert machine.declare_dead(1)
+    assert machine.declare_dead(1), "also to who asks again, since the answer was lost"
+    assert Image(machine.state).node_status(1) is NodeStatus.DEAD
+    with pytest.raises(NodeFenced, match="taken for dead"):
+        machine.open(1, [stream])
+    machine.trust(1)
+    assert not machine.suspect(1)
+    assert machine.state.tables.node_status(1) is NodeStatus.DEAD, "for good"
+    machine.register(1)
+    assert machine.state.tables.node_status(1) is NodeStatus.ALIVE
+    assert machine.open(1, [stream])
+
+
+def test_a_suspicion_is_withdrawn_when_the_node_is_heard_from() -> None:
+    machine, (stream,) = ready()
+    machine.suspect(1)
+    machine.trust(1)
+    assert not machine.state.tables.node_health
+    assert not machine.declare_dead(1), "it takes a new suspicion"
+    machine.open(1, [stream])
+
+
+def test_what_is_said_of_an_earlier_registration_is_of_no_account() -> None:
+    machine, _ = ready()
+    former = machine.node_epoch(1)
+    machine.suspect(1)
+    machine.register(1)
+    assert not machine.state.tables.node_health, "it is there again"
+    assert not machine.suspect(1, former)
+    machine.suspect(1)
+    assert not machine.declare_dead(1, former)
+    assert machine.state.tables.node_status(1) is NodeStatus.SUSPECT
+
+
+def test_a_node_without_a_lease_is_never_suspected() -> None:
+    machine = Machine()
+    machine.register(1, "wal-1", lease_ms=0)
+    assert not machine.suspect(1)
+    assert not machine.state.tables.node_health
+
+
+def test_a_node_that_stops_in_order_is_dead_at_once() -> None:
+    machine, (stream,) = ready()
+    leaving = LeaveCluster(node_id=1, node_epoch=machine.node_epoch(1), at_ms=machine.now_ms)
+    assert not machine.do(leaving), "it has a partition open"
+    machine.close(1, {stream: 0})
+    assert machine.do(leaving)
+    assert machine.state.tables.node_status(1) is NodeStatus.DEAD
+    machine.register(1)
+    machine.suspect(1)
+    assert machine.do(LeaveCluster(node_id=1, node_epoch=machine.node_epoch(1), at_ms=machine.now_ms))
+
+
+def test_new_partitions_go_to_nodes_that_are_alive() -> None:
+    machine = Machine()
+    for node_id in (1, 2, 3):
+        machine.register(node_id, f"wal-{node_id}")
+    machine.suspect(2)
+    machine.suspect(3)
+    machine.declare_dead(3)
+    assert {machine.stream(stream).node_id for stream in machine.create("one", 4)} == {1}
+    machine.suspect(1)
+    assert {machine.stream(stream).node_id for stream in machine.create("two", 6)} == {1, 2}
+    for node_id in (1, 2):
+        machine.declare_dead(node_id)
+    with pytest.raises(NoNodes):
+        machine.create("three")
+
+
+def test_nobody_is_suspected_before_all_nodes_understand_it() -> None:
+    machine = Machine()
+    machine.state.tables.metadata_version = 3  # formatted by the version before
+    machine.register()
+    assert machine.state.tables.nodes[1].lease_ms == 0, "as nodes of that version have it"
+    described = DescribeNode(
+        node_id=1, node_epoch=machine.node_epoch(1), lease_ms=3_000, controller_address="here:9094"
+    )
+    machine.do(described)
+    assert not machine.suspect(1)
+    assert not machine.do(LeaveCluster(node_id=1, node_epoch=machine.node_epoch(1), at_ms=machine.now_ms))
+    assert machine.state.tables.metadata_version == 3
+    machine.do(RaiseMetadataVersion(metadata_version=4))
+    assert machine.state.tables.metadata_version == 4
+    assert not machine.suspect(1), "whether it takes a lease is not known yet"
+    machine.do(described)
+    assert machine.node_epoch(1) == described.node_epoch
+    assert machine.state.tables.nodes[1].controller_address == "here:9094"
+    assert machine.suspect(1)
+    machine.do(RaiseMetadataVersion(metadata_version=3))
+    assert machine.state.tables.metadata_version == 4, "there is no way back"

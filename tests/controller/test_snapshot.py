@@ -36,6 +36,10 @@ def rich() -> Machine:
     machine.upload(1, stream_range(s, 80, 90, leader_epoch=1))
     machine.register(2, "wal-2")
     machine.reassign({t: 2})
+    for node_id in (3, 4):
+        machine.register(node_id, f"wal-{node_id}")
+        machine.suspect(node_id)
+    machine.declare_dead(4)
     orphan, forgotten = machine.ids(1, 2)
     machine.expire(b, orphan, forgotten)
     machine.forget(forgotten)
@@ -137,11 +141,13 @@ def test_a_snapshot_of_a_newer_version_stops_the_node(monkeypatch: pytest.Monkey
 
 
 def test_a_snapshot_of_the_version_before_is_read() -> None:
-    """Metadata version 1 had no altered settings of brokers: its head ends before them."""
+    """Metadata version 1 had no altered settings of brokers, and no suspicions: its head ends before them."""
     machine = rich()
+    machine.state.tables.node_health.clear()
     machine.state.tables.metadata_version = 1
     head, *others = capture(machine.state, 41).frames()
     fields = msgspec.msgpack.decode(head)
+    assert fields.pop() == [], "who is suspected or dead"
     assert fields.pop() == [], "altered settings of brokers"
     frames = [msgspec.msgpack.encode(fields), *others, b""]
     data = b"TLMS\x01" + b"".join(struct.pack(">II", len(frame), crc32c(frame)) + frame for frame in frames)

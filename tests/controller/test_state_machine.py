@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
@@ -22,7 +23,7 @@ from controller.snapshot import capture, digest, encode, restore
 from controller.state import State
 from controller.streams import AbandonWal, RecoverWal
 from controller.tables import StreamState, StreamStatus
-from s3stream.errors import ObjectExpired, SourcesChanged
+from s3stream.errors import NodeFenced, ObjectExpired, SourcesChanged
 from s3stream.metadata import NewObject, ObjectId, StreamId, StreamRange
 from tests.controller.machine import Machine, new_object, stream_range
 
@@ -79,7 +80,9 @@ class MetadataMachine(RuleBasedStateMachine):
         return f"wal-{node_id}-{self.disks[node_id]}"
 
     @rule(
-        what=st.sampled_from(["restart", "change disk", "recover", "abandon", "create", "delete"]),
+        what=st.sampled_from(
+            ["restart", "change disk", "recover", "abandon", "create", "delete", "suspect", "trust", "die"]
+        ),
         node_id=st.sampled_from(NODES),
         name=st.sampled_from(NAMES),
         number=st.integers(1, 3),
@@ -90,6 +93,12 @@ class MetadataMachine(RuleBasedStateMachine):
             case "restart":
                 self.register(node_id)
                 self.open(node_id, self.led_by(node_id))
+            case "suspect":
+                self.machine.suspect(node_id)
+            case "trust":
+                self.machine.trust(node_id)
+            case "die":
+                self.die(node_id)
             case "change disk":
                 self.change_disk(node_id)
             case "recover":
@@ -168,6 +177,18 @@ class MetadataMachine(RuleBasedStateMachine):
 
     def register(self, node_id: int) -> None:
         self.machine.register(node_id, self.wal_id(node_id))
+
+    def die(self, node_id: int) -> None:
+        """Where it is suspected: nothing that it says is of any account, until it is there again."""
+        if not self.machine.declare_dead(node_id):
+            return
+        before = digest(self.machine.state)
+        with pytest.raises(NodeFenced):
+            self.machine.open(node_id, sorted(self.led_by(node_id)))
+        with pytest.raises(NodeFenced):
+            self.machine.ids(node_id)
+        assert digest(self.machine.state) == before
+        self.register(node_id)
 
     def change_disk(self, node_id: int) -> None:
         before = self.wal_id(node_id)

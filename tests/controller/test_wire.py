@@ -8,7 +8,18 @@ import pytest
 
 from controller.commands import Command
 from controller.errors import ControllerError, TopicExists, UnknownTopic
-from controller.nodes import ConfigureBroker, NodeRegistration, RegisterNode, UnregisterNode
+from controller.nodes import (
+    ConfigureBroker,
+    DeclareDead,
+    DescribeNode,
+    LeaveCluster,
+    NodeRegistration,
+    RaiseMetadataVersion,
+    RegisterNode,
+    SuspectNode,
+    TrustNode,
+    UnregisterNode,
+)
 from controller.objects import AllocateObjectIds, AllocateProducerIds, Commit, ExpireObjects, ForgetObjects
 from controller.restoration import RestoreTopics
 from controller.state import _HANDLERS, FormatCluster
@@ -37,7 +48,13 @@ def test_every_command_of_the_state_machine_has_a_place() -> None:
 COMMIT = CommitObjects(objects=(new_object(7, stream_range(1, 0, 10), stream_range(2, 5, 6)),), sources=(ObjectId(3),))
 SAMPLES: list[Command[Any]] = [
     FormatCluster(cluster_id="c"),
-    RegisterNode(node_id=1, wal_id="w", wal_epoch=2, address="PLAINTEXT://h:1", rack="r", at_ms=3),
+    RaiseMetadataVersion(metadata_version=4),
+    RegisterNode(node_id=1, wal_id="w", wal_epoch=2, address="PLAINTEXT://h:1", rack="r", lease_ms=4, at_ms=3),
+    DescribeNode(node_id=1, node_epoch=2, lease_ms=4, controller_address="h:2"),
+    SuspectNode(node_id=1, node_epoch=2, at_ms=3),
+    TrustNode(node_id=1, node_epoch=2),
+    DeclareDead(node_id=1, node_epoch=2, at_ms=3),
+    LeaveCluster(node_id=1, node_epoch=2, at_ms=3),
     UnregisterNode(node_id=1),
     ConfigureBroker(node_id=-1, changes={"a": "b", "c": None}, expected={}),
     CreateTopics(
@@ -83,6 +100,7 @@ def test_every_command_arrives_as_it_was(kind: type[Command[Any]]) -> None:
         (AllocateObjectIds, range(5, 8)),
         (AbandonWal, {StreamId(1): (2, 3)}),
         (TrimStreams, None),
+        (SuspectNode, True),
         (CreateTopics, {"made": ID}),
         (DeleteTopics, {ID: None}),
     ],

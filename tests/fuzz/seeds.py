@@ -9,7 +9,15 @@ from broker.leader_epochs import LeaderEpochs
 from broker.partition import encode_state
 from broker.producer_state import ProducerStates
 from controller.entry import EntryHeader, encode_entry
-from controller.records import ProducerIdsAllocated, StreamsTrimmed, encode_records
+from controller.records import (
+    MetadataVersionRaised,
+    NodeDead,
+    NodeSuspected,
+    NodeTrusted,
+    ProducerIdsAllocated,
+    StreamsTrimmed,
+    encode_records,
+)
 from protocol.apis import encode_request, encode_response
 from protocol.compression import Codec, compress
 from protocol.record_set import Record, build_batch
@@ -108,6 +116,10 @@ def objects() -> Iterator[bytes]:
 def metadata_entry() -> Iterator[bytes]:
     entries = [
         ProducerIdsAllocated(node_id=1, end_producer_id=2000),
+        NodeSuspected(node_id=1, node_epoch=2, at_ms=9),
+        NodeTrusted(node_id=1, node_epoch=2),
+        NodeDead(node_id=1, node_epoch=2, at_ms=9),
+        MetadataVersionRaised(metadata_version=4),
         StreamsTrimmed(log_start_offsets=((StreamId(1), 5), (StreamId(2), 7)), trimmed_at_ms=9),
     ]
     for chosen in (entries, entries[:1], []):
