@@ -91,7 +91,7 @@ def simulate(seed: int, *, scenario: Scenario | None = None, problems_enough: in
     log = _ErrorLog(
         simulation.problems,
         reads_may_be_wrong=simulation.scenario.store.flipped > 0,
-        clocks_are_wrong=simulation.scenario.clock_errors,
+        clocks_are_wrong=simulation.scenario.clock_errors or simulation.scenario.clock_jumps,
     )
     _LOGGER.addHandler(log)
     try:
