@@ -1,4 +1,4 @@
-"""The command line: `tidelog serve -c FILE`, `tidelog dev`, and tools that look at what they keep."""
+"""The command line: `tidelog serve -c FILE`, `tidelog dev`, both with `--nodes N`, and tools that look at what they keep."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import random
 import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from broker.abandon import abandon, add_wal
 from broker.config import BrokerSettings, InvalidSettings, settings_from
@@ -21,6 +22,9 @@ from broker.logs import LEVELS, configured
 from broker.node import Node
 from broker.origin import ForeignPackage, check_packages
 from broker.restore import add_restore, restore
+from broker.supervisor.link import NodeLink
+from broker.supervisor.plan import settings_of_nodes
+from broker.supervisor.supervisor import supervise
 from broker.verify.command import add_verify, verify
 from controller.errors import ControllerError
 from s3stream.config import InvalidSettings as InvalidStorageSettings
@@ -29,6 +33,8 @@ from s3stream.objectstore import ObjectStoreError
 from wal.errors import WalError
 
 __all__ = ["main"]
+
+T = TypeVar("T")
 
 GC_THRESHOLDS = (50_000, 50, 100)
 """Collections are rare: messages are not tracked, connections break their cycles, and a full collection stops the loop."""
@@ -61,6 +67,7 @@ environment variables such as TIDELOG_NUM_PARTITIONS=3, then --set num.partition
 examples:
   tidelog dev                             serve on localhost:9092, everything under ./data
   tidelog serve -c broker.toml            serve as the file says
+  tidelog dev --nodes 3                   serve on three nodes, from localhost:9092 on
   tidelog inspect wal --data ./data       show what is in the WAL (see also: inspect --help)
   tidelog verify --data ./data            check everything in the bucket
   tidelog serve --set listeners=PLAINTEXT://0.0.0.0:9092 --set advertised.listeners=PLAINTEXT://kafka1:9092
@@ -80,13 +87,20 @@ def main(arguments: list[str] | None = None) -> int:
             print(as_json() if options.json else as_text())
             return 0
         settings = _settings(options)
-        with configured(settings.logging_format, settings.logging_level):
+        link: int | None = getattr(options, "link", None)
+        node_id = None if link is None else settings.node_id
+        with configured(settings.logging_format, settings.logging_level, node_id=node_id):
             tool = _TOOLS.get(options.command)
-            return _run(_serve(settings) if tool is None else tool(options, settings))
+            if tool is not None:
+                return _run(tool(options, settings))
+            if options.nodes is None:
+                return _run(_serve(settings, link))
+            return asyncio.run(supervise(settings_of_nodes(settings, options.nodes), rng=random.Random()))
     except KeyboardInterrupt:  # of a tool; a broker has handlers of its own, once it runs
         return 128 + signal.SIGINT
     except _CANNOT_START as error:
-        print(f"tidelog: {error}", file=sys.stderr)
+        who = "" if getattr(options, "link", None) is None else f"node {settings.node_id}: "
+        print(f"tidelog: {who}{error}", file=sys.stderr)
         return 1 if options.command in ("serve", "dev") else EXIT_NOT_CHECKED
 
 
@@ -106,7 +120,15 @@ def _parser() -> argparse.ArgumentParser:
     add_verify(commands)
     add_wal(commands)
     add_restore(commands)
+    serve.add_argument("--link", type=int, help=argparse.SUPPRESS)  # to the process that runs several nodes
     for command in (serve, dev):
+        command.add_argument(
+            "--nodes",
+            type=int,
+            metavar="N",
+            help="run so many nodes on this machine, each in a process of its own, with ids and ports that count up, "
+            "and start those again that end",
+        )
         command.add_argument(
             "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides", help="one setting; repeatable"
         )
@@ -150,32 +172,67 @@ def _run(coroutine: Coroutine[Any, Any, int]) -> int:
         return runner.run(coroutine)
 
 
-async def _serve(settings: BrokerSettings) -> int:
-    """Serve until a signal, or until the broker cannot acknowledge any more."""
+async def _serve(settings: BrokerSettings, file_descriptor: int | None) -> int:
+    """Serve until a signal, or the supervisor at the other end of a link, says stop; or until the broker cannot acknowledge any more."""
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     settings = settings.replace(max_connections=connections_that_fit(settings.max_connections))
     gc.set_threshold(*GC_THRESHOLDS)  # for recovery, too
-    async with Node(settings) as node:
-        _announce(node)
-        gc.collect()
-        gc.freeze()
-        stopped = asyncio.create_task(stop.wait())
-        failed = asyncio.create_task(node.wait_failed())
-        await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
-        for task in (stopped, failed):
-            task.cancel()
+    node = Node(settings)
+    link = None if file_descriptor is None else await NodeLink.open(file_descriptor)
+    stop = asyncio.Event()
+
+    def stop_in_order() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)  # a second one ends the process at once: the WAL keeps the rest
-        if failed.done() and not failed.cancelled():
+        stop.set()
+
+    async def stop_with_all(link: NodeLink) -> None:
+        await link.until_all_stop()
+        node.hands_over = False
+        stop_in_order()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop_in_order)
+    async with contextlib.AsyncExitStack() as stack:
+        stopped = _begun(stack, stop.wait())
+        if link is not None:
+            stack.push_async_callback(link.close)
+            _begun(stack, stop_with_all(link))
+        starting = _begun(stack, stack.enter_async_context(node))
+        await asyncio.wait((stopped, starting), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            return 0  # nobody was served yet
+        starting.result()
+        if link is None:
+            _announce(node)
+        else:
+            link.serving(node)
+        gc.collect()
+        gc.freeze()
+        failed = _begun(stack, node.wait_failed())
+        await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
+        if failed.done():
+            stop_in_order()
             print(f"tidelog: stopping: {failed.result()}", file=sys.stderr)
             return 1
-        print("tidelog: uploading and closing", flush=True)
-    with contextlib.suppress(BrokenPipeError):
-        print("tidelog: stopped", flush=True)
+        if link is None:
+            print("tidelog: uploading and closing", flush=True)
+    if link is None:
+        with contextlib.suppress(BrokenPipeError):
+            print("tidelog: stopped", flush=True)
     return 0
+
+
+def _begun(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """A task that is cancelled and awaited at the end of the stack."""
+
+    async def end() -> None:
+        task.cancel()
+        await asyncio.wait((task,))
+
+    task = asyncio.create_task(work)
+    stack.push_async_callback(end)
+    return task
 
 
 def _announce(node: Node) -> None:

@@ -92,6 +92,8 @@ Written by `make docs` from the tables in `broker/config.py` and `broker/topic_c
 A name that is not known, in any of these places, and a value that is not allowed are refused at the start, all in one message
 that says what is allowed. `tidelog config` lists what is below, `tidelog config --json` for programs.
 
+With `--nodes N` several nodes are run on one machine: [operations.md](operations.md#on-one-machine) tells what each gets of the settings.
+
 Settings that are *dynamic* can be altered while the broker runs, with IncrementalAlterConfigs or AlterConfigs (`kafka-configs --alter
 --entity-type brokers`, with `--entity-name 1` for one broker or `--entity-default` for all). What is altered is kept in the metadata log, holds
 at once, survives restarts, and wins over everything above; one broker's own wins over that of all. Others are refused as read-only.

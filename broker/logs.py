@@ -64,10 +64,12 @@ FIGURES = LogFigures()
 
 
 @contextmanager
-def configured(log_format: str, level: str, *, stream: TextIO | None = None) -> Iterator[None]:
-    """Write the log of the whole process, as long as the block runs."""
+def configured(
+    log_format: str, level: str, *, stream: TextIO | None = None, node_id: int | None = None
+) -> Iterator[None]:
+    """Write the log of the whole process, as long as the block runs; with `node=`, where several write to one place."""
     handler = logging.StreamHandler(sys.stderr if stream is None else stream)
-    handler.setFormatter(EventFormatter(log_format))
+    handler.setFormatter(EventFormatter(log_format, node_id))
     least = logging.getLevelNamesMapping()[level.upper()]
     others_least = max(least, logging.WARNING)
     # Loggers of libraries may have levels of their own.
@@ -99,13 +101,14 @@ def event_of(record: logging.LogRecord) -> str:
 class EventFormatter(logging.Formatter):
     """One line a record."""
 
-    def __init__(self, log_format: str) -> None:
+    def __init__(self, log_format: str, node_id: int | None = None) -> None:
         super().__init__()
         self._encode = {"logfmt": _logfmt, "json": _json}[log_format]
+        self._everywhere: Fields = {} if node_id is None else {"node": node_id}
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
-        return self._encode(_fields(record, self))
+        return self._encode(_fields(record, self, self._everywhere))
 
 
 class RateLimit(logging.Filter):
@@ -154,12 +157,13 @@ class _Event:
 # ---- from a record to a line ----------------------------------------------------------------------------------------
 
 
-def _fields(record: logging.LogRecord, formatter: logging.Formatter) -> Fields:
+def _fields(record: logging.LogRecord, formatter: logging.Formatter, everywhere: Fields) -> Fields:
     moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
     fields: Fields = {
         "time": f"{moment}.{int(record.created % 1 * 1000):03d}Z",
         "level": record.levelname.lower(),
         "logger": record.name,
+        **everywhere,
     }
     if isinstance(record.args, Mapping):
         fields["event"] = event_of(record)

@@ -51,6 +51,8 @@ class Node:
         self._now_ms = now_ms
         self._rng = random.Random() if rng is None else rng
         self._wrap_store = wrap_store
+        self.hands_over = True
+        """At its end it first gives its partitions to other nodes, if there are any. Set it to False where all of them stop."""
         self._stack = AsyncExitStack()
         self._running: Running | None = None
         self._failure: asyncio.Future[BaseException] | None = None
@@ -61,7 +63,13 @@ class Node:
         self._running = await self._stack.enter_async_context(
             start_broker(
                 self.settings,
-                Surroundings(now_ms=self._now_ms, rng=self._rng, on_failed=self._failed, wrap_store=self._wrap_store),
+                Surroundings(
+                    now_ms=self._now_ms,
+                    rng=self._rng,
+                    on_failed=self._failed,
+                    wrap_store=self._wrap_store,
+                    hands_over=lambda: self.hands_over,
+                ),
             )
         )
         return self

@@ -60,6 +60,8 @@ class Balancing:
         self._leaving: set[int] = set()
         self._judges_from_s = 0.0
         """From then on a node that is not heard from is dead."""
+        self.is_over = False
+        """All nodes stop: where partitions are is where they will be needed."""
         self.moves = 0
         """Partitions that this node, as leader, had moved."""
 
@@ -86,7 +88,7 @@ class Balancing:
                 await asyncio.sleep(self._settings.balance_interval_ms / 1_000)
                 may_judge = loop.time() >= self._judges_from_s
                 now = (self._office.applied_index, self.living(), frozenset(self._leaving), may_judge)
-                if now != seen and self._office.is_leader:
+                if now != seen and self._office.is_leader and not self.is_over:
                     seen = now
                     await self._balance()
 

@@ -197,6 +197,11 @@ class Controller(Operations):
             _log.info("partitions stay with this node, though it stops: %(count)d", {"count": left})
         return not left
 
+    def keep_all(self) -> None:
+        """Move no partitions any more: this node stops, and so do all others."""
+        if self.balancing is not None:
+            self.balancing.is_over = True
+
     async def close(self, timeout_ms: int = 2_000) -> None:
         """Finish the entry in flight and the commands that wait, for a bounded time, and stop. Idle: sends nothing."""
         for task in self._tasks:
@@ -231,6 +236,11 @@ class Controller(Operations):
     def image(self) -> Image:
         """What is committed, as far as this node has read."""
         return self._replica.image
+
+    @property
+    def address(self) -> str:
+        """`host:port` by which other nodes reach this one; empty: it is alone."""
+        return self._settings.leader_address
 
     @property
     def is_leader(self) -> bool:

@@ -133,8 +133,15 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
             )
         )
         stack.callback(monitoring.stopping)
+
+        async def hand_over() -> None:
+            if around.hands_over():
+                await opened.controller.give_away(settings.shutdown_timeout_ms)
+            else:
+                opened.controller.keep_all()
+
         # First of all when it stops: while it serves on, others take over.
-        stack.push_async_callback(opened.controller.give_away, settings.shutdown_timeout_ms)
+        stack.push_async_callback(hand_over)
         log.info(
             "serving: node %(node_id)d on %(listeners)s",
             {

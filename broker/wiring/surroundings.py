@@ -23,6 +23,8 @@ class Surroundings:
     wrap_store: Callable[[ObjectStore], ObjectStore] | None = None
     """Puts something between the broker and its object store (faults, counters). Compaction then goes through it as well, and
     stays in this process."""
+    hands_over: Callable[[], bool] = lambda: True
+    """Asked when it stops: whether others are there to take its partitions, or stop at the same time."""
     clock: Callable[[], float] = time.perf_counter
     """Seconds, for figures only."""
 

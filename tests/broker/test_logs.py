@@ -47,6 +47,11 @@ def test_a_line_of_json() -> None:
     }
 
 
+def test_where_several_nodes_write_each_line_tells_whose_it_is() -> None:
+    line = EventFormatter("logfmt", 2).format(record("recovered: %(size)d bytes", {"size": 7}))
+    assert line.endswith(" logger=tidelog.test node=2 event=recovered size=7")
+
+
 def test_a_program_with_logging_of_its_own_sees_a_sentence() -> None:
     made = record("recovered: %(size)d bytes", {"size": 7})
     assert made.getMessage() == "recovered: 7 bytes"

@@ -15,6 +15,7 @@ from broker import __main__ as command_line
 from broker import origin
 from broker.config import SETTINGS
 from broker.origin import ForeignPackage, check_packages
+from tests.crash.process import free_port
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -127,3 +128,22 @@ def test_dev_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
         assert "stopped" in process.stdout.read()
+
+
+def test_a_start_that_waits_for_its_bucket_can_be_stopped(tmp_path: Path) -> None:
+    nobody = free_port()
+    bucket = f"s3://bucket/cluster?region=us-east-1&path_style=true&endpoint=http://127.0.0.1:{nobody}"
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-m", "broker", "dev", "--data", str(tmp_path / "data"), "--port", "0"),
+            *("--set", f"object.store.uri={bucket}"),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"},
+    ) as process:
+        assert process.stderr is not None
+        assert "does not answer" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+        assert "Traceback" not in process.stderr.read()
