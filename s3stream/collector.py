@@ -5,7 +5,8 @@ Always true:
   to expire what is referenced, and its answer, not our question, says what is deleted.
 - Between the un-reference and the deletion lies a grace period, in which reads that began before come to their end; and the
   restore window, in which an operator may take the metadata back to where the object was referenced. Their end is told by
-  the slower one of two clocks, this machine's, which stamped the un-reference, and the store's.
+  the slower one of two clocks, this machine's, which stamped the un-reference, and the store's. A stamp of the future is believed by
+  neither: then the wait begins when it is seen.
 - A crash anywhere is made up for by the next round: what is expired and not forgotten is deleted (again).
 - Orphans, put but never committed (their uploader died, or its commit was refused), are found by listing the bucket, and
   treated as unreferenced once they are older than any upload is retried. Their age is by the store's own clock. No point of
@@ -29,6 +30,9 @@ from s3stream.paths import Paths
 __all__ = ["CollectionMetadata", "Collector"]
 
 _log = logging.getLogger("tidelog.collection")
+
+_END_OF_TIME_MS = 1 << 63
+"""Later than any time that a clock has told."""
 
 
 class CollectionMetadata(Protocol):
@@ -69,6 +73,8 @@ class Collector:
         self._settings = settings
         self._now_ms = now_ms
         self._rng = rng
+        self._seen_ahead_ms: dict[ObjectId, int] = {}
+        """What was un-referenced at a time that is still to come, and since when that is known here, by the store's clock."""
         self.deleted_objects = 0
         self.orphans = 0
         """Of the deleted ones."""
@@ -108,7 +114,9 @@ class Collector:
 
     async def collect_orphans(self) -> int:
         """Delete objects that were never committed, and abort uploads never completed; returns how many objects."""
-        oldest_ms = await self._store.now_ms() - self._settings.orphan_age_ms
+        now_ms = await self._store.now_ms()
+        in_care = self._in_care(now_ms)
+        oldest_ms = now_ms - self._settings.orphan_age_ms
         await self._store.abort_stale_multiparts(self._paths.data_prefix, oldest_ms)
         deleted = 0
         batch: list[ObjectId] = []
@@ -116,15 +124,30 @@ class Collector:
             object_id = self._paths.object_id(found.key)
             if object_id is None or found.last_modified_ms >= oldest_ms or self._metadata.is_referenced(object_id):
                 continue
+            if object_id in in_care:
+                continue
             batch.append(object_id)
             if len(batch) == self._settings.batch_size:
                 deleted += await self._delete_orphans(batch)
                 batch = []
         return deleted + await self._delete_orphans(batch)
 
+    def _in_care(self, now_ms: int) -> set[ObjectId]:
+        """What is merely unreferenced: `collect` deletes it when its time has come.
+
+        A clock that ran ahead, and was put right, stamped a time to come. It may be years away, and tells nothing but that the un-reference
+        was before it was seen here: so the wait begins there, by the store's clock, and then it is an orphan.
+        """
+        unreferenced = set(self._metadata.unreferenced_before(_END_OF_TIME_MS))
+        ahead = unreferenced.difference(self._metadata.unreferenced_before(now_ms + 1))
+        self._seen_ahead_ms = {object_id: self._seen_ahead_ms.get(object_id, now_ms) for object_id in ahead}
+        kept_ms = self._settings.kept_ms
+        waited = {object_id for object_id, seen_ms in self._seen_ahead_ms.items() if seen_ms + kept_ms < now_ms}
+        return unreferenced - waited
+
     async def _delete_orphans(self, object_ids: Sequence[ObjectId]) -> int:
-        """Only those that are in nobody's care: what is merely unreferenced has its grace period."""
-        in_grace = set(self._metadata.unreferenced_before(self._now_ms() + 1))
+        """What was un-referenced since the scan began has its grace period."""
+        in_grace = set(self._metadata.unreferenced_before(_END_OF_TIME_MS)).difference(self._seen_ahead_ms)
         orphans = [object_id for object_id in object_ids if object_id not in in_grace]
         deleted = await self._delete(await self._metadata.expire_objects(orphans)) if orphans else 0
         self.orphans += deleted

@@ -197,6 +197,42 @@ async def test_the_scan_leaves_what_is_in_its_grace_period() -> None:
     assert world.stored() == [object_id]
 
 
+async def test_the_scan_leaves_what_a_clock_that_ran_ahead_un_referenced() -> None:
+    world = World()
+    first, second = await world.upload(2)
+    world.pass_time(ORPHAN_AGE_MS + 1)
+    ahead_ms = 3_600_000
+    world.metadata.now_ms += ahead_ms
+    await world.trim(10)
+    world.metadata.now_ms -= ahead_ms  # the clock was put right
+    collector = world.new_collector(restore_window_ms=50_000)
+    assert await collector.collect_orphans() == 0, "it can be restored for as long as the window says"
+    await collector.collect()
+    assert world.stored() == [first, second]
+    world.pass_time(ahead_ms + 50_000 + CLOCK_SLACK_MS + 1)
+    assert await collector.collect() == 1
+    assert world.stored() == [second]
+
+
+async def test_an_un_reference_years_ahead_keeps_nothing_for_years() -> None:
+    """I8: in bounded time."""
+    world = World()
+    first, second = await world.upload(2)
+    world.pass_time(ORPHAN_AGE_MS + 1)
+    world.metadata.now_ms += 10**12
+    await world.trim(10)
+    collector = world.new_collector(restore_window_ms=50_000)
+    kept_ms = 50_000 + CLOCK_SLACK_MS
+    for _ in range(3):
+        assert await collector.collect_orphans() == 0
+        assert await collector.collect() == 0
+        assert world.stored() == [first, second]
+        world.pass_time(kept_ms // 3)
+    world.pass_time(3)
+    assert await collector.collect_orphans() == 1
+    assert world.stored() == [second]
+
+
 async def test_a_delayed_put_of_a_collected_object_is_collected_again() -> None:
     world = World()
     object_id, _ = await orphan(world)
