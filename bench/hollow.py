@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -23,12 +23,14 @@ from s3stream.objectstore import (
     PreconditionFailed,
     StoredObject,
     StoredRange,
+    WrittenObject,
 )
 from wal.checksum import crc32c
 
 __all__ = ["HollowObjectStore"]
 
 _LEAST_HOLE_BYTES = 512
+_STREAM_PIECE_BYTES = 256 << 10
 
 
 @lru_cache(maxsize=4096)
@@ -130,6 +132,16 @@ class HollowObjectStore:
         await self._take(len(data))
         return data
 
+    async def get_stream(self, key: str, start: int, end: int, *, buffer_bytes: int) -> AsyncGenerator[Buffer, None]:
+        """See ObjectStore."""
+        found = self._found(key)
+        await self._take(0)
+        piece_bytes = min(buffer_bytes, _STREAM_PIECE_BYTES)
+        for begin in range(start, min(end, found.size_bytes), piece_bytes):
+            piece = found.read(begin, min(begin + piece_bytes, end))
+            await asyncio.sleep(len(piece) / self._bytes_per_s)
+            yield piece
+
     async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """See ObjectStore."""
         found = self._found(key)
@@ -150,15 +162,15 @@ class HollowObjectStore:
         for key in keys:
             self._objects.pop(key, None)
 
-    async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> str:
+    async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> WrittenObject:
         """See ObjectStore."""
         made = _Hollow()
         async for part in parts:
             made.add(part)
         await self._take(made.size_bytes)
-        return self._write(key, made)
+        return WrittenObject(etag=self._write(key, made), is_confirmed=True)
 
-    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> str:
+    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> WrittenObject:
         """See ObjectStore. CRCs of copies are confirmed."""
         made = _Hollow()
         async for part in parts:
@@ -167,7 +179,7 @@ class HollowObjectStore:
                 raise CopyUnconfirmed(f"{part.key} from {part.start} on")
             made.add(data)
         await self._take(0)
-        return self._write(key, made)
+        return WrittenObject(etag=self._write(key, made), is_confirmed=True)
 
     async def list_multiparts(self, prefix: str) -> AsyncIterator[MultipartSummary]:
         """See ObjectStore. None is ever left behind."""

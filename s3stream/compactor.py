@@ -6,7 +6,8 @@ Always true:
 - Large runs of blocks are copied by the store, with the CRCs that they have in their source's index. Nothing is made valid by that: the
   store tells the CRC of its copy, and it must be what those of the blocks come to. Of a store that does not tell it the
   blocks are read and checked first, as if they were rewritten, and only the way back is spared.
-- New objects are read back as far as their index before the commit names them.
+- Before the commit names new objects, the store has told the CRC of all that it has of them; what a store does not tell it of is read
+  back, as far as the index.
 - The commit names its sources. If one of them changed meanwhile it is refused, and the work is lost, nothing else: what was
   written is an orphan, which the collector finds. A job that replaces very many ranges is committed in steps; a source is referenced
   until the last of its ranges was replaced, so each step is as good as a job.
@@ -20,20 +21,14 @@ import asyncio
 import enum
 import logging
 import random
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from s3stream.compaction import CompactionPlan, PlannedObject, PlannedRange, choosing, plan_outputs
+from s3stream.compaction_source import CompactionSource, DamagedSource
 from s3stream.config import CompactionSettings
-from s3stream.errors import (
-    MetadataUnavailable,
-    ObjectCorrupt,
-    ObjectExpired,
-    SourcesChanged,
-    UnsupportedObjectFormat,
-)
+from s3stream.errors import MetadataUnavailable, ObjectExpired, SourcesChanged
 from s3stream.metadata import (
     CommitObjects,
     CommitResult,
@@ -43,14 +38,7 @@ from s3stream.metadata import (
     StreamId,
     StreamRange,
 )
-from s3stream.object_format import (
-    FOOTER_SIZE_BYTES,
-    IndexEntry,
-    ObjectBuilder,
-    ObjectIndex,
-    check_block,
-    parse_footer,
-)
+from s3stream.object_format import IndexEntry, ObjectBuilder
 from s3stream.objectstore import (
     Buffer,
     CopyUnconfirmed,
@@ -69,8 +57,9 @@ _T = TypeVar("_T")
 
 _log = logging.getLogger("tidelog.compaction")
 
-_TAIL_SIZE_BYTES = 64 << 10
-_LEAST_CHUNK_BYTES = 64 << 10
+_LEAST_BUFFER_BYTES = 64 << 10
+_LEAST_PAUSE_S = 0.005
+"""Shorter ones cost more than they bring."""
 _READ_SHARE = 0.75
 """Of the memory: what is read. The rest is for the part being written."""
 _COPY_ATTEMPTS = 3
@@ -149,6 +138,8 @@ class Compactor:
         self.copied_bytes = 0
         """By the store; neither read nor written here, or only read."""
         self._copying = _Copying.CONFIRMED
+        self._ahead_s = 0.0
+        """Of the rate at which may be read."""
 
     @property
     def damaged_objects(self) -> int:
@@ -186,11 +177,11 @@ class Compactor:
             settings=self._settings,
         )
         try:
-            await self._carry_out(plan)
+            await self._carry_out(plan, sources)
         except (SourcesChanged, ObjectExpired, NotFound) as error:
             self.discarded_jobs += 1
             _log.info("compaction discarded: %(error)s", {"error": error})
-        except _Damaged as damaged:
+        except DamagedSource as damaged:
             if self._copying is _Copying.READ_FIRST:
                 self._copying = _Copying.CONFIRMED  # so it was not the store that could not confirm
             if damaged.object_id in self._suspected:
@@ -240,18 +231,30 @@ class Compactor:
                     raise
                 await asyncio.sleep(_FIRST_COMMIT_DELAY_S * 2**attempt * (0.5 + self._rng.random()))
 
-    async def _carry_out(self, plan: CompactionPlan) -> None:
-        """Write and commit: all at once, or some outputs at a time where they stand for very many ranges."""
-        chunk_size = max(_LEAST_CHUNK_BYTES, int(self._settings.memory_bytes * _READ_SHARE) // len(plan.sources))
+    async def _carry_out(self, plan: CompactionPlan, objects: Sequence[NewObject]) -> None:
+        """Open the sources, write and commit, close the sources."""
+        buffer_bytes = max(_LEAST_BUFFER_BYTES, int(self._settings.memory_bytes * _READ_SHARE) // len(objects))
         slots = asyncio.Semaphore(_INDEX_PARALLELISM)
 
-        async def opened(object_id: ObjectId) -> _Source:
+        async def opened(source: NewObject) -> CompactionSource:
             async with slots:
-                return await self._open_source(object_id, chunk_size)
+                return await self._open_source(source, buffer_bytes)
 
-        sources: dict[ObjectId, _Source] = {}
-        for source in await _gathered([opened(object_id) for object_id in plan.sources]):
+        sources: dict[ObjectId, CompactionSource] = {}
+        for source in await _gathered([opened(each) for each in objects]):
             sources[source.object_id] = source
+        try:
+            await self._write(plan, sources)
+        finally:
+            for source in sources.values():
+                await source.close()
+
+    async def _write(self, plan: CompactionPlan, sources: dict[ObjectId, CompactionSource]) -> None:
+        """Write and commit: all at once, or some outputs at a time where they stand for very many ranges."""
+        for output in plan.outputs:
+            for planned in output.ranges:
+                for object_id, piece in planned.pieces:
+                    sources[object_id].will_give(piece)
         object_ids = await self._metadata.new_object_ids(len(plan.outputs))
         written: list[NewObject] = []
         replaced: set[ObjectId] = set()
@@ -267,7 +270,7 @@ class Compactor:
                 written, replaced, ranges = [], set(), 0
 
     async def _write_object(
-        self, object_id: ObjectId, output: PlannedObject, sources: dict[ObjectId, _Source]
+        self, object_id: ObjectId, output: PlannedObject, sources: dict[ObjectId, CompactionSource]
     ) -> NewObject:
         for _ in range(_COPY_ATTEMPTS):
             copying = self._copying
@@ -283,7 +286,7 @@ class Compactor:
         raise ObjectStoreError(f"object {object_id} cannot be put together: {why}") from why
 
     async def _put(
-        self, object_id: ObjectId, output: PlannedObject, sources: dict[ObjectId, _Source], copying: _Copying
+        self, object_id: ObjectId, output: PlannedObject, sources: dict[ObjectId, CompactionSource], copying: _Copying
     ) -> NewObject:
         builder = ObjectBuilder(object_id)
         ranges: list[StreamRange] = []
@@ -305,17 +308,19 @@ class Compactor:
                 yield part
 
         key = self._paths.data_object(object_id)
-        await (self._store.put_composed(key, body()) if copied else self._store.put_multipart(key, buffers()))
+        put = self._store.put_composed(key, body()) if copied else self._store.put_multipart(key, buffers())
+        written = await put
         size = builder.body_size_bytes + len(tail)
         self.copied_bytes += copied
         self.written_bytes += size - copied
-        found, found_size = await self._store.get_tail(key, len(tail))
-        if (found, found_size) != (tail, size):
-            raise ObjectStoreError(f"object {object_id} does not read back as it was written")
+        if not written.is_confirmed:
+            found, found_size = await self._store.get_tail(key, len(tail))
+            if (found, found_size) != (tail, size):
+                raise ObjectStoreError(f"object {object_id} does not read back as it was written")
         return NewObject(object_id=object_id, size_bytes=size, ranges=tuple(ranges))
 
     def _layout(
-        self, output: PlannedObject, sources: dict[ObjectId, _Source], copying: _Copying
+        self, output: PlannedObject, sources: dict[ObjectId, CompactionSource], copying: _Copying
     ) -> list[tuple[PlannedRange, list[Copy | Rewrite], IndexEntry | None]]:
         """What is to be done for each range, and the state that follows it."""
         splicer = Splicer(self._block_size_bytes, copies=copying is not _Copying.NONE)
@@ -329,14 +334,15 @@ class Compactor:
                 state_entry = sources[planned.state_source].state_entry(planned.stream_id)
                 splicer.wrote(state_entry.size_bytes)
             layout.append((planned, steps, state_entry))
-        copied_from: dict[ObjectId, list[int]] = {object_id: [] for object_id in sources}
-        if copying is _Copying.CONFIRMED:
-            for _, steps, _ in layout:
-                for step in steps:
-                    if isinstance(step, Copy):
-                        copied_from[step.object_id].append(step.start)
-        for object_id, positions in copied_from.items():
-            sources[object_id].copied_from = sorted(positions)
+        reads: dict[ObjectId, list[IndexEntry]] = {object_id: [] for object_id in sources}
+        for planned, steps, state_entry in layout:
+            for step in steps:
+                if isinstance(step, Rewrite) or copying is _Copying.READ_FIRST:
+                    reads[step.object_id] += step.blocks
+            if planned.state_source is not None and state_entry is not None:
+                reads[planned.state_source].append(state_entry)
+        for object_id, entries in reads.items():
+            sources[object_id].expect(entries, is_copied_from=copying is _Copying.CONFIRMED)
         return layout
 
     async def _parts(
@@ -344,7 +350,7 @@ class Compactor:
         planned: PlannedRange,
         steps: Sequence[Copy | Rewrite],
         state_entry: IndexEntry | None,
-        sources: dict[ObjectId, _Source],
+        sources: dict[ObjectId, CompactionSource],
         builder: ObjectBuilder,
         ranges: list[StreamRange],
         copying: _Copying,
@@ -395,7 +401,7 @@ class Compactor:
         )
 
     async def _copied(
-        self, step: Copy, source: _Source, builder: ObjectBuilder, leader_epoch: int, copying: _Copying
+        self, step: Copy, source: CompactionSource, builder: ObjectBuilder, leader_epoch: int, copying: _Copying
     ) -> StoredRange:
         """What the store is to copy, in the index of the new object."""
         for entry in step.blocks:
@@ -409,38 +415,31 @@ class Compactor:
             crc32c=step.crc32c if copying is _Copying.CONFIRMED else None,
         )
 
-    async def _open_source(self, object_id: ObjectId, chunk_size: int) -> _Source:
-        """Read a source's index; of a small one the whole is there with it."""
-        key = self._paths.data_object(object_id)
+    async def _open_source(self, source: NewObject, buffer_bytes: int) -> CompactionSource:
+        object_id = source.object_id
         try:
-            tail, object_size = await self._store.get_tail(key, _TAIL_SIZE_BYTES)
+            return await CompactionSource.open(
+                self._store,
+                self._paths.data_object(object_id),
+                source,
+                buffer_bytes=buffer_bytes,
+                block_size_bytes=self._block_size_bytes,
+                on_received=self._received,
+            )
         except NotFound as error:
             self._missing[object_id] += 1
             if self._missing[object_id] < _MISSING_ATTEMPTS:
                 raise  # it was compacted or trimmed away, as a rule, and the metadata here does not know yet
             self._suspected.add(object_id)
-            raise _Damaged(object_id) from error
-        try:
-            footer = parse_footer(tail, object_size, object_id)
-            at = len(tail) - FOOTER_SIZE_BYTES - footer.index_size_bytes
-            if at >= 0:
-                raw = tail[at : at + footer.index_size_bytes]
-            else:
-                end = footer.index_position + footer.index_size_bytes
-                raw = bytes(await self.read_range(object_id, footer.index_position, end))
-            source = _Source(self, object_id, ObjectIndex(footer, raw), chunk_size)
-            if len(tail) == object_size:
-                source.hold(tail)
-            return source
-        except (ObjectCorrupt, UnsupportedObjectFormat) as error:
-            raise _Damaged(object_id) from error
+            raise DamagedSource(object_id) from error
 
-    async def read_range(self, object_id: ObjectId, start: int, end: int) -> bytes | bytearray:
+    async def _received(self, size: int) -> None:
         """Read at the configured rate."""
-        data = await self._store.get_range(self._paths.data_object(object_id), start, end)
-        self.read_bytes += len(data)
-        await asyncio.sleep(len(data) / self._settings.rate_bytes_per_s)
-        return data
+        self.read_bytes += size
+        self._ahead_s += size / self._settings.rate_bytes_per_s
+        if self._ahead_s >= _LEAST_PAUSE_S:
+            pause_s, self._ahead_s = self._ahead_s, 0.0
+            await asyncio.sleep(pause_s)
 
 
 async def _gathered(work: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
@@ -452,86 +451,6 @@ async def _gathered(work: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class _Damaged(Exception):
-    """A source cannot be trusted; the cause says why."""
-
-    def __init__(self, object_id: ObjectId) -> None:
-        super().__init__(f"object {object_id}")
-        self.object_id = object_id
-
-
-class _Source:
-    """Reads the blocks of one source front to back, a chunk at a time, each checked."""
-
-    def __init__(self, compactor: Compactor, object_id: ObjectId, index: ObjectIndex, chunk_size_bytes: int) -> None:
-        self._compactor = compactor
-        self.object_id = object_id
-        self._index = index
-        self._chunk_size = chunk_size_bytes
-        self._chunk = memoryview(b"")
-        self._position = 0
-        """Of the chunk."""
-        self.copied_from: Sequence[int] = ()
-        """Positions, ascending, where begins what need not be read."""
-
-    def hold(self, start: bytes) -> None:
-        """Take an object's first bytes for the first chunk."""
-        self._chunk = memoryview(start)
-        self._position = 0
-        self._compactor.read_bytes += len(start)
-
-    def entries(self, piece: StreamRange, needed_offset: int) -> list[IndexEntry]:
-        """The data blocks of a range that are still needed."""
-        entries = list(self._index.data_entries(piece.stream_id))
-        held = sum(entry.record_count for entry in entries)
-        outside = entries and not (
-            piece.base_offset <= entries[0].base_offset and entries[-1].end_offset <= piece.end_offset
-        )
-        if held != piece.record_count or outside:
-            raise _Damaged(self.object_id) from ObjectCorrupt(
-                f"object {self.object_id} does not hold what was committed: stream {piece.stream_id}, offsets"
-                f" {piece.base_offset} to {piece.end_offset} (exclusive), {piece.record_count} records, but {held}"
-            )
-        return [entry for entry in entries if entry.end_offset > needed_offset]
-
-    def state_entry(self, stream_id: StreamId) -> IndexEntry:
-        """The state block that the metadata says is here."""
-        entry = self._index.state_entry(stream_id)
-        if entry is None:
-            raise _Damaged(self.object_id) from ObjectCorrupt(
-                f"object {self.object_id} does not hold the state of stream {stream_id} that was committed"
-            )
-        return entry
-
-    async def read(self, entry: IndexEntry) -> Buffer:
-        """A block, checked."""
-        at = entry.position - self._position
-        if not 0 <= at <= at + entry.size_bytes <= len(self._chunk):
-            end = max(entry.position + entry.size_bytes, self._last_end(entry.position + self._chunk_size))
-            next_copied = bisect_right(self.copied_from, entry.position)
-            end = min([end, *self.copied_from[next_copied : next_copied + 1]])
-            self._chunk = memoryview(b"")  # freed before the next one comes
-            self._chunk = memoryview(await self._compactor.read_range(self.object_id, entry.position, end))
-            self._position, at = entry.position, 0
-        block = self._chunk[at : at + entry.size_bytes]
-        try:
-            check_block(self.object_id, entry, block)
-        except ObjectCorrupt as error:
-            raise _Damaged(self.object_id) from error
-        return block
-
-    def _last_end(self, limit: int) -> int:
-        """Where the last block ends that ends at or below a position: what is read of a block that is cut is read twice."""
-        index = self._index
-
-        def end_of(number: int) -> int:
-            entry = index.entry(number)
-            return entry.position + entry.size_bytes
-
-        whole = bisect_right(range(index.entry_count), limit, key=end_of)
-        return end_of(whole - 1) if whole else 0
 
 
 def _add_block(builder: ObjectBuilder, group: Sequence[tuple[IndexEntry, Buffer]], leader_epoch: int) -> list[Buffer]:

@@ -11,16 +11,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 
 from s3stream.objectstore import (
     Buffer,
     MultipartSummary,
     ObjectStore,
+    ObjectStoreError,
     ObjectSummary,
     StoredObject,
     StoredRange,
     Unavailable,
+    WrittenObject,
 )
 from wal.histogram import Histogram
 
@@ -117,6 +120,22 @@ class InstrumentedObjectStore:
             await request.moved(size)
             return size
 
+    async def get_stream(self, key: str, start: int, end: int, *, buffer_bytes: int) -> AsyncGenerator[Buffer, None]:
+        """See ObjectStore. Its duration is that until the first piece."""
+        async with aclosing(self.inner.get_stream(key, start, end, buffer_bytes=buffer_bytes)) as pieces:
+            async with _Request(self, "get_stream") as request:
+                first = await anext(pieces, b"")
+                await request.moved(len(first))
+            if first:
+                yield first
+            try:
+                async for piece in pieces:
+                    await request.moved(len(piece))
+                    yield piece
+            except ObjectStoreError as error:
+                self.failures["get_stream", type(error).__name__] += 1
+                raise
+
     async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """See ObjectStore."""
         async with _Request(self, "get_tail") as request:
@@ -135,7 +154,7 @@ class InstrumentedObjectStore:
         async with _Request(self, "delete_many"):
             await self.inner.delete_many(keys)
 
-    async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> str:
+    async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> WrittenObject:
         """See ObjectStore. Counts as one request."""
 
         async def counted() -> AsyncIterator[Buffer]:
@@ -146,7 +165,7 @@ class InstrumentedObjectStore:
         async with _Request(self, "put_multipart") as request:
             return await self.inner.put_multipart(key, counted())
 
-    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> str:
+    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> WrittenObject:
         """See ObjectStore. Counts as one request; what the store copies is counted as `copy`, it does not come by here."""
 
         async def counted() -> AsyncIterator[Buffer | StoredRange]:

@@ -23,7 +23,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -42,6 +42,8 @@ from s3stream.objectstore import (
     StoredObject,
     StoredRange,
     Unavailable,
+    WrittenObject,
+    stream_by_ranges,
 )
 from wal.checksum import crc32c
 
@@ -147,6 +149,12 @@ class LocalObjectStore:
 
         return await self._call(key, read)
 
+    def get_stream(self, key: str, start: int, end: int, *, buffer_bytes: int) -> AsyncGenerator[Buffer, None]:
+        """See ObjectStore."""
+        if not 0 <= start <= end:
+            raise ValueError(f"no byte range: {start} to {end}")
+        return stream_by_ranges(self, key, start, end, buffer_bytes=buffer_bytes)
+
     async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """See ObjectStore."""
         if size <= 0:
@@ -184,7 +192,7 @@ class LocalObjectStore:
 
         await self._call(keys[0] if keys else "", delete)
 
-    async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> str:
+    async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> WrittenObject:
         """See ObjectStore."""
         self._path(key)  # checks it
         temporary, descriptor = await self._call(key, lambda: self._open_temporary(key))
@@ -200,11 +208,11 @@ class LocalObjectStore:
                     self._rename(temporary, key)
 
             await self._call(key, publish)
-            return tag.finish()
+            return WrittenObject(etag=tag.finish(), is_confirmed=False)
         finally:
             await self._call(key, lambda: _discard(temporary, descriptor))
 
-    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> str:
+    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> WrittenObject:
         """See ObjectStore. A copy comes by here, piece by piece: that is how its CRC is known."""
 
         async def bytes_of() -> AsyncIterator[Buffer]:

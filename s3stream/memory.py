@@ -32,7 +32,7 @@ import hashlib
 import random
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -48,6 +48,7 @@ from s3stream.objectstore import (
     StoredRange,
     Unavailable,
     WriteConflict,
+    WrittenObject,
     scatter,
 )
 from wal.checksum import crc32c
@@ -227,6 +228,18 @@ class MemoryObjectStore:
         """See ObjectStore."""
         return scatter(await self.get_range(key, start, start + sum(map(len, parts))), parts)
 
+    async def get_stream(self, key: str, start: int, end: int, *, buffer_bytes: int) -> AsyncGenerator[Buffer, None]:
+        """See ObjectStore. Each piece after the first may fail by itself."""
+        if not 0 <= start <= end:
+            raise ValueError(f"no byte range: {start} to {end}")
+        data = await self._request("get_stream", key, lambda: self.bucket.read(key).data[start:end], flips=True)
+        for begin in range(0, len(data), buffer_bytes):
+            if begin:
+                await self._request("stream_piece", key, lambda: None)
+            piece = data[begin : begin + buffer_bytes]
+            self.bytes_read += len(piece)
+            yield piece
+
     async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """See ObjectStore."""
         if size <= 0:
@@ -267,7 +280,7 @@ class MemoryObjectStore:
         """See ObjectStore."""
         await self._request("delete_many", keys[0] if keys else "", lambda: self.bucket.delete(keys), delays=True)
 
-    async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> str:
+    async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> WrittenObject:
         """See ObjectStore."""
         upload_id = 1 + max(self.bucket.multiparts, default=0)
         begun = _Multipart(key, await self.now_ms())
@@ -284,14 +297,15 @@ class MemoryObjectStore:
                 return self.bucket.write(key, b"".join(chunks), self._store_time_ms())
 
             self.bytes_written += sum(map(len, chunks))
-            return await self._request("complete_multipart", key, complete, delays=True, echoes=False)
+            etag = await self._request("complete_multipart", key, complete, delays=True, echoes=False)
+            return WrittenObject(etag=etag, is_confirmed=False)
         except DeadClient:
             raise  # leaves its upload behind
         except BaseException:
             self.bucket.multiparts.pop(upload_id, None)
             raise
 
-    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> str:
+    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> WrittenObject:
         """See ObjectStore."""
 
         async def bytes_of() -> AsyncIterator[Buffer]:

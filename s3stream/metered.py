@@ -10,7 +10,8 @@ Always true:
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import astuple, dataclass, field, replace
 from functools import reduce
 
@@ -22,6 +23,7 @@ from s3stream.objectstore import (
     ObjectSummary,
     StoredObject,
     StoredRange,
+    WrittenObject,
 )
 
 __all__ = ["MeteredObjectStore", "Purpose", "Usage", "Used"]
@@ -157,6 +159,14 @@ class MeteredObjectStore:
         self._used.received_bytes += size
         return size
 
+    async def get_stream(self, key: str, start: int, end: int, *, buffer_bytes: int) -> AsyncGenerator[Buffer, None]:
+        """See ObjectStore. One request, also where the store has to begin it again."""
+        self._used.gets += 1
+        async with aclosing(self._inner.get_stream(key, start, end, buffer_bytes=buffer_bytes)) as pieces:
+            async for piece in pieces:
+                self._used.received_bytes += len(piece)
+                yield piece
+
     async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """See ObjectStore."""
         self._used.gets += 1
@@ -179,7 +189,7 @@ class MeteredObjectStore:
         self._used.deletes += -(-len(keys) // _DELETE_BATCH_KEYS)
         await self._inner.delete_many(keys)
 
-    async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> str:
+    async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> WrittenObject:
         """See ObjectStore. What fits in one part is one request; otherwise beginning and completion count as well."""
         waiting_bytes = full_parts = 0
         used = self._used
@@ -197,7 +207,7 @@ class MeteredObjectStore:
 
         return await self._inner.put_multipart(key, counted())
 
-    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> str:
+    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> WrittenObject:
         """See ObjectStore. A copy is one request, what lies between two is parts; beginning and completion count as well."""
         used = self._used
         between_bytes = 0

@@ -306,6 +306,19 @@ class ObjectIndex:
         entry = self.entry(number)
         return entry if entry.stream_id == stream_id and entry.kind == BlockKind.STATE else None
 
+    def end_position(self, stream_id: StreamId) -> int:
+        """Where a stream's blocks end within the object, and those of all streams before it."""
+        number = self._first_of(StreamId(stream_id + 1)) - 1
+        if number < 0:
+            return 0
+        last = self.entry(number)
+        return last.position + last.size_bytes
+
+    def block_start(self, position: int) -> int:
+        """Where the first block begins that begins at or behind a position within the object."""
+        number = bisect_left(range(self.entry_count), position, key=lambda number: self.entry(number).position)
+        return self.entry(number).position if number < self.entry_count else self.footer.index_position
+
     def _first_of(self, stream_id: StreamId, low: int = 0) -> int:
         raw = self._raw
 

@@ -11,7 +11,7 @@ Always true:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,7 +31,9 @@ __all__ = [
     "StoredRange",
     "Unavailable",
     "WriteConflict",
+    "WrittenObject",
     "scatter",
+    "stream_by_ranges",
 ]
 
 Buffer = bytes | bytearray | memoryview
@@ -99,6 +101,15 @@ class StoredObject:
     etag: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenObject:
+    """A large object that was written part by part."""
+
+    etag: str
+    is_confirmed: bool
+    """The store told the CRCs of all that it has, and they are those of what was sent. Else only reading back tells."""
+
+
 LEAST_COPY_BYTES = 5 << 20
 """S3's least part, but for an object's last one."""
 
@@ -126,6 +137,18 @@ def scatter(data: Buffer, parts: Sequence[memoryview]) -> int:
         part[: len(piece)] = piece
         position += len(piece)
     return position
+
+
+async def stream_by_ranges(
+    store: ObjectStore, key: str, start: int, end: int, *, buffer_bytes: int
+) -> AsyncGenerator[Buffer, None]:
+    """`get_stream` of stores that have no other way to do it."""
+    while start < end:
+        data = await store.get_range(key, start, min(start + buffer_bytes, end))
+        if not data:
+            return
+        start += len(data)
+        yield data
 
 
 class ObjectStore(Protocol):
@@ -165,6 +188,13 @@ class ObjectStore(Protocol):
         What is in them counts only once this has returned. Raises NotFound.
         """
 
+    def get_stream(self, key: str, start: int, end: int, *, buffer_bytes: int) -> AsyncGenerator[Buffer, None]:
+        """Read bytes [start, end) piece by piece, in one request for as long as the reader takes; fewer where the object is shorter.
+
+        Pieces are the caller's. About `buffer_bytes` wait for it, at most; where the store cannot be kept waiting, a request
+        is made for so much each time. The caller closes it (`aclose`). Raises NotFound.
+        """
+
     async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """Read the last `size` bytes (fewer where the object is smaller) and tell the object's whole size. Raises NotFound."""
 
@@ -174,10 +204,10 @@ class ObjectStore(Protocol):
     async def delete_many(self, keys: Sequence[str]) -> None:
         """Delete objects; those that do not exist count as deleted."""
 
-    async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> str:
+    async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> WrittenObject:
         """Write a large object part by part; nothing is visible before the end. Aborts its upload when it fails."""
 
-    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> str:
+    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> WrittenObject:
         """As `put_multipart`, with ranges of other objects, which the store copies without sending them to us.
 
         All ranges, and what lies between two of them (if anything), have at least `LEAST_COPY_BYTES`.

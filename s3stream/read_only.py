@@ -5,7 +5,7 @@ Always true: no call that would change anything reaches the inner store; each ra
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from s3stream.objectstore import (
     AccessDenied,
@@ -15,6 +15,7 @@ from s3stream.objectstore import (
     ObjectSummary,
     StoredObject,
     StoredRange,
+    WrittenObject,
 )
 
 __all__ = ["ReadOnlyObjectStore"]
@@ -55,6 +56,10 @@ class ReadOnlyObjectStore:
         """See ObjectStore."""
         return await self._inner.get_range_into(key, start, parts)
 
+    def get_stream(self, key: str, start: int, end: int, *, buffer_bytes: int) -> AsyncGenerator[Buffer, None]:
+        """See ObjectStore."""
+        return self._inner.get_stream(key, start, end, buffer_bytes=buffer_bytes)
+
     async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """See ObjectStore."""
         return await self._inner.get_tail(key, size)
@@ -67,11 +72,11 @@ class ReadOnlyObjectStore:
         """Refuses."""
         raise _refused(", ".join(keys[:3]))
 
-    async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> str:
+    async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> WrittenObject:
         """Refuses."""
         raise _refused(key)
 
-    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> str:
+    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> WrittenObject:
         """Refuses."""
         raise _refused(key)
 

@@ -6,6 +6,7 @@ Always true:
   and be refused; callers compare nonces (cas.py).
 - Bodies are signed as UNSIGNED-PAYLOAD; instead of a SHA-256 of every byte, a CRC32C goes with the upload where the
   caller knows it, and S3 refuses a body that does not match.
+- A stream that breaks is begun again where it broke off, and holds no request slot while its reader is busy.
 - The caller's memory may be reused as soon as a call has ended, also when it was cancelled or timed out (`s3_body`).
 - Credentials that are refused are looked for anew; once something succeeded, they are waited for until the deadline.
 - A refusal after an attempt whose outcome is open leaves it open: `Unavailable`.
@@ -15,12 +16,11 @@ Always true:
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
 from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -45,13 +45,16 @@ from s3stream.objectstore import (
     StoredObject,
     StoredRange,
     Unavailable,
+    WrittenObject,
     scatter,
+    stream_by_ranges,
 )
 from s3stream.s3_body import Body, Pieces, read_body, send_body
+from s3stream.s3_checksums import UploadedPart, crc_of, is_confirmed, written_crc
 from s3stream.s3_credentials import ChainCredentials, new_session
 from s3stream.s3_errors import CredentialsRefused, RangeNotSatisfiable, TryAgain, failure, refusal
-from s3stream.s3_ranges import RangeLane, receiving_into
-from wal.checksum import crc32c as checksum
+from s3stream.s3_ranges import RangeLane, receiving_into, streamed
+from s3stream.s3_streams import BodyStream
 
 __all__ = ["S3ObjectStore"]
 
@@ -151,17 +154,16 @@ class S3ObjectStore:
 
     async def put(self, key: str, parts: Sequence[Buffer], *, crc32c: int | None = None) -> str:
         """See ObjectStore."""
-        extra = {"ChecksumCRC32C": _base64(crc32c)} if crc32c is not None and self._send_checksums else {}
-        return await self._put(key, parts, extra)
+        return (await self._put(key, parts, self._known_checksum(crc32c))).etag
 
     async def put_if_absent(self, key: str, parts: Sequence[Buffer]) -> str:
         """See ObjectStore."""
-        return await self._put(key, parts, {"IfNoneMatch": "*", **self._checksum(parts)})
+        return (await self._put(key, parts, {"IfNoneMatch": "*", **self._checksum(parts)})).etag
 
     async def put_if_match(self, key: str, parts: Sequence[Buffer], etag: str) -> str:
         """See ObjectStore."""
         try:
-            return await self._put(key, parts, {"IfMatch": etag, **self._checksum(parts)})
+            return (await self._put(key, parts, {"IfMatch": etag, **self._checksum(parts)})).etag
         except NotFound as error:  # S3's answer where there is no object
             raise PreconditionFailed(str(error)) from error
 
@@ -194,6 +196,57 @@ class S3ObjectStore:
         with receiving_into(parts) as into:  # each attempt begins at the start of them
             data = await self.get_range(key, start, start + size)
         return scatter(data, parts) if into.size is None else into.size
+
+    async def get_stream(self, key: str, start: int, end: int, *, buffer_bytes: int) -> AsyncGenerator[Buffer, None]:
+        """See ObjectStore. Where the lane of range reads does not carry it, it is read range by range."""
+        if not 0 <= start <= end:
+            raise ValueError(f"no byte range: {start} to {end}")
+        loop = asyncio.get_running_loop()
+        settings = self._settings
+        last_progress = loop.time()
+        delay_s = settings.retry_first_delay_ms / 1000
+        went_aside = False
+        while start < end:
+            try:
+                stream = await self._begin_stream(key, start, end, buffer_bytes)
+            except RangeNotSatisfiable:
+                return
+            if stream is None and not went_aside:
+                went_aside = True  # an error, perhaps, that has passed
+                continue
+            if stream is None:
+                async with aclosing(stream_by_ranges(self, key, start, end, buffer_bytes=buffer_bytes)) as pieces:
+                    async for data in pieces:
+                        yield data
+                return
+            try:
+                while piece := await _within(settings.request_timeout_ms, stream.next()):
+                    start += len(piece)
+                    yield piece
+                    last_progress, delay_s = loop.time(), settings.retry_first_delay_ms / 1000
+                    went_aside = False
+                return  # also where the object is shorter
+            except (BotoCoreError, TimeoutError) as error:
+                reason = _meaning(f"stream {key} from {start} on", error)
+            finally:
+                stream.close()
+            if loop.time() - last_progress >= settings.deadline_ms / 1000:
+                raise Unavailable(f"{reason} (given up after {settings.deadline_ms} ms)") from reason
+            self.retries += 1
+            await asyncio.sleep(delay_s * (0.5 + self._rng.random()))
+            delay_s = min(2 * delay_s, settings.retry_max_delay_ms / 1000)
+
+    async def _begin_stream(self, key: str, start: int, end: int, buffer_bytes: int) -> BodyStream | None:
+        """The head of the answer is here; None: its body came another way, and was thrown away."""
+
+        async def begin(client: _Client) -> BodyStream | None:
+            with streamed(buffer_bytes) as wanted:
+                response = await client.get_object(Bucket=self._bucket, Key=key, Range=f"bytes={start}-{end - 1}")
+            if wanted.stream is None:
+                response["Body"].close()
+            return wanted.stream
+
+        return await self._request(f"stream {key} from {start} on", begin)
 
     async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """See ObjectStore."""
@@ -236,12 +289,12 @@ class S3ObjectStore:
 
             await self._request(f"delete {len(objects)} objects", delete)
 
-    async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> str:
+    async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> WrittenObject:
         """See ObjectStore. What fits in one part is put at once."""
         pieces = Pieces(self._settings.multipart_part_size_bytes)
         nonce = f"{self._rng.getrandbits(64):016x}"
         upload_id = ""
-        uploaded: list[dict[str, Any]] = []
+        uploaded: list[UploadedPart] = []
         try:
             async for part in parts:
                 for full in pieces.add(part):
@@ -249,7 +302,7 @@ class S3ObjectStore:
                     uploaded.append(await self._upload_part(key, upload_id, len(uploaded) + 1, full))
             last = pieces.rest()
             if not upload_id:
-                return await self.put(key, last, crc32c=_crc_of(last))
+                return await self._put(key, last, self._checksum(last))
             if last:
                 uploaded.append(await self._upload_part(key, upload_id, len(uploaded) + 1, last))
             return await self._complete_multipart(key, upload_id, uploaded, nonce)
@@ -258,14 +311,14 @@ class S3ObjectStore:
                 await self._abort_multipart(key, upload_id)
             raise
 
-    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> str:
+    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> WrittenObject:
         """See ObjectStore."""
         pieces = Pieces(self._settings.multipart_part_size_bytes, kept_bytes=LEAST_COPY_BYTES)
         nonce = f"{self._rng.getrandbits(64):016x}"
         # A store that computes no CRC of a copy takes no upload whose parts are all to have one.
         checked = self._send_checksums and self._confirms_copies
         upload_id = await self._create_multipart(key, nonce, checked=checked)
-        uploaded: list[dict[str, Any]] = []
+        uploaded: list[UploadedPart] = []
 
         async def upload(piece: Sequence[Buffer]) -> None:
             if piece:
@@ -357,14 +410,18 @@ class S3ObjectStore:
             self._client = None
 
     def _checksum(self, parts: Sequence[Buffer]) -> dict[str, Any]:
-        return {"ChecksumCRC32C": _base64(_crc_of(parts))} if self._send_checksums else {}
+        return self._known_checksum(crc_of(parts)) if self._send_checksums else {}
 
-    async def _put(self, key: str, parts: Sequence[Buffer], extra: dict[str, Any]) -> str:
-        async def put(client: _Client) -> str:
+    def _known_checksum(self, crc32c: int | None) -> dict[str, Any]:
+        return {"ChecksumCRC32C": written_crc(crc32c)} if crc32c is not None and self._send_checksums else {}
+
+    async def _put(self, key: str, parts: Sequence[Buffer], extra: dict[str, Any]) -> WrittenObject:
+        async def put(client: _Client) -> WrittenObject:
             response = await client.put_object(
                 Bucket=self._bucket, Key=key, Body=Body(parts), **self._encryption, **extra
             )
-            return str(response["ETag"])
+            told, sent = response.get("ChecksumCRC32C"), extra.get("ChecksumCRC32C")
+            return WrittenObject(etag=str(response["ETag"]), is_confirmed=told is not None and told == sent)
 
         return await self._request(f"put {key}", put)
 
@@ -393,20 +450,25 @@ class S3ObjectStore:
 
     async def _upload_part(
         self, key: str, upload_id: str, number: int, parts: Sequence[Buffer], *, checked: bool = True
-    ) -> dict[str, Any]:
+    ) -> UploadedPart:
         extra = self._checksum(parts) if checked else {}
 
-        async def upload(client: _Client) -> dict[str, Any]:
+        async def upload(client: _Client) -> UploadedPart:
             response = await client.upload_part(
                 Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=Body(parts), **extra
             )
-            return {"PartNumber": number, "ETag": response["ETag"], **extra}
+            told, sent = response.get("ChecksumCRC32C"), extra.get("ChecksumCRC32C")
+            return UploadedPart(
+                {"PartNumber": number, "ETag": response["ETag"], **extra},
+                size_bytes=sum(map(len, parts)),
+                is_confirmed=told is not None and told == sent,
+            )
 
         return await self._request(f"put part {number} of {key}", upload)
 
     async def _copy_part(
         self, key: str, upload_id: str, number: int, wanted: StoredRange, *, checked: bool
-    ) -> dict[str, Any]:
+    ) -> UploadedPart:
         what = f"copy bytes {wanted.start} to {wanted.end} of {wanted.key} into {key}"
         if wanted.crc32c is not None and not checked:
             raise CopyUnconfirmed(f"{what}: the store does not tell CRCs of copies")
@@ -433,21 +495,28 @@ class S3ObjectStore:
             return found
 
         found = await self._request(what, copy)
-        part = {"PartNumber": number, "ETag": found["ETag"]}
+        named = {"PartNumber": number, "ETag": found["ETag"]}
         told = found.get("ChecksumCRC32C")
-        if wanted.crc32c is not None and told != _base64(wanted.crc32c):
+        if wanted.crc32c is not None and told != written_crc(wanted.crc32c):
             self._confirms_copies = self._confirms_copies and told is not None
-            raise CopyUnconfirmed(f"{what}: the store tells the CRC {told}, not {_base64(wanted.crc32c)}")
-        return part if told is None else {**part, "ChecksumCRC32C": told}
+            raise CopyUnconfirmed(f"{what}: the store tells the CRC {told}, not {written_crc(wanted.crc32c)}")
+        return UploadedPart(
+            named if told is None else {**named, "ChecksumCRC32C": told},
+            size_bytes=len(wanted),
+            is_confirmed=wanted.crc32c is not None,
+        )
 
     async def _complete_multipart(
-        self, key: str, upload_id: str, uploaded: Sequence[dict[str, Any]], nonce: str
-    ) -> str:
+        self, key: str, upload_id: str, uploaded: Sequence[UploadedPart], nonce: str
+    ) -> WrittenObject:
         try:
             response = await self._request(
                 f"complete multipart {key}",
                 lambda client: client.complete_multipart_upload(
-                    Bucket=self._bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": uploaded}
+                    Bucket=self._bucket,
+                    Key=key,
+                    UploadId=upload_id,
+                    MultipartUpload={"Parts": [part.named for part in uploaded]},
                 ),
             )
         except NotFound as error:
@@ -455,8 +524,10 @@ class S3ObjectStore:
             etag = await self._etag_of_nonce(key, nonce)
             if etag is None:
                 raise Unavailable(f"{key}: its upload is gone, and was not completed: begin it again") from error
-            return etag
-        return str(response["ETag"])
+            return WrittenObject(etag=etag, is_confirmed=False)
+        return WrittenObject(
+            etag=str(response["ETag"]), is_confirmed=is_confirmed(response.get("ChecksumCRC32C"), uploaded)
+        )
 
     async def _etag_of_nonce(self, key: str, nonce: str) -> str | None:
         try:
@@ -583,12 +654,6 @@ def _begun_ms(upload: dict[str, Any]) -> int:
     return int(upload["Initiated"].timestamp() * 1000)
 
 
-def _crc_of(parts: Sequence[Buffer]) -> int:
-    crc = 0
-    for part in parts:
-        crc = checksum(part, crc)
-    return crc
-
-
-def _base64(crc: int) -> str:
-    return base64.b64encode(crc.to_bytes(4, "big")).decode()
+async def _within(timeout_ms: int, work: Awaitable[_T]) -> _T:
+    async with asyncio.timeout(timeout_ms / 1000):
+        return await work

@@ -8,7 +8,8 @@ Always true:
 - It carries answers of one plain kind: 206 with Content-Length. For anything else (errors, redirects, chunks, a proxy on the way, a
   connection that cannot be made) it answers None, and the request goes by aiohttp as if this were not there, which knows
   what to make of it. A range read changes nothing, so it may be sent twice.
-- A body goes into memory that was made for it, or, within `receiving_into`, into the caller's.
+- A body goes into memory that was made for it, or, within `receiving_into`, into the caller's; within `streamed` it is taken
+  piece by piece (see `s3_streams`), and its connection is in use for as long as that takes.
 - A body that ends early is `ConnectionClosedError`, as aiohttp's would be: the caller tries again. Nobody sees a part of a body.
 - A connection whose answer was not taken to its end is closed: the next request never gets what was meant for another.
 - TLS is checked as botocore checks it, with the same certificates.
@@ -18,10 +19,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple, cast
 from urllib.parse import urlsplit
 
@@ -30,12 +32,16 @@ from botocore.exceptions import ConnectionClosedError
 from botocore.httpsession import create_urllib3_context, get_cert_path
 from botocore.utils import get_environ_proxies
 
-__all__ = ["RangeLane", "ReceivedBody", "receiving_into"]
+from s3stream.s3_streams import BodyStream
+
+__all__ = ["RangeLane", "ReceivedBody", "receiving_into", "streamed"]
 
 _HEAD_BYTES = 16 << 10
 """Of an answer's status line and headers; S3's are below one."""
 _IDLE_S: Final = 10.0
 """A connection that was idle for longer is not used again: servers close theirs at 20 s (S3) or more."""
+_MOST_IDLE: Final = 64
+"""Connections kept for later requests."""
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -60,6 +66,33 @@ def receiving_into(parts: Sequence[memoryview]) -> Iterator[_Into]:
         yield into
     finally:
         _into.reset(token)
+
+
+@dataclass(slots=True)
+class _Streamed:
+    """A caller wants a body piece by piece."""
+
+    buffer_bytes: int
+    stream: BodyStream | None = None
+    """None: the body came another way."""
+
+
+_streamed: ContextVar[_Streamed | None] = ContextVar("_streamed", default=None)
+
+
+@contextmanager
+def streamed(buffer_bytes: int) -> Iterator[_Streamed]:
+    """The request of this task is answered with a stream, where this lane carries it: see `stream`. So much of it waits, at most."""
+    wanted = _Streamed(buffer_bytes)
+    token = _streamed.set(wanted)
+    try:
+        yield wanted
+    except BaseException:
+        if wanted.stream is not None:
+            wanted.stream.close()
+        raise
+    finally:
+        _streamed.reset(token)
 
 
 class ReceivedBody:
@@ -108,6 +141,7 @@ class RangeLane:
         self._connect_timeout_s = connect_timeout_s
         self._tls: ssl.SSLContext | None = None
         self._idle: dict[_Origin, list[_Connection]] = {}
+        self._streaming: set[_Connection] = set()
         self._closed = False
         self.carried_count = 0
         """Answers that came this way."""
@@ -128,6 +162,7 @@ class RangeLane:
         head = _request_head(target, origin, request.headers)
         most = _asked_for(request.headers["Range"])
         into = _into.get()
+        wanted = _streamed.get()
         if into is not None:
             into.size = None
         while True:
@@ -140,6 +175,13 @@ class RangeLane:
                 except (OSError, TimeoutError):
                     return None
             try:
+                if wanted is not None:
+                    on_end = partial(self._ended, origin, connection)
+                    headers, stream = await connection.begin(head, most, wanted.buffer_bytes, request.url, on_end)
+                    wanted.stream = stream
+                    self._streaming.add(connection)
+                    self.carried_count += 1
+                    return AioAWSResponse(request.url, 206, headers, stream)
                 headers, data = await connection.get(head, most, into.parts if into is not None else None)
             except _NotPlain:
                 return None
@@ -160,6 +202,9 @@ class RangeLane:
             for connection in connections:
                 connection.close()
         self._idle.clear()
+        for connection in list(self._streaming):
+            connection.close()
+        self._streaming.clear()
 
     def _kept(self, origin: _Origin) -> _Connection | None:
         connections = self._idle.get(origin, [])
@@ -171,12 +216,22 @@ class RangeLane:
             connection.close()
         return None
 
+    def _ended(self, origin: _Origin, connection: _Connection, is_whole: bool) -> None:
+        """A stream was taken to its end, or given up."""
+        self._streaming.discard(connection)
+        if is_whole:
+            connection.end_stream()
+            self._keep(origin, connection)
+        else:
+            connection.close()
+
     def _keep(self, origin: _Origin, connection: _Connection) -> None:
-        if self._closed or not connection.is_usable:
+        idle = self._idle.setdefault(origin, [])
+        if self._closed or not connection.is_usable or len(idle) >= _MOST_IDLE:
             connection.close()
             return
         connection.idle_since = asyncio.get_running_loop().time()
-        self._idle.setdefault(origin, []).append(connection)
+        idle.append(connection)
 
     async def _connect(self, origin: _Origin) -> _Connection:
         loop = asyncio.get_running_loop()
@@ -202,9 +257,13 @@ class _Connection(asyncio.BufferedProtocol):
         self._rest: list[memoryview] | None = None
         """What of the body's memory is to be filled, the next piece last; None before the body."""
         self._answer: asyncio.Future[None] | None = None
+        self._new_stream: Callable[[int], BodyStream] | None = None
+        """Where the body is to be a stream: makes it, once its size is known."""
+        self._stream: BodyStream | None = None
         self._failed = False
         self.has_answered = False
         """Something came for the request that is, or was last, under way."""
+        self._is_last = False
         self.idle_since = 0.0
 
     @property
@@ -216,8 +275,44 @@ class _Connection(asyncio.BufferedProtocol):
         self, head: bytes, most_bytes: int, into: Sequence[memoryview] | None = None
     ) -> tuple[dict[str, str], bytearray]:
         """Send a request; headers and body of its answer, which is empty where it went `into` something."""
+        self._into = into
+        try:
+            found = await self._answered(head, most_bytes)
+        finally:
+            self._into = self._rest = None
+            data, self._data = self._data, bytearray()
+        if found.is_last:
+            self.close()
+        return found.headers, data
+
+    async def begin(
+        self, head: bytes, most_bytes: int, buffer_bytes: int, url: str, on_end: Callable[[bool], None]
+    ) -> tuple[dict[str, str], BodyStream]:
+        """Send a request; headers of its answer, and its body as it comes."""
+
+        def new_stream(size_bytes: int) -> BodyStream:
+            assert self._transport is not None
+            return BodyStream(size_bytes, buffer_bytes=buffer_bytes, transport=self._transport, url=url, on_end=on_end)
+
+        self._new_stream = new_stream
+        try:
+            found = await self._answered(head, most_bytes)
+        finally:
+            self._new_stream = None
+        assert self._stream is not None
+        self._is_last = found.is_last
+        return found.headers, self._stream
+
+    def end_stream(self) -> None:
+        """A stream was taken to its end."""
+        self._stream = None
+        if self._is_last:
+            self.close()
+
+    async def _answered(self, head: bytes, most_bytes: int) -> _Head:
+        """Send a request; the head of its answer, whose body is on its way or here."""
         assert self._transport is not None
-        self._most_bytes, self._into = most_bytes, into
+        self._most_bytes = most_bytes
         self._head_size = 0
         self._found = self._rest = None
         self.has_answered = False
@@ -229,16 +324,14 @@ class _Connection(asyncio.BufferedProtocol):
             self.close()
             raise
         finally:
-            self._answer = self._into = self._rest = None
-            data, self._data = self._data, bytearray()
-        found = cast(_Head, self._found)
-        if found.is_last:
-            self.close()
-        return found.headers, data
+            self._answer = None
+        return cast(_Head, self._found)
 
     def close(self) -> None:
         """End it, whatever is under way."""
         self._failed = True
+        if self._stream is not None:
+            self._stream.fail("closed")
         if self._transport is not None:
             self._transport.abort()
 
@@ -250,12 +343,17 @@ class _Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """See asyncio, which also asks before it tells of the end of a stream, and takes an empty buffer for a mistake."""
+        if self._stream is not None and not self._stream.is_received:
+            return self._stream.room()
         if self._answer is None or self._answer.done():
             return self._head  # what comes now ends the connection
         return self._rest[-1] if self._rest else self._head[self._head_size :]
 
     def buffer_updated(self, nbytes: int) -> None:
         """See asyncio."""
+        if self._stream is not None and not self._stream.is_received:
+            self._stream.filled(nbytes)
+            return
         if self._answer is None or self._answer.done():
             self.close()  # more than was asked for
             return
@@ -269,7 +367,7 @@ class _Connection(asyncio.BufferedProtocol):
             except _NotPlain as error:
                 self._fail(error)
                 return
-        if self._rest == []:
+        if self._rest == [] or self._stream is not None:
             self._answer.set_result(None)
 
     def _filled(self, size: int) -> None:
@@ -288,6 +386,8 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _fail(self, error: Exception) -> None:
         self._failed = True
+        if self._stream is not None:
+            self._stream.fail(str(error))
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)
 
@@ -302,6 +402,15 @@ class _Connection(asyncio.BufferedProtocol):
         rest = received[end + 4 :]
         if found.size > self._most_bytes or len(rest) > found.size:
             raise _NotPlain("more than was asked for, or announced")
+        if self._new_stream is not None:
+            self._stream = stream = self._new_stream(found.size)
+            while rest:
+                room = stream.room()
+                taken = min(len(room), len(rest))
+                room[:taken] = rest[:taken]
+                stream.filled(taken)
+                rest = rest[taken:]
+            return
         if self._into is None:
             self._data = bytearray(found.size)
         self._rest = _first(self._into or [memoryview(self._data)], found.size)

@@ -25,6 +25,8 @@ from tests.stores.s3_server import S3Server
 
 KIB, MIB = 1 << 10, 1 << 20
 BLOCK_BYTES = 512 * KIB
+INDEX_BYTES = 16 * KIB
+"""What is read of an object that is copied."""
 SETTINGS = CompactionSettings(
     fan_in=3,
     object_size_bytes=16 * MIB,
@@ -114,7 +116,7 @@ async def test_little_ones_between_large_ones_are_joined_with_as_much_as_a_part_
     (merged,) = world.metadata.live_objects()
     # Both small ones, and eight blocks of what follows: with ten blocks they make a part that S3 takes.
     assert world.compactor.copied_bytes == (20 + 16 + 24) * BLOCK_BYTES
-    assert world.compactor.read_bytes == 10 * BLOCK_BYTES
+    assert 10 * BLOCK_BYTES <= world.compactor.read_bytes <= 10 * BLOCK_BYTES + len(sources) * INDEX_BYTES
     assert {value.object_id for value in sources} == set(world.metadata.unreferenced)
     assert merged.ranges[0].record_count == 70
     await world.check()
@@ -142,7 +144,7 @@ async def test_damage_in_what_would_be_copied_is_found_out_and_left_where_it_is(
     await world.fill(20, 20, 20)  # and the store's copies are trusted again
     read_bytes = world.compactor.read_bytes
     await world.settle()
-    assert world.compactor.read_bytes == read_bytes
+    assert world.compactor.read_bytes < read_bytes + BLOCK_BYTES, "indexes"
     assert world.compactor.copied_bytes > 60 * BLOCK_BYTES
 
 

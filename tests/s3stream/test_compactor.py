@@ -6,18 +6,19 @@ import asyncio
 import contextlib
 import dataclasses
 import random
+from collections.abc import AsyncIterator
 
 import pytest
 
 from s3stream.compactor import Compactor
 from s3stream.config import CompactionSettings, ReadSettings
 from s3stream.errors import MetadataUnavailable, SourcesChanged
-from s3stream.memory import Fault, Faults
+from s3stream.memory import Fault, Faults, MemoryObjectStore
 from s3stream.metadata import CommitObjects, CommitResult, ObjectId, StreamId
 from s3stream.object_format import ObjectIndex, verify_object
 from s3stream.object_reader import ObjectReader
 from s3stream.object_writer import Payload
-from s3stream.objectstore import Unavailable
+from s3stream.objectstore import Buffer, Unavailable, WrittenObject
 from tests.s3stream.doubles import PATHS, DictMetadata, PlainPayloads, new_world, offsets_of, payload, payloads, upload
 from tests.sim.loop import VirtualLoop
 
@@ -346,9 +347,76 @@ async def test_a_source_is_read_in_few_requests() -> None:
     )
     for base in range(0, 300, 100):
         await world.upload({stream: payloads(base, base + 100, size=1000) for stream in (1, 2)})
+    sizes = [each.size_bytes for each in world.metadata.live_objects()]
     await world.settle()
-    assert world.store.requests["get_range"] == 3  # of 200 blocks each
-    assert world.compactor.read_bytes == 600_000
+    assert world.store.requests["get_tail"] == 3 + 1, "small ones are read at once; what was written is read back"
+    assert world.store.requests["get_range"] == world.store.requests["get_stream"] == 0
+    assert world.compactor.read_bytes == sum(sizes)
+
+
+async def test_a_large_source_is_read_in_two_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s3stream.compactor._LEAST_BUFFER_BYTES", 10_000)
+    world = World(dataclasses.replace(SETTINGS, memory_bytes=1, object_size_bytes=40_000, stream_object_max_bytes=MIB))
+    for base in range(0, 300, 100):
+        await world.upload({stream: payloads(base, base + 100, size=1000) for stream in (1, 2, 3)})
+    await world.settle()
+    live = world.metadata.live_objects()
+    assert len(live) == 3, "one a stream: all of them read of each source"
+    assert world.store.requests["get_tail"] == 3 + 3, "indexes, and what was written"
+    assert world.store.requests["get_stream"] == 3
+    assert world.store.requests["get_range"] == 0
+    for each in live:
+        await world.verified(each.object_id)
+
+
+async def test_what_is_dead_is_skipped_and_a_large_gap_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s3stream.compactor._LEAST_BUFFER_BYTES", 10_000)
+    for module in ("sequential", "compaction_source"):
+        monkeypatch.setattr(f"s3stream.{module}.SKIPPED_BYTES", 50_000)
+    world = World(dataclasses.replace(SETTINGS, memory_bytes=1, object_size_bytes=MIB, stream_object_max_bytes=MIB))
+    world.metadata.create(4, 5)
+    sizes = {1: 200, 2: 400, 3: 200, 4: 1000, 5: 200}
+    for base in (0, 100, 200):
+        await world.upload({stream: payloads(base, base + 100, size=size) for stream, size in sizes.items()})
+    world.metadata.delete(2)
+    world.metadata.delete(4)
+    await world.settle()
+    assert world.store.requests["get_stream"] == 3 * 2, "from 1 to 3, and 5"
+    read = 3 * (20 + 40 + 20 + 20) * 1000
+    assert read <= world.compactor.read_bytes <= read + 3 * 20_000, "and tails"
+    (merged,) = world.metadata.live_objects()
+    await world.verified(merged.object_id)
+
+
+async def test_a_stream_that_fails_is_put_off_and_tried_again() -> None:
+    world = World(dataclasses.replace(SETTINGS, memory_bytes=1, stream_object_max_bytes=MIB))
+    for base in range(0, 300, 100):
+        await world.upload({1: payloads(base, base + 100, size=2000)})
+    left = [1]
+
+    async def hook(operation: str, key: str) -> Fault | None:
+        return Fault.REFUSED if operation == "stream_piece" and left and left.pop() else None
+
+    world.store.hook = hook
+    with pytest.raises(Unavailable):
+        await world.compactor.run_once()
+    assert await world.compactor.run_once()
+    assert await world.contents(1) == [*range(300)]
+
+
+async def test_what_the_store_confirmed_is_not_read_back() -> None:
+    class Confirming(MemoryObjectStore):
+        """Tells the CRC of what it has."""
+
+        async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> WrittenObject:
+            return dataclasses.replace(await super().put_multipart(key, parts), is_confirmed=True)
+
+    world = World()
+    world.store = world.compactor._store = Confirming()
+    await world.fill(3, 1)
+    await world.settle()
+    assert world.store.requests["get_tail"] == 3
+    assert await world.contents(1) == [*range(30)]
 
 
 async def test_a_small_source_comes_with_its_index() -> None:

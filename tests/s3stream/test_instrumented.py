@@ -28,6 +28,7 @@ async def test_everything_is_passed_on_and_counted() -> None:
     assert (await store.get("a")).data == b"four"
     assert await store.get_range("a", 1, 3) == b"ou"
     assert await store.get_tail("c", 2) == (b"78", 8)
+    assert [bytes(piece) async for piece in store.get_stream("c", 1, 8, buffer_bytes=4)] == [b"2345", b"678"]
     assert [found.key async for found in store.list("", start_after="a")] == ["b", "c"]
     with pytest.raises(NotFound):
         await store.get("none")
@@ -40,11 +41,11 @@ async def test_everything_is_passed_on_and_counted() -> None:
     assert inner.bucket.keys == ["c"]
     assert store.requests == {
         "put_if_absent": 1, "put_if_match": 1, "put": 1, "put_multipart": 1, "get": 2, "get_range": 1, "get_tail": 1,
-        "list": 1, "delete_many": 1, "list_multiparts": 1, "abort_stale_multiparts": 1, "now_ms": 1,
+        "get_stream": 1, "list": 1, "delete_many": 1, "list_multiparts": 1, "abort_stale_multiparts": 1, "now_ms": 1,
     }  # fmt: skip
     assert store.failures == {("get", "NotFound"): 1}
     assert {operation: durations.count for operation, durations in store.durations.items()} == store.requests
-    assert (store.bytes_written, store.bytes_read) == (3 + 4 + 3 + 8, 4 + 2 + 2)
+    assert (store.bytes_written, store.bytes_read) == (3 + 4 + 3 + 8, 4 + 2 + 2 + 7)
     await store.close()
 
 

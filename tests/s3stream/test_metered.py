@@ -34,6 +34,11 @@ async def test_writes_count_with_their_bytes_and_reads_with_theirs() -> None:
     await store.get_tail("a", 4)
     await store.now_ms()
     assert usage.total() == Used(puts=3, sent_bytes=10, gets=4, received_bytes=5 + 2 + 4)
+    pieces = store.get_stream("a", 0, 4, buffer_bytes=3)
+    assert await anext(pieces) == b"123"
+    assert await anext(pieces) == b"4"
+    await pieces.aclose()
+    assert usage.total() == Used(puts=3, sent_bytes=10, gets=5, received_bytes=5 + 2 + 4 + 4)
     await store.close()
 
 

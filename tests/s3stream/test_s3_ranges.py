@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -15,6 +16,7 @@ from s3stream.objectstore import AccessDenied, NotFound, Unavailable
 from s3stream.open import open_object_store
 from s3stream.s3 import S3ObjectStore
 from s3stream.s3_ranges import RangeLane, _Connection
+from s3stream.s3_streams import BodyStream
 from tests.s3stream.moto import QUICK
 from tests.s3stream.scripted import CUT_SHORT, Answer, Request, Server, answer, error, hang_up, listening, serving
 from tests.s3stream.test_s3_tls import Authority
@@ -22,6 +24,7 @@ from tests.stores.s3_server import S3Server
 
 BRIEF = ObjectStoreSettings(request_timeout_ms=200, deadline_ms=200, retry_first_delay_ms=1, retry_max_delay_ms=10)
 CONTENT = random.Random(5).randbytes(3_000_000)
+CONTENT = CONTENT[:400_000] + CUT_SHORT + CONTENT[400_000:]
 
 
 def ranged(request: Request) -> bytes:
@@ -214,6 +217,104 @@ async def test_a_proxy_on_the_way_is_aiohttps_matter(
     monkeypatch.setenv("http_proxy", server.url)
     assert await store.get_range("key", 0, 10) == CONTENT[:10]
     assert lanes[0].carried_count == 0
+
+
+async def streamed(store: S3ObjectStore, start: int, end: int, *, buffer_bytes: int = 256 << 10) -> bytes:
+    async with aclosing(store.get_stream("key", start, end, buffer_bytes=buffer_bytes)) as pieces:
+        return b"".join([bytes(piece) async for piece in pieces])
+
+
+async def test_a_stream_is_one_request_however_long_its_reader_takes(
+    served: tuple[Server, S3ObjectStore], lanes: list[RangeLane]
+) -> None:
+    server, store = served
+    assert await streamed(store, 1000, 2_900_000) == CONTENT[1000:2_900_000]
+    assert await streamed(store, 5, 10) == CONTENT[5:10]
+    assert [request.headers["range"] for request in server.requests] == ["bytes=1000-2899999", "bytes=5-9"]
+    assert server.connections == 1, "a body that was taken to its end leaves its connection to the next"
+    assert lanes[0].carried_count == 2
+
+
+async def test_what_waits_for_the_reader_of_a_stream_is_bounded(served: tuple[Server, S3ObjectStore]) -> None:
+    server, store = served
+    taken = 0
+    async with aclosing(store.get_stream("key", 0, len(CONTENT), buffer_bytes=64 << 10)) as pieces:
+        async for piece in pieces:
+            assert 0 < len(piece) <= 16 << 10
+            assert piece == CONTENT[taken : taken + len(piece)]
+            taken += len(piece)
+    assert taken == len(CONTENT)
+    assert len(server.requests) == 1
+
+
+def test_nothing_more_is_read_from_the_socket_while_pieces_wait() -> None:
+    transport = Mock(asyncio.Transport)
+    ends: list[bool] = []
+    stream = BodyStream(200_000, buffer_bytes=64 << 10, transport=transport, url="", on_end=ends.append)
+
+    def receive() -> None:
+        stream.room()[:] = b"x" * len(stream.room())
+        stream.filled(len(stream.room()))
+
+    receive()
+    assert not transport.pause_reading.called
+    receive()
+    assert transport.pause_reading.call_count == 1
+    asyncio.run(stream.next())
+    assert transport.resume_reading.call_count == 1
+    stream.close()
+    stream.close()
+    assert ends == [False], "its connection is of no use to others"
+
+
+async def test_a_stream_that_breaks_is_begun_again_where_it_broke_off(served: tuple[Server, S3ObjectStore]) -> None:
+    server, store = served
+
+    def break_off(request: Request) -> bytes:
+        whole = ranged(request)
+        return whole[: whole.index(CUT_SHORT) + len(CUT_SHORT)]
+
+    server.script = [break_off, error("503 Slow Down", "SlowDown"), hang_up]
+    assert await streamed(store, 100, 1_000_000) == CONTENT[100:1_000_000]
+    broken_off = CONTENT.index(CUT_SHORT) + len(CUT_SHORT)
+    assert {request.headers["range"] for request in server.requests[1:]} == {f"bytes={broken_off}-999999"}
+
+
+async def test_a_stream_that_breaks_time_and_again_is_given_up() -> None:
+    async with serving(BRIEF) as (server, store):
+        head = b"HTTP/1.1 206 Partial Content\r\nContent-Length: 1000\r\n\r\n"
+        server.script = [lambda _: head + CUT_SHORT]
+        server.otherwise = hang_up
+        pieces = store.get_stream("key", 0, 1000, buffer_bytes=1000)
+        assert await anext(pieces) == CUT_SHORT
+        with pytest.raises(Unavailable, match="stream key from 15 on"):
+            await anext(pieces)
+
+
+async def test_a_stream_left_early_takes_nothing_with_it(served: tuple[Server, S3ObjectStore]) -> None:
+    server, store = served
+    pieces = store.get_stream("key", 0, len(CONTENT), buffer_bytes=64 << 10)
+    await anext(pieces)
+    await pieces.aclose()
+    assert await store.get_range("key", 7, 17) == CONTENT[7:17]
+    assert server.connections == 2
+
+
+async def test_where_a_stream_cannot_be_carried_it_is_read_range_by_range(
+    served: tuple[Server, S3ObjectStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, store = served
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("http_proxy", server.url)
+    assert await streamed(store, 10, 250_000, buffer_bytes=100_000) == CONTENT[10:250_000]
+    ranges = [request.headers["range"] for request in server.requests]
+    assert ranges == [
+        "bytes=10-249999",
+        "bytes=10-249999",
+        "bytes=10-100009",
+        "bytes=100010-200009",
+        "bytes=200010-249999",
+    ]
 
 
 async def test_a_server_that_is_not_there_is_told_as_ever(credentials: None) -> None:

@@ -8,13 +8,13 @@ The faults are those of `s3stream.memory`. What is added here:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from crc32c import crc32c as checksum
 
 from s3stream.memory import MemoryObjectStore
-from s3stream.objectstore import Buffer, MultipartSummary, ObjectSummary, StoredObject, StoredRange
+from s3stream.objectstore import Buffer, MultipartSummary, ObjectSummary, StoredObject, StoredRange, WrittenObject
 from tests.sim.loop import Process, VirtualLoop
 
 __all__ = ["ProcessStore"]
@@ -61,6 +61,14 @@ class ProcessStore:
     async def get_range_into(self, key: str, start: int, parts: Sequence[memoryview]) -> int:
         return await self._outside(self._inner.get_range_into(key, start, parts))
 
+    async def get_stream(self, key: str, start: int, end: int, *, buffer_bytes: int) -> AsyncGenerator[Buffer, None]:
+        async def everything() -> list[Buffer]:
+            return [piece async for piece in self._inner.get_stream(key, start, end, buffer_bytes=buffer_bytes)]
+
+        for piece in await self._outside(everything()):
+            self._process.check()
+            yield piece
+
     async def get_tail(self, key: str, size: int) -> tuple[bytes, int]:
         return await self._outside(self._inner.get_tail(key, size))
 
@@ -74,7 +82,7 @@ class ProcessStore:
     async def delete_many(self, keys: Sequence[str]) -> None:
         await self._outside(self._inner.delete_many(keys))
 
-    async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> str:
+    async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> WrittenObject:
         chunks = [bytes(part) async for part in parts]
 
         async def again() -> AsyncIterator[Buffer]:
@@ -83,7 +91,7 @@ class ProcessStore:
 
         return await self._outside(self._inner.put_multipart(key, again()))
 
-    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> str:
+    async def put_composed(self, key: str, parts: AsyncIterator[Buffer | StoredRange]) -> WrittenObject:
         chunks = [part if isinstance(part, StoredRange) else bytes(part) async for part in parts]
 
         async def again() -> AsyncIterator[Buffer | StoredRange]:
