@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,9 @@ __all__ = [
     "resident_bytes",
     "written_bytes",
 ]
+
+_CPUCLOCK_SCHED = 2
+"""Linux: the clock of a process is one of what its threads used, to the nanosecond. /proc/PID/stat has it in ticks of 10 ms, 3 % of a burst."""
 
 _CORES = sorted(os.sched_getaffinity(0))
 CLIENT_CORE = _CORES[0]
@@ -51,9 +55,7 @@ def _move(pid: int, cores: set[int]) -> None:
 
 def cpu_seconds(pid: int) -> float:
     """User and system CPU seconds that a process has used so far, threads that ended included."""
-    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    user_ticks, system_ticks = int(after_name[11]), int(after_name[12])
-    return (user_ticks + system_ticks) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED)  # its clock, as clock_getcpuclockid(3) makes it
 
 
 def written_bytes(pid: int) -> int:

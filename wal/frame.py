@@ -20,6 +20,7 @@ Always true:
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import NamedTuple
 
 from wal.checksum import combine_crc32c, crc32c
@@ -134,7 +135,7 @@ def pack_frame(
         confirmed_offset,
         padding_before,
         len(payload),
-        crc32c(payload, seed) if payload_crc is None else combine_crc32c(seed, payload_crc, len(payload)),
+        crc32c(payload, seed) if payload_crc is None else _seed_after(seed, len(payload)) ^ payload_crc,
         leader_epoch,
         stream_id,
         base_offset,
@@ -142,6 +143,12 @@ def pack_frame(
     )
     crc_at = position + _CRC_AT
     _pack_crc_into(buffer, crc_at, crc32c(buffer[position:crc_at], seed))
+
+
+@lru_cache(maxsize=256)
+def _seed_after(seed: int, payload_size: int) -> int:
+    """What a payload's CRC differs by when it starts from `seed`. Requests of one size are the rule where they are large."""
+    return combine_crc32c(seed, 0, payload_size)
 
 
 def restamp_confirmed(buffer: memoryview, position: int, seed: int, confirmed_offset: int) -> None:

@@ -21,7 +21,7 @@ def test_a_crc_of_parts_is_that_of_the_whole(parts: list[bytes]) -> None:
     assert combined == crc32c(b"".join(parts))
 
 
-@pytest.mark.parametrize("size", [1, (1 << 16) - 1, 1 << 16, (1 << 20) + 12345])
+@pytest.mark.parametrize("size", [1, 3, 4, 255, 256, (1 << 16) - 1, 1 << 16, (1 << 20) + 12345, (1 << 24) + 77])
 def test_large_parts(size: int) -> None:
     first, second = b"head", bytes(range(256)) * (size // 256) + bytes(size % 256)
     assert combine_crc32c(crc32c(first), crc32c(second), len(second)) == crc32c(first + second)
