@@ -71,6 +71,10 @@ sim: $(VENV)/.installed-dev ## Simulate crashes and faults deterministically (SE
 crash: $(VENV)/.installed-dev ## Kill a real broker under load, again and again (RUNS=25)
 	$(BIN)/python -m tests.crash --runs $(RUNS) $(ARGS)
 
+.PHONY: faults
+faults: $(VENV)/.installed-dev clients stores ## Have processes and network of three brokers on MinIO fail under load (ARGS="--seconds 600 --seed 1")
+	$(BIN)/python -m tests.faults $(ARGS)
+
 .PHONY: fuzz
 fuzz: $(VENV)/.installed-fuzz ## Feed what decoders read to a coverage-guided fuzzer (SECONDS=120 for all, ARGS="requests" for one)
 	$(BIN)/python -m tests.fuzz run --seconds $(SECONDS) $(ARGS)

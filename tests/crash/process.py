@@ -23,11 +23,18 @@ class BrokerProcess:
     """One broker's directory and port, and the process that serves them at the moment, if any."""
 
     def __init__(
-        self, directory: Path, settings: Mapping[str, object], *, environment: Mapping[str, str] | None = None
+        self,
+        directory: Path,
+        settings: Mapping[str, object],
+        *,
+        environment: Mapping[str, str] | None = None,
+        port: int | None = None,
     ) -> None:
         self.directory = directory
         self.environment = {**os.environ, **(environment or {})}
-        self.port = free_port()
+        self.port = free_port() if port is None else port
+        self.code: Path | None = None
+        """Where the packages are loaded from at the next start, if not from here."""
         self.log_path = directory / "broker.log"
         self._config = directory / "broker.toml"
         self._arming_file = directory / "armed"
@@ -57,6 +64,7 @@ class BrokerProcess:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 env=self.environment,
+                cwd=self.code,  # comes first among the places of modules
             )
 
     def wait_ready(self) -> None:
