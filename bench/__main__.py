@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from bench import catch_up, compaction, cost, groups, idle_consumers, memory, partitions, recovery
+from bench import catch_up, compaction, cost, groups, idle_consumers, memory, moves, partitions, recovery
 from bench.baselines import BaselineUnavailable
 from bench.broker import Broker, BrokerFailed, running_broker
 from bench.librdkafka import LibrdkafkaUnavailable, rdkafka_performance
@@ -27,6 +27,7 @@ _RUNS: Mapping[str, Callable[[Path], None]] = {
     "cost": cost.run,
     "idle_consumers": idle_consumers.run,
     "memory": memory.run,
+    "moves": moves.run,
     "partitions": partitions.run,
     "recovery": recovery.run,
 }

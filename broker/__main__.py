@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from broker.abandon import abandon, add_wal
 from broker.config import BrokerSettings, InvalidSettings, settings_from
 from broker.config_reference import as_json, as_text
+from broker.drain import add_drain, drain
 from broker.file_limit import connections_that_fit
 from broker.inspect.command import EXIT_NOT_CHECKED, add_inspect, inspect
 from broker.logs import LEVELS, configured
@@ -74,7 +75,7 @@ examples:
 """
 
 
-_TOOLS = {"inspect": inspect, "restore": restore, "verify": verify, "wal": abandon}
+_TOOLS = {"drain": drain, "inspect": inspect, "restore": restore, "verify": verify, "wal": abandon}
 """Commands that look at what brokers keep; see each for its exit status."""
 
 
@@ -116,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     dev.add_argument("--port", type=int, default=9092, help="port on localhost; 0 takes any free one (default: 9092)")
     config = commands.add_parser("config", help="list every setting with type, default, unit and meaning")
     config.add_argument("--json", action="store_true", help="as an array of objects, for programs")
+    add_drain(commands)
     add_inspect(commands)
     add_verify(commands)
     add_wal(commands)

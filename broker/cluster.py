@@ -14,7 +14,7 @@ from typing import Any
 from broker.config import BrokerSettings, InvalidSettings, Listener, parse_listeners
 from broker.listening import advertised_listeners, bind
 from controller.controller import Controller
-from controller.tcp import PeerServer, TcpPeers
+from controller.tcp import PeerServer, PeerTraffic, TcpPeers
 
 __all__ = ["ControllerEndpoint", "while_leading"]
 
@@ -27,6 +27,7 @@ class ControllerEndpoint:
         self._sockets: list[socket.socket] = []
         self.address = ""
         """`host:port` as others are told; empty: this broker is alone."""
+        self.traffic = PeerTraffic()
 
     async def bind(self, settings: BrokerSettings) -> None:
         """Bind what the settings name.
@@ -52,10 +53,10 @@ class ControllerEndpoint:
         """Answer others, and work with them from now on."""
         if not self.address:
             return
-        server = PeerServer(controller, cluster_id=controller.cluster_id)
+        server = PeerServer(controller, cluster_id=controller.cluster_id, traffic=self.traffic)
         self._stack.push_async_callback(server.close)
         await server.serve(self._sockets)
-        peers = TcpPeers(cluster_id=controller.cluster_id, node_id=node_id)
+        peers = TcpPeers(cluster_id=controller.cluster_id, node_id=node_id, traffic=self.traffic)
         self._stack.push_async_callback(peers.close)
         controller.join(peers, node_id=node_id)
 

@@ -9,15 +9,17 @@ Always true:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 from controller.balancer import NodePlace, plan_moves
 from controller.config import ControllerSettings
 from controller.errors import UnknownNode
-from controller.image import Image
-from controller.peers import Following
+from controller.image import Applied, Image
+from controller.peers import Balance, Following, NodeBalance
+from controller.records import NodeDrained
 from controller.tables import StreamStatus
 from s3stream.errors import MetadataUnavailable
 from s3stream.metadata import StreamId
@@ -45,6 +47,9 @@ class Office(Protocol):
     async def until_in_office(self) -> None:
         """Return when this node leads."""
 
+    def subscribe(self, callback: Callable[[Applied], None]) -> Callable[[], None]:
+        """Be told of every entry that is applied."""
+
     async def reassign(self, targets: Mapping[StreamId, int]) -> None:
         """Have streams go to other nodes. Raises UnknownNode, MetadataUnavailable."""
 
@@ -58,6 +63,8 @@ class Balancing:
         self._settings = settings
         self._heard_s: dict[int, float] = {}
         self._leaving: set[int] = set()
+        self._wake = asyncio.Event()
+        """Set where somebody waits for partitions to go."""
         self._judges_from_s = 0.0
         """From then on a node that is not heard from is dead."""
         self.is_over = False
@@ -69,28 +76,48 @@ class Balancing:
         """A node shows that it lives, and whether it is about to stop."""
         self._heard_s[following.node_id] = asyncio.get_running_loop().time()
         if following.leaves:
-            self._leaving.add(following.node_id)
+            if following.node_id not in self._leaving:
+                self._leaving.add(following.node_id)
+                self._wake.set()
         else:
             self._leaving.discard(following.node_id)
 
     def leave(self) -> None:
         """This node itself is about to stop."""
         self._leaving.add(self._node_id)
+        self._wake.set()
+
+    def _applied(self, change: Applied) -> None:
+        if change.is_reset or any(isinstance(record, NodeDrained) for record in change.records):
+            self._wake.set()
 
     async def run(self) -> None:
         """Balance whenever this node leads, until cancelled."""
+        unsubscribe = self._office.subscribe(self._applied)
+        try:
+            await self._run()
+        finally:
+            unsubscribe()
+
+    async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await self._office.until_in_office()
             self._judges_from_s = loop.time() + self._settings.node_timeout_ms / 1_000
             seen: object = None
             while self._office.is_leader:
-                await asyncio.sleep(self._settings.balance_interval_ms / 1_000)
+                await self._pause()
                 may_judge = loop.time() >= self._judges_from_s
                 now = (self._office.applied_index, self.living(), frozenset(self._leaving), may_judge)
                 if now != seen and self._office.is_leader and not self.is_over:
                     seen = now
                     await self._balance()
+
+    async def _pause(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.balance_interval_ms / 1_000):
+                await self._wake.wait()
+        self._wake.clear()
 
     def living(self) -> frozenset[int]:
         """Nodes that were heard from not long ago, and this one."""
@@ -118,6 +145,25 @@ class Balancing:
                 {"count": len(moves), "nodes": ",".join(map(str, sorted(set(moves.values()))))},
             )
 
+    def balance(self) -> Balance:
+        """How partitions lie, for people."""
+        may_judge = asyncio.get_running_loop().time() >= self._judges_from_s
+        known = {place.node_id: place for place in self.places()}
+        tables = self._office.image.state.tables
+        return Balance(
+            nodes=tuple(
+                NodeBalance(
+                    node_id=node_id,
+                    lives=not may_judge if place is None else place.lives or not may_judge,
+                    leaves=node_id in self._leaving or node_id in tables.drained,
+                    open_count=0 if place is None else len(place.open_streams),
+                    closed_count=0 if place is None else len(place.closed_streams),
+                )
+                for node_id in sorted(tables.nodes)
+                for place in (known.get(node_id),)
+            )
+        )
+
     def places(self) -> list[NodePlace]:
         """Nodes with their partitions, but for those of which it is not known yet whether they live. Partitions that are on their way
         count where they are to be."""
@@ -126,7 +172,8 @@ class Balancing:
         tables = self._office.image.state.tables
         open_streams: dict[int, list[StreamId]] = {node_id: [] for node_id in tables.nodes}
         closed_streams: dict[int, list[StreamId]] = {node_id: [] for node_id in tables.nodes}
-        takers = (living & tables.nodes.keys()) - self._leaving
+        leaving = self._leaving | tables.drained.keys()
+        takers = (living & tables.nodes.keys()) - leaving
         for stream in tables.streams.values():
             node_id = stream.target_node_id if stream.target_node_id in takers else stream.node_id
             kind = closed_streams if stream.status is StreamStatus.CLOSED else open_streams
@@ -135,7 +182,7 @@ class Balancing:
             NodePlace(
                 node_id=node_id,
                 lives=node_id in living and node_id in tables.nodes,
-                leaves=node_id in self._leaving,
+                leaves=node_id in leaving,
                 open_streams=open_streams.get(node_id, ()),
                 closed_streams=closed_streams.get(node_id, ()),
             )

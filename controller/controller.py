@@ -40,7 +40,7 @@ from controller.image import Applied, Image
 from controller.log import Claim, Floor, LeaderObject, MetadataLog
 from controller.node_metadata import NodeMetadata
 from controller.operations import Operations, TopicSpec, random_uuid
-from controller.peers import Followed, Following, NotLeader, Peers, PeerUnavailable
+from controller.peers import Balance, Followed, Following, NotLeader, Peers, PeerUnavailable
 from controller.recent import RecentEntries
 from controller.records import LeaderChanged, Record, encode_records
 from controller.replica import Replica
@@ -385,6 +385,12 @@ class Controller(Operations):
             if following.next_index != self.next_index or left_s <= 0:
                 return Followed(entries=self._recent.since(following.next_index), next_index=self.next_index)
             await self._until_changed(left_s * 1_000)
+
+    async def balance(self) -> Balance:
+        """See PeerService."""
+        if self._claim is None or self._closing or self.balancing is None:
+            raise NotLeader(f"{self._settings.leader_address} does not lead")
+        return self.balancing.balance()
 
     @property
     def living_count(self) -> int:

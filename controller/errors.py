@@ -39,7 +39,7 @@ class UnknownTopic(ControllerError):
 
 
 class UnknownNode(ControllerError):
-    """A node is not registered that was to get partitions; start it first, or name another."""
+    """A node is not registered, or is drained, that was to get partitions; start it first, or name another."""
 
 
 class TooManyPartitions(ControllerError):

@@ -110,6 +110,10 @@ class Image:
         """The one in force."""
         return self.state.tables.metadata_version
 
+    def is_drained(self, node_id: int) -> bool:
+        """Whether an operator wants a node to have no partitions."""
+        return node_id in self.state.tables.drained
+
     def broker_configs(self, node_id: int = ALL_NODES) -> Mapping[str, str]:
         """Settings of a node, or of all, that were altered while it ran."""
         return self.state.tables.broker_configs.get(node_id, {})

@@ -8,6 +8,7 @@ Always true:
 - A registration is suspected before it is dead, and dead for good: its commands are refused, until the node registers again.
   One that takes no lease is never suspected, since nobody could tell when it stops to serve.
 - Altered settings of a node outlive its registration: they are there for it when it comes back.
+- A node that was drained gets no partitions until that is taken back, or it registers anew.
 """
 
 from __future__ import annotations
@@ -19,24 +20,28 @@ from typing import ClassVar, Final
 import msgspec
 
 from controller.commands import Command, Decision, NodeCommand, check_node
-from controller.errors import NodeRefused
+from controller.errors import NodeRefused, NoNodes, UnknownNode
 from controller.records import (
     METADATA_VERSION,
     BrokerConfigsChanged,
     MetadataVersionRaised,
     NodeDead,
+    NodeDrained,
     NodeRegistered,
     NodeSuspected,
     NodeTrusted,
     NodeUnregistered,
+    Record,
+    StreamsReassigned,
 )
 from controller.tables import NodeHealth, NodeStatus, Tables, Touched
-from controller.topics import changed_configs
+from controller.topics import changed_configs, takers
 
 __all__ = [
     "ConfigureBroker",
     "DeclareDead",
     "DescribeNode",
+    "DrainNode",
     "LeaveCluster",
     "NodeRegistration",
     "RaiseMetadataVersion",
@@ -47,7 +52,7 @@ __all__ = [
 ]
 
 _HEALTH_SINCE: Final = 4
-"""The metadata version since which nodes are suspected, and tell of their leases."""
+"""The metadata version since which nodes are suspected, tell of their leases, and are drained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +137,18 @@ class UnregisterNode(Command[None]):
     """Remove a node that leads nothing. Raises NodeRefused where it still does."""
 
     node_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainNode(Command[None]):
+    """Have a node give all its partitions away and get none, or take that back.
+
+    Raises UnknownNode where it is not registered, NoNodes where no other could have its partitions, NodeRefused under an older metadata
+    version.
+    """
+
+    node_id: int
+    is_drained: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,10 +273,47 @@ def unregister_node(tables: Tables, command: UnregisterNode) -> Decision[None]:
     return Decision((NodeUnregistered(node_id=command.node_id),), None)
 
 
+def drain_node(tables: Tables, command: DrainNode) -> Decision[None]:
+    if command.node_id not in tables.nodes:
+        known = ", ".join(map(str, sorted(tables.nodes))) or "none"
+        raise UnknownNode(f"node {command.node_id} is not registered; these are: {known}")
+    if command.is_drained == (command.node_id in tables.drained):
+        return Decision((), None)
+    if tables.metadata_version < _HEALTH_SINCE:
+        raise NodeRefused(
+            f"metadata version {tables.metadata_version} is in force, which knows of no drained nodes: upgrade all of them first"
+        )
+    others = takers(tables, tables.nodes.keys() - {command.node_id})
+    if command.is_drained and not set(others) - tables.drained.keys():
+        raise NoNodes(
+            f"node {command.node_id} is the last one that may have partitions: start another, or take back that others are drained"
+        )
+    records: list[Record] = [NodeDrained(node_id=command.node_id, is_drained=command.is_drained)]
+    under_way = tuple(
+        (stream.stream_id, command.node_id)
+        for stream in tables.streams.values()
+        if stream.node_id == command.node_id and stream.target_node_id != -1
+    )
+    if under_way and not command.is_drained:
+        records.append(StreamsReassigned(targets=under_way))
+    return Decision(records, None)
+
+
+def apply_node_drained(tables: Tables, record: NodeDrained, touched: Touched) -> None:
+    tables.require_version(_HEALTH_SINCE)
+    if record.is_drained:
+        tables.drained[record.node_id] = None
+    else:
+        tables.drained.pop(record.node_id, None)
+
+
 def apply_node_registered(tables: Tables, record: NodeRegistered, touched: Touched) -> None:
     if tables.metadata_version < _HEALTH_SINCE:
         # Snapshots of nodes that do not know of it leave it out, and all nodes are to come to the same state.
         record = msgspec.structs.replace(record, lease_ms=0, controller_address="")
+    former = tables.nodes.get(record.node_id)
+    if former is None or former.node_epoch != record.node_epoch:
+        tables.drained.pop(record.node_id, None)
     tables.nodes[record.node_id] = record
     tables.next_node_epoch = max(tables.next_node_epoch, record.node_epoch + 1)
     tables.node_health.pop(record.node_id, None)
@@ -268,6 +322,7 @@ def apply_node_registered(tables: Tables, record: NodeRegistered, touched: Touch
 
 def apply_node_unregistered(tables: Tables, record: NodeUnregistered, touched: Touched) -> None:
     tables.nodes.pop(record.node_id, None)
+    tables.drained.pop(record.node_id, None)
     tables.node_health.pop(record.node_id, None)
     touched.nodes.add(record.node_id)
 

@@ -16,7 +16,7 @@ from controller.commands import Command
 from controller.errors import ControllerError
 from controller.wire import Outcome
 
-__all__ = ["Followed", "Following", "NotLeader", "PeerService", "PeerUnavailable", "Peers"]
+__all__ = ["Balance", "Followed", "Following", "NodeBalance", "NotLeader", "PeerService", "PeerUnavailable", "Peers"]
 
 
 class NotLeader(ControllerError):
@@ -54,6 +54,28 @@ class Followed:
     """The leader's own. Beyond the asked index without entries: they are to be read from the bucket."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeBalance:
+    """What the leader knows of a registered node."""
+
+    node_id: int
+    lives: bool
+    """It was heard from not long ago; True as well where it is too early to tell."""
+    leaves: bool
+    """It is stopping, or it is drained."""
+    open_count: int
+    """Partitions that it has open, or that are on their way to it."""
+    closed_count: int
+    """Partitions that it is to open."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """How partitions lie, as the leader sees it."""
+
+    nodes: Sequence[NodeBalance]
+
+
 class PeerService(Protocol):
     """What a node does for others while it leads."""
 
@@ -62,6 +84,9 @@ class PeerService(Protocol):
 
     async def followed(self, following: Following) -> Followed:
         """Answer as soon as there are entries that the other node does not have, or its time is up. Raises NotLeader."""
+
+    async def balance(self) -> Balance:
+        """Tell how partitions lie. Raises NotLeader."""
 
 
 class Peers(Protocol):
@@ -72,6 +97,9 @@ class Peers(Protocol):
 
     async def follow(self, address: str, following: Following) -> Followed:
         """Wait for entries. Raises NotLeader, PeerUnavailable (also where no answer comes well after `wait_ms`)."""
+
+    async def balance(self, address: str) -> Balance:
+        """Ask the leader how partitions lie. Raises NotLeader, PeerUnavailable."""
 
     async def close(self) -> None:
         """End all connections; who waits gets PeerUnavailable."""

@@ -33,6 +33,7 @@ __all__ = [
     "MetadataRestored",
     "MetadataVersionRaised",
     "NodeDead",
+    "NodeDrained",
     "NodeRegistered",
     "NodeSuspected",
     "NodeTrusted",
@@ -67,7 +68,7 @@ METADATA_VERSION: Final = 4
 
 2: `PartitionsAdded`, `BrokerConfigsChanged`, and ranges without offsets that carry a state.
 3: `MetadataRestored`, `StreamsAbandoned.kept`, and `StreamsReassigned`.
-4: `NodeSuspected`, `NodeTrusted`, `NodeDead`, `MetadataVersionRaised`, and `NodeRegistered.lease_ms` and `.controller_address`. They are not written before this
+4: `NodeSuspected`, `NodeTrusted`, `NodeDead`, `MetadataVersionRaised`, `NodeDrained`, and `NodeRegistered.lease_ms` and `.controller_address`. They are not written before this
 version is in force, which takes that every node understands it: so nodes can be upgraded one by one.
 """
 
@@ -369,6 +370,13 @@ class MetadataVersionRaised(msgspec.Struct, frozen=True, kw_only=True, array_lik
     metadata_version: int
 
 
+class NodeDrained(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag=30):
+    """An operator wants a node to have no partitions, or to have some again; its next registration ends that as well."""
+
+    node_id: int
+    is_drained: bool
+
+
 Record = (
     ClusterFormatted
     | LeaderChanged
@@ -396,9 +404,10 @@ Record = (
     | NodeTrusted
     | NodeDead
     | MetadataVersionRaised
+    | NodeDrained
 )
 
-_KNOWN_TAGS: Final = range(1, 27)
+_KNOWN_TAGS: Final = frozenset((*range(1, 27), 30))
 _encoder: Final = msgspec.msgpack.Encoder()
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are no MessagePack, for text that is no UTF-8, and for arrays in arrays without end."""

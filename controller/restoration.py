@@ -32,7 +32,7 @@ from controller.records import (
     TopicDeleted,
 )
 from controller.tables import StreamState, StreamStatus, Tables, TopicState, Touched
-from controller.topics import apply_topic_deleted, leaders_of
+from controller.topics import apply_topic_deleted, leaders_of, takers
 from s3stream.metadata import ObjectId, StreamId
 
 __all__ = ["LastSeen", "PartitionChange", "RestorePlan", "RestoreTopics", "last_seen_before", "plan_restore"]
@@ -250,7 +250,7 @@ def _restored_streams(
 ) -> Iterator[RestoredStream]:
     """Streams of a topic that are not what they were."""
     stream_ids = then.stream_ids if now is None else now.stream_ids
-    nodes = sorted(tables.nodes)
+    nodes = takers(tables, tables.nodes) or sorted(tables.nodes)
     leaders = leaders_of(tables, nodes, len(stream_ids)) if now is None and nodes else ()
     for partition, stream_id in enumerate(stream_ids):
         current = tables.streams.get(stream_id)

@@ -65,6 +65,8 @@ class _Head(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False
     """Since metadata version 2: (node_id, (name, value) …)"""
     node_health: tuple[tuple[int, NodeStatus, int], ...] = ()
     """Since metadata version 4: (node_id, status, since_ms)"""
+    drained: tuple[int, ...] = ()
+    """Since metadata version 4: nodes that are to have no partitions."""
 
 
 class _Stream(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
@@ -157,6 +159,7 @@ def capture(state: State, index: int) -> Capture:
         node_health=tuple(
             (node_id, health.status, health.since_ms) for node_id, health in sorted(tables.node_health.items())
         ),
+        drained=tuple(sorted(tables.drained)),
     )
     return Capture(index, head, topics, [entry for _, entry in sorted(tables.objects.items())])
 
@@ -274,6 +277,7 @@ def _restored_head(head: _Head) -> Tables:
         node_health={
             node_id: NodeHealth(status=status, since_ms=since_ms) for node_id, status, since_ms in head.node_health
         },
+        drained=dict.fromkeys(head.drained),
     )
 
 

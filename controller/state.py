@@ -141,6 +141,7 @@ _HANDLERS: Final[Mapping[type, Callable[[Tables, Any], Decision[Any]]]] = {
     nodes.DeclareDead: nodes.declare_dead,
     nodes.LeaveCluster: nodes.leave_cluster,
     nodes.UnregisterNode: nodes.unregister_node,
+    nodes.DrainNode: nodes.drain_node,
     nodes.ConfigureBroker: nodes.configure_broker,
     topics.CreateTopics: topics.create_topics,
     topics.DeleteTopics: topics.delete_topics,
@@ -187,4 +188,5 @@ _APPLIERS: Final[Mapping[type, Callable[[Tables, Any, Touched], None]]] = {
     records.PartitionsAdded: topics.apply_partitions_added,
     records.BrokerConfigsChanged: nodes.apply_broker_configs_changed,
     records.MetadataRestored: restoration.apply_metadata_restored,
+    records.NodeDrained: nodes.apply_node_drained,
 }

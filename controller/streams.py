@@ -63,7 +63,7 @@ class TrimStreams(NodeCommand[None]):
 class ReassignStreams(Command[None]):
     """Have streams go to other nodes; those that were deleted are left out.
 
-    Raises UnknownNode (and changes nothing) where a target is not registered.
+    Raises UnknownNode (and changes nothing) where a target is not registered, or drained.
     """
 
     targets: Mapping[StreamId, int]
@@ -144,6 +144,8 @@ def reassign_streams(tables: Tables, command: ReassignStreams) -> Decision[None]
     for stream_id, wanted in command.targets.items():
         if wanted != -1 and wanted not in tables.nodes:
             raise UnknownNode(f"node {wanted} is not registered: start it first")
+        if wanted in tables.drained:
+            raise UnknownNode(f"node {wanted} is drained: take that back first (`tidelog drain --cancel {wanted}`)")
         stream = tables.streams.get(stream_id)
         if stream is None:
             continue

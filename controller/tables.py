@@ -192,6 +192,8 @@ class Tables:
     nodes: dict[int, NodeRegistered] = field(default_factory=dict)
     node_health: dict[int, NodeHealth] = field(default_factory=dict)
     """Of registered nodes that are not ALIVE."""
+    drained: dict[int, None] = field(default_factory=dict)
+    """Nodes that are to have no partitions, until they register anew or somebody wants it otherwise."""
     broker_configs: dict[int, dict[str, str]] = field(default_factory=dict)
     """Altered settings by node id, and under `ALL_NODES`; nodes without any are not in it."""
     topics: dict[bytes, TopicState] = field(default_factory=dict)

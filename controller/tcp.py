@@ -2,7 +2,7 @@
 
 Frames, both ways: size (4 bytes, big-endian), then MessagePack. The first one says who is there: `[version, cluster id, node id]`;
 the answerer closes the connection with a line in its log where it is of another cluster or version. A request is `[number, kind, body]`
-(kind: 1 submit, 2 follow), an answer `[number, state, body]` (state: 0 done, 1 not the leader, 2 not understood).
+(kind: 1 submit, 2 follow, 3 balance), an answer `[number, state, body]` (state: 0 done, 1 not the leader, 2 not understood).
 
 Always true:
 - A peer that sends what this node does not understand loses its connection, nothing else.
@@ -19,15 +19,18 @@ import logging
 import socket
 import struct
 from collections.abc import Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from controller.commands import Command
-from controller.peers import Followed, Following, NotLeader, PeerService, PeerUnavailable
+from controller.peers import Balance, Followed, Following, NotLeader, PeerService, PeerUnavailable
 from controller.wire import Malformed, Outcome, decode_command, decode_outcome, encode_command, encode_outcome
 
-__all__ = ["PeerServer", "TcpPeers", "split_address"]
+__all__ = ["PeerServer", "PeerTraffic", "TcpPeers", "split_address"]
+
+R = TypeVar("R")
 
 _log: Final = logging.getLogger("tidelog.controller")
 
@@ -41,8 +44,17 @@ _MAX_CONNECTIONS: Final = 1_000
 _CONNECT_TIMEOUT_S: Final = 2.0
 _GRACE_S: Final = 1.0
 """Beyond the time in which a peer wants to answer: it hangs, or the network is cut."""
-_SUBMIT, _FOLLOW = 1, 2
+_SUBMIT, _FOLLOW, _BALANCE = 1, 2, 3
 _DONE, _NOT_LEADER, _REFUSED = 0, 1, 2
+
+
+@dataclass(slots=True)
+class PeerTraffic:
+    """What a node exchanged with others: commands, entries of the metadata log, and nothing that clients sent."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
 
 _Hello = tuple[int, str, int]
 _Request = tuple[int, int, bytes]
@@ -57,25 +69,29 @@ def split_address(address: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-async def _read(reader: asyncio.StreamReader, kind: Any) -> Any:
+async def _read(reader: asyncio.StreamReader, kind: Any, traffic: PeerTraffic) -> Any:
     (size,) = _SIZE.unpack(await reader.readexactly(_SIZE.size))
     if size > _MAX_FRAME_BYTES:
         raise Malformed(f"a frame of {size} bytes; at most {_MAX_FRAME_BYTES} are read")
+    body = await reader.readexactly(size)
+    traffic.received_bytes += _SIZE.size + size
     try:
-        return msgspec.msgpack.decode(await reader.readexactly(size), type=kind)
+        return msgspec.msgpack.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(f"not a message between nodes: {error}") from error
 
 
-def _frame(message: object) -> bytes:
+def _frame(message: object, traffic: PeerTraffic) -> bytes:
     body = msgspec.msgpack.encode(message)
+    traffic.sent_bytes += _SIZE.size + len(body)
     return _SIZE.pack(len(body)) + body
 
 
 class PeerServer:
     """Answers other nodes."""
 
-    def __init__(self, service: PeerService, *, cluster_id: str) -> None:
+    def __init__(self, service: PeerService, *, cluster_id: str, traffic: PeerTraffic | None = None) -> None:
+        self._traffic = traffic or PeerTraffic()
         self._service = service
         self._cluster_id = cluster_id
         self._servers: list[asyncio.Server] = []
@@ -111,13 +127,13 @@ class PeerServer:
         under_way = asyncio.Semaphore(_MAX_UNDER_WAY)
         answering: set[asyncio.Task[None]] = set()
         try:
-            version, cluster_id, _ = await _read(reader, _Hello)
+            version, cluster_id, _ = await _read(reader, _Hello, self._traffic)
             if version != _VERSION:
                 raise Malformed(f"protocol version {version} between nodes, this one speaks {_VERSION}")
             if cluster_id != self._cluster_id:
                 raise Malformed(f"a node of cluster {cluster_id!r}, this one is of {self._cluster_id!r}")
             while True:
-                number, kind, body = await _read(reader, _Request)
+                number, kind, body = await _read(reader, _Request, self._traffic)
                 await under_way.acquire()
                 task = asyncio.get_running_loop().create_task(self._answer(writer, number, kind, body))
                 answering.add(task)
@@ -143,7 +159,7 @@ class PeerServer:
         except Malformed as error:
             state, answer = _REFUSED, str(error).encode()
         with contextlib.suppress(OSError):  # it went away meanwhile
-            writer.write(_frame((number, state, answer)))
+            writer.write(_frame((number, state, answer), self._traffic))
             await writer.drain()
 
     async def _answered(self, kind: int, body: bytes) -> bytes:
@@ -156,13 +172,16 @@ class PeerServer:
             except msgspec.DecodeError as error:
                 raise Malformed(f"not a request to follow: {error}") from error
             return msgspec.msgpack.encode(await self._service.followed(following))
+        if kind == _BALANCE:
+            return msgspec.msgpack.encode(await self._service.balance())
         raise Malformed(f"a request of kind {kind} is not known here")
 
 
 class _Connection:
     """To one node."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, traffic: PeerTraffic) -> None:
+        self._traffic = traffic
         self._reader = reader
         self._writer = writer
         self._numbers = itertools.count()
@@ -179,7 +198,7 @@ class _Connection:
         self._waiting[number] = future
         try:
             async with asyncio.timeout(timeout_s):
-                self._writer.write(_frame((number, kind, body)))
+                self._writer.write(_frame((number, kind, body), self._traffic))
                 await self._writer.drain()
                 return await future
         except TimeoutError as error:
@@ -205,7 +224,7 @@ class _Connection:
         reason = "the connection was closed"
         try:
             while True:
-                number, state, body = await _read(self._reader, _Answer)
+                number, state, body = await _read(self._reader, _Answer, self._traffic)
                 future = self._waiting.get(number)
                 if future is not None and not future.done():
                     future.set_result((state, body))
@@ -222,7 +241,8 @@ class _Connection:
 class TcpPeers:
     """The port `Peers` over TCP."""
 
-    def __init__(self, *, cluster_id: str, node_id: int) -> None:
+    def __init__(self, *, cluster_id: str, node_id: int, traffic: PeerTraffic | None = None) -> None:
+        self._traffic = traffic or PeerTraffic()
         self._cluster_id = cluster_id
         self._node_id = node_id
         self._connections: dict[str, _Connection] = {}
@@ -238,10 +258,11 @@ class TcpPeers:
         body = await self._ask(
             address, _FOLLOW, msgspec.msgpack.encode(following), following.wait_ms / 1_000 + _GRACE_S
         )
-        try:
-            return msgspec.msgpack.decode(body, type=Followed)
-        except msgspec.DecodeError as error:
-            raise PeerUnavailable(f"{address} answers what is not understood here: {error}", sent=True) from error
+        return _decoded(address, body, Followed)
+
+    async def balance(self, address: str) -> Balance:
+        """See Peers."""
+        return _decoded(address, await self._ask(address, _BALANCE, b"", _GRACE_S), Balance)
 
     async def close(self) -> None:
         """See Peers."""
@@ -276,6 +297,13 @@ class TcpPeers:
                     reader, writer = await asyncio.open_connection(host, port)
             except (OSError, ValueError, TimeoutError) as error:
                 raise PeerUnavailable(f"{address}: {error or 'it does not accept'}", sent=False) from error
-            writer.write(_frame((_VERSION, self._cluster_id, self._node_id)))
-            found = self._connections[address] = _Connection(reader, writer)
+            writer.write(_frame((_VERSION, self._cluster_id, self._node_id), self._traffic))
+            found = self._connections[address] = _Connection(reader, writer, self._traffic)
             return found
+
+
+def _decoded(address: str, body: bytes, kind: type[R]) -> R:
+    try:
+        return msgspec.msgpack.decode(body, type=kind)
+    except msgspec.DecodeError as error:
+        raise PeerUnavailable(f"{address} answers what is not understood here: {error}", sent=True) from error

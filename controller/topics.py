@@ -139,10 +139,12 @@ def create_topics(tables: Tables, command: CreateTopics) -> Decision[Mapping[str
 
 
 def takers(tables: Tables, wanted: Collection[int]) -> Sequence[int]:
-    """Those of the wanted nodes that new partitions may go to: who is alive; a suspect where nobody else is, a dead one never."""
+    """Those of the wanted nodes that new partitions may go to: who is alive and not drained; else who is drained, or a suspect; a dead
+    one never."""
     candidates = sorted(node_id for node_id in wanted if node_id in tables.nodes)
     alive = [node_id for node_id in candidates if tables.node_status(node_id) is NodeStatus.ALIVE]
-    return alive or [node_id for node_id in candidates if tables.node_status(node_id) is NodeStatus.SUSPECT]
+    suspect = [node_id for node_id in candidates if tables.node_status(node_id) is NodeStatus.SUSPECT]
+    return [node_id for node_id in alive if node_id not in tables.drained] or alive or suspect
 
 
 def _led(tables: Tables) -> Counter[int]:

@@ -87,6 +87,19 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "Partitions that this node gave to others.",
                 lambda parts: parts.handover.moved,
             ),
+            labelled(
+                "counter",
+                "tidelog_peer_bytes_total",
+                "direction",
+                "Bytes that this node sent to others, and received from them, over the connections of controllers: commands and entries of the "
+                "metadata log. Nothing else goes between nodes, least of all records.",
+                by_value(
+                    lambda parts: {
+                        "sent": parts.peer_traffic.sent_bytes,
+                        "received": parts.peer_traffic.received_bytes,
+                    }
+                ),
+            ),
             gauge(
                 "tidelog_topics",
                 "Topics of the cluster.",

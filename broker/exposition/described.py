@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from broker.server import Server
     from broker.topics import Topics
     from controller.controller import Controller
+    from controller.tcp import PeerTraffic
     from s3stream.collector import Collector as ObjectCollector
     from s3stream.compactor import Compactor
     from s3stream.instrumented import InstrumentedObjectStore
@@ -45,6 +46,7 @@ class Parts:
     reader: ObjectReader
     damage: DamageReport
     controller: Controller
+    peer_traffic: PeerTraffic
     topics: Topics
     partitions: Partitions
     handover: Handover

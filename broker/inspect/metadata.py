@@ -123,6 +123,8 @@ class NodeRow(Row, frozen=True, kw_only=True):
     """ALIVE, SUSPECT or DEAD."""
     status_since_ms: int
     """0 while it is alive."""
+    is_drained: bool
+    """It is to have no partitions."""
 
     def text(self) -> str:
         status = f", {self.status} since {when(self.status_since_ms)}" if self.status_since_ms else ""
@@ -130,7 +132,7 @@ class NodeRow(Row, frozen=True, kw_only=True):
         return (
             f"node {self.node_id}: epoch {self.node_epoch}, {self.address or 'no address'}{rack}, WAL {self.wal_id} epoch "
             f"{self.wal_epoch}, registered {when(self.registered_at_ms)}, leads {plural(self.led_partitions, 'partition')}"
-            f"{status}"
+            f"{status}{', drained' if self.is_drained else ''}"
         )
 
 
@@ -354,6 +356,7 @@ def _state_rows(image: Image, next_index: int) -> list[Row]:
             lease_ms=node.lease_ms,
             status=tables.node_status(node.node_id).name,
             status_since_ms=health.since_ms if (health := tables.node_health.get(node.node_id)) else 0,
+            is_drained=node.node_id in tables.drained,
         )
         for _, node in sorted(tables.nodes.items())
     ]

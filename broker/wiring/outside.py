@@ -14,6 +14,7 @@ from broker.shares import controller_settings, storage_settings, wal_store_setti
 from broker.uris import absolute_uri
 from broker.wiring.surroundings import Surroundings
 from controller.controller import Controller
+from controller.tcp import PeerTraffic
 from s3stream.bucket_rules import RuledBucket
 from s3stream.config import ObjectStoreSettings, StorageSettings
 from s3stream.instrumented import InstrumentedObjectStore
@@ -51,6 +52,7 @@ class Opened:
     usage: Usage
     paths: Paths
     controller: Controller
+    peer_traffic: PeerTraffic
     arena: Arena
     wal: WriteAheadLog
     open_objects: OpenObjects
@@ -112,6 +114,7 @@ async def open_outside(stack: AsyncExitStack, settings: BrokerSettings, around: 
         usage=usage,
         paths=paths,
         controller=controller,
+        peer_traffic=endpoint.traffic,
         arena=arena,
         wal=wal,
         open_objects=open_objects,

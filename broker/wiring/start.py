@@ -116,6 +116,7 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
                 reader=reader,
                 damage=up.damage,
                 controller=opened.controller,
+                peer_traffic=opened.peer_traffic,
                 topics=broker.topics,
                 partitions=broker.partitions,
                 handover=broker.handover,

@@ -7,8 +7,11 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +23,19 @@ from controller.log import MetadataLog
 from s3stream.open import open_object_store
 from tests.crash.process import BrokerProcess, free_port
 
-__all__ = ["TIMEOUT_S", "Brokers", "Load", "all_of", "leaders", "leading", "replaced", "running_brokers", "values_in"]
+__all__ = [
+    "TIMEOUT_S",
+    "Brokers",
+    "Load",
+    "all_of",
+    "leaders",
+    "leading",
+    "replaced",
+    "run_tool",
+    "running_brokers",
+    "shared",
+    "values_in",
+]
 
 Brokers = dict[int, BrokerProcess]
 """By node id."""
@@ -73,6 +88,24 @@ def leaders(brokers: Brokers, topic: str) -> dict[int, int]:
     """Who leads each partition, as clients are told; -1: nobody just now."""
     told = AdminClient({"bootstrap.servers": all_of(brokers)}).list_topics(topic, timeout=TIMEOUT_S)
     return {index: partition.leader for index, partition in told.topics[topic].partitions.items()}
+
+
+async def shared(brokers: Brokers, topic: str, expected: dict[int, int]) -> None:
+    """Return when every partition is open, and each broker leads so many."""
+    found: dict[int, int] = {}
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            while (found := Counter((await asyncio.to_thread(leaders, brokers, topic)).values())) != expected:
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        raise AssertionError(f"partitions are led by {found}, not {expected}") from None
+
+
+def run_tool(broker: BrokerProcess, *arguments: str) -> tuple[int, str]:
+    """`tidelog …` with the settings of a broker: exit status and what it prints."""
+    command = [sys.executable, "-m", "broker", *arguments, "-c", str(broker.config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    return done.returncode, done.stdout + done.stderr
 
 
 class Load:

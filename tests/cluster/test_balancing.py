@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from tests.cluster.brokers import TIMEOUT_S, Brokers, Load, all_of, leaders, running_brokers, values_in
+from tests.cluster.brokers import TIMEOUT_S, Brokers, Load, all_of, running_brokers, shared, values_in
 
 pytestmark = pytest.mark.crash
 
 PARTITIONS = 12
-
-
-async def shared(brokers: Brokers, topic: str, expected: dict[int, int]) -> None:
-    """Return when every partition is open, and each broker leads so many."""
-    found: dict[int, int] = {}
-    try:
-        async with asyncio.timeout(TIMEOUT_S):
-            while (found := Counter((await asyncio.to_thread(leaders, brokers, topic)).values())) != expected:
-                await asyncio.sleep(0.1)
-    except TimeoutError:
-        raise AssertionError(f"partitions are led by {found}, not {expected}") from None
 
 
 async def test_a_rolling_restart_costs_no_request(brokers: Brokers) -> None:

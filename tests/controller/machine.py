@@ -8,7 +8,7 @@ from typing import TypeVar
 from controller.commands import Command
 from controller.errors import ControllerError
 from controller.invariants import check_all
-from controller.nodes import DeclareDead, RegisterNode, SuspectNode, TrustNode
+from controller.nodes import DeclareDead, DrainNode, RegisterNode, SuspectNode, TrustNode
 from controller.objects import AllocateObjectIds, Commit, ExpireObjects, ForgetObjects
 from controller.records import Record, decode_records, encode_records
 from controller.restoration import LastSeen, RestorePlan, RestoreTopics, last_seen_before
@@ -116,6 +116,9 @@ class Machine:
 
     def reassign(self, targets: Mapping[int, int]) -> None:
         self.do(ReassignStreams(targets={StreamId(stream_id): target for stream_id, target in targets.items()}))
+
+    def drain(self, node_id: int, is_drained: bool = True) -> None:
+        self.do(DrainNode(node_id=node_id, is_drained=is_drained))
 
     def trim(self, node_id: int, log_start_offsets: Mapping[int, int]) -> None:
         offsets = {StreamId(stream_id): offset for stream_id, offset in log_start_offsets.items()}

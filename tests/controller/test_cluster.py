@@ -15,7 +15,8 @@ from controller.commands import Command
 from controller.config import ControllerSettings
 from controller.controller import Controller, TopicSpec
 from controller.errors import TopicExists
-from controller.peers import Followed, Following, NotLeader, PeerUnavailable
+from controller.nodes import DrainNode
+from controller.peers import Balance, Followed, Following, NotLeader, PeerUnavailable
 from controller.snapshot import digest
 from controller.tcp import PeerServer, TcpPeers
 from controller.wire import Outcome, decode_command, decode_outcome, encode_command, encode_outcome
@@ -54,6 +55,10 @@ class Network:
         found = await self.services[address].followed(following)
         await self._arrive(address)
         return found
+
+    async def balance(self, address: str) -> Balance:
+        await self._arrive(address)
+        return await self.services[address].balance()
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -300,6 +305,41 @@ def test_partitions_follow_the_nodes_that_come_and_go() -> None:
     run(scenario)
 
 
+def test_a_drained_node_gets_nothing_back_until_that_is_taken_back() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        openers = []
+        for node_id in (1, 2, 3):
+            openers.append(Opener(await cluster.start(), node_id))
+            await openers[-1].start()
+        first, second, third = cluster.nodes
+        await first.create_topics([TopicSpec(name="t", partition_count=12)])
+        await asyncio.sleep(1)
+        assert held(first) == {1: 4, 2: 4, 3: 4}
+        for drained in (3, 1):  # 1 leads
+            await second.submit(DrainNode(node_id=drained, is_drained=True))
+            await asyncio.sleep(1)
+        assert held(first) == {2: 12}
+        balance = {node.node_id: node for node in (await cluster.network.balance("node1:9093")).nodes}
+        assert [(node.lives, node.leaves, node.open_count) for node in balance.values()] == [
+            (True, True, 0),
+            (True, False, 12),
+            (True, True, 0),
+        ]
+        await asyncio.sleep(30)
+        assert held(first) == {2: 12}
+        await second.submit(DrainNode(node_id=3, is_drained=False))
+        await asyncio.sleep(5)
+        assert held(first) == {2: 6, 3: 6}
+        await openers[0].stop()
+        await openers[0].start()
+        await asyncio.sleep(5)
+        assert held(third) == {1: 4, 2: 4, 3: 4}, "it was started anew"
+        for opener in openers:
+            await opener.stop()
+
+    run(scenario)
+
+
 def test_what_a_dead_node_has_closed_goes_to_others_and_what_it_has_open_stays() -> None:
     async def scenario(cluster: Cluster) -> None:
         nodes = [await cluster.start() for _ in range(2)]
@@ -396,6 +436,9 @@ class Nobody:
         raise NotLeader("no")
 
     async def followed(self, following: Following) -> Followed:
+        raise NotLeader("no")
+
+    async def balance(self) -> Balance:
         raise NotLeader("no")
 
 

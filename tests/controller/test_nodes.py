@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from controller.commands import check_node
-from controller.errors import ConfigsChanged, NodeRefused, NoNodes
+from controller.errors import ConfigsChanged, NodeRefused, NoNodes, UnknownNode
 from controller.image import Image
 from controller.nodes import (
     ConfigureBroker,
     DescribeNode,
+    DrainNode,
     LeaveCluster,
     RaiseMetadataVersion,
     RegisterNode,
@@ -291,3 +292,52 @@ def test_nobody_is_suspected_before_all_nodes_understand_it() -> None:
     assert machine.suspect(1)
     machine.do(RaiseMetadataVersion(metadata_version=3))
     assert machine.state.tables.metadata_version == 4, "there is no way back"
+
+
+def test_a_drained_node_gets_no_partitions_until_that_is_taken_back_or_it_registers_anew() -> None:
+    machine, streams = ready(partitions=3)
+    machine.register(2, "wal-2")
+    machine.drain(1)
+    machine.drain(1)
+    made = machine.create("other", partitions=2)
+    assert {machine.stream(stream).node_id for stream in made} == {2}
+    with pytest.raises(UnknownNode, match=r"node 1 is drained.*--cancel 1"):
+        machine.reassign({made[0]: 1})
+    machine.reassign({streams[0]: 2, streams[1]: 2})
+    machine.close(1, {streams[0]: 0})
+    machine.drain(1, is_drained=False)
+    assert [machine.stream(stream).node_id for stream in streams] == [2, 1, 1]
+    assert machine.stream(streams[1]).target_node_id == -1, "what was on its way stays, what is gone is gone"
+    machine.drain(1)
+    described = DescribeNode(node_id=1, node_epoch=machine.node_epoch(1), lease_ms=1_000, controller_address="here:1")
+    machine.do(described)
+    assert 1 in machine.state.tables.drained
+    machine.register(1, "wal-1")
+    machine.reassign({made[0]: 1})
+
+
+def test_the_last_node_cannot_be_drained() -> None:
+    machine = Machine()
+    machine.register(1, "wal-1")
+    with pytest.raises(UnknownNode, match=r"node 7 is not registered; these are: 1$"):
+        machine.drain(7)
+    with pytest.raises(NoNodes, match="node 1 is the last one"):
+        machine.drain(1)
+    machine.register(2, "wal-2")
+    machine.register(3, "wal-3")
+    machine.suspect(3)
+    machine.declare_dead(3)
+    machine.drain(1)
+    with pytest.raises(NoNodes, match="node 2 is the last one"):
+        machine.drain(2)
+    machine.do(UnregisterNode(node_id=1))
+    assert machine.state.tables.drained == {}
+
+
+def test_nodes_are_drained_only_where_all_understand_it() -> None:
+    machine = Machine()
+    machine.state.tables.metadata_version = 3
+    machine.register(1, "wal-1")
+    machine.register(2, "wal-2")
+    with pytest.raises(NodeRefused, match="metadata version 3 is in force"):
+        machine.do(DrainNode(node_id=1, is_drained=True))

@@ -40,6 +40,7 @@ def rich() -> Machine:
         machine.register(node_id, f"wal-{node_id}")
         machine.suspect(node_id)
     machine.declare_dead(4)
+    machine.drain(3)
     orphan, forgotten = machine.ids(1, 2)
     machine.expire(b, orphan, forgotten)
     machine.forget(forgotten)
@@ -141,12 +142,14 @@ def test_a_snapshot_of_a_newer_version_stops_the_node(monkeypatch: pytest.Monkey
 
 
 def test_a_snapshot_of_the_version_before_is_read() -> None:
-    """Metadata version 1 had no altered settings of brokers, and no suspicions: its head ends before them."""
+    """Metadata version 1 had no altered settings of brokers, no suspicions, and no drains: its head ends before them."""
     machine = rich()
     machine.state.tables.node_health.clear()
+    machine.state.tables.drained.clear()
     machine.state.tables.metadata_version = 1
     head, *others = capture(machine.state, 41).frames()
     fields = msgspec.msgpack.decode(head)
+    assert fields.pop() == [], "who is drained"
     assert fields.pop() == [], "who is suspected or dead"
     assert fields.pop() == [], "altered settings of brokers"
     frames = [msgspec.msgpack.encode(fields), *others, b""]

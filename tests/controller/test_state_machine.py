@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from controller.errors import NodeRefused, RestoreRefused, StreamNotDrained
+from controller.errors import NodeRefused, NoNodes, RestoreRefused, StreamNotDrained
 from controller.invariants import check_all
 from controller.records import Range, decode_records, encode_records
 from controller.restoration import plan_restore
@@ -81,7 +81,7 @@ class MetadataMachine(RuleBasedStateMachine):
 
     @rule(
         what=st.sampled_from(
-            ["restart", "change disk", "recover", "abandon", "create", "delete", "suspect", "trust", "die"]
+            ["restart", "change disk", "recover", "abandon", "create", "delete", "suspect", "trust", "die", "drain"]
         ),
         node_id=st.sampled_from(NODES),
         name=st.sampled_from(NAMES),
@@ -97,6 +97,8 @@ class MetadataMachine(RuleBasedStateMachine):
                 self.machine.suspect(node_id)
             case "trust":
                 self.machine.trust(node_id)
+            case "drain":
+                self.drain(node_id)
             case "die":
                 self.die(node_id)
             case "change disk":
@@ -177,6 +179,19 @@ class MetadataMachine(RuleBasedStateMachine):
 
     def register(self, node_id: int) -> None:
         self.machine.register(node_id, self.wal_id(node_id))
+
+    def drain(self, node_id: int) -> None:
+        """Or take that back: what is on its way then is to stay."""
+        tables = self.machine.state.tables
+        is_drained = node_id not in tables.drained
+        try:
+            self.machine.drain(node_id, is_drained)
+        except NoNodes:
+            return
+        assert (node_id in tables.drained) is is_drained
+        if not is_drained:
+            mine = [stream for stream in tables.streams.values() if stream.node_id == node_id]
+            assert all(stream.target_node_id == -1 for stream in mine)
 
     def die(self, node_id: int) -> None:
         """Where it is suspected: nothing that it says is of any account, until it is there again."""

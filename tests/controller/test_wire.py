@@ -12,6 +12,7 @@ from controller.nodes import (
     ConfigureBroker,
     DeclareDead,
     DescribeNode,
+    DrainNode,
     LeaveCluster,
     NodeRegistration,
     RaiseMetadataVersion,
@@ -56,6 +57,7 @@ SAMPLES: list[Command[Any]] = [
     DeclareDead(node_id=1, node_epoch=2, at_ms=3),
     LeaveCluster(node_id=1, node_epoch=2, at_ms=3),
     UnregisterNode(node_id=1),
+    DrainNode(node_id=1, is_drained=True),
     ConfigureBroker(node_id=-1, changes={"a": "b", "c": None}, expected={}),
     CreateTopics(
         topics=(NewTopic(name="t", topic_id=ID, partition_count=3, configs={"a": "b"}, leaders=(1, 2)),),

@@ -36,12 +36,12 @@ class BrokerProcess:
         self.code: Path | None = None
         """Where the packages are loaded from at the next start, if not from here."""
         self.log_path = directory / "broker.log"
-        self._config = directory / "broker.toml"
+        self.config = directory / "broker.toml"
         self._arming_file = directory / "armed"
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
         self.settings = everything = {"listeners": f"PLAINTEXT://127.0.0.1:{self.port}", **settings}
-        self._config.write_text("".join(f'"{name}" = {json.dumps(value)}\n' for name, value in everything.items()))
+        self.config.write_text("".join(f'"{name}" = {json.dumps(value)}\n' for name, value in everything.items()))
 
     @property
     def bootstrap_servers(self) -> str:
@@ -59,7 +59,7 @@ class BrokerProcess:
         program = ["broker"] if crash_point is None else ["tests.crash.launch", crash_point, str(self._arming_file)]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *program, "serve", "-c", str(self._config)],
+                [sys.executable, "-m", *program, "serve", "-c", str(self.config)],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
