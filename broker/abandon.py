@@ -203,7 +203,7 @@ async def _plan_of(asides: Sequence[AsideWal], image: Image, options: argparse.N
             continue
         ends = streams_on(image, aside.wal_id)
         try:
-            assessment = await assess(aside, ends)
+            assessment = await assess(aside, image)
         except WalError as error:
             await emit(_note(f"nothing can be read of it: {error}"), as_json=options.json)
             continue

@@ -186,6 +186,13 @@ class BrokerSettings:
         "and the options of object.store.uri. What was acknowledged and is not "
         "uploaded yet is at most this capacity or half of memory.bytes, whichever is smaller; then producers wait.",
     )
+    wal_recovery_directories: str = _data(
+        "",
+        "Where volumes of other brokers are mounted when those have died with their machines: directories, comma separated. A WAL that lies "
+        "in one of them, or in a directory there, is recovered by this broker. WALs on the disks of this machine, and in buckets, are "
+        "found without.",
+        is_list=True,
+    )
     memory_bytes: int = _data(
         1 << 30, "Bound of everything that this broker keeps in memory.", unit="bytes", least=64 << 20
     )

@@ -17,6 +17,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 
 from broker.config import BrokerSettings, Listener
+from broker.host import host_identity
 from broker.wiring.start import Running, start_broker
 from broker.wiring.surroundings import Surroundings
 from s3stream.objectstore import ObjectStore
@@ -69,6 +70,7 @@ class Node:
                     on_failed=self._failed,
                     wrap_store=self._wrap_store,
                     hands_over=lambda: self.hands_over,
+                    host=host_identity(),
                 ),
             )
         )

@@ -176,6 +176,7 @@ class Partitions:
                 stream_id = state.stream_id
                 if (
                     state.leader == self._node_id
+                    and not state.is_recovering
                     and stream_id not in self._by_stream
                     and stream_id not in self._opening
                 ):

@@ -29,7 +29,7 @@ from wal.aside import AsideWal, SalvagedWal
 from wal.errors import WalCorrupt
 from wal.salvage import Assessment, StreamLoss
 
-__all__ = ["OfflineStream", "assess", "salvage", "streams_on"]
+__all__ = ["OfflineStream", "assess", "assessment_of", "salvage", "streams_on", "take_out"]
 
 log = logging.getLogger("tidelog.salvage")
 
@@ -57,13 +57,22 @@ def streams_on(image: Image, wal_id: str) -> dict[StreamId, int]:
     }
 
 
-async def assess(aside: AsideWal, committed_end_offsets: Mapping[StreamId, int]) -> Assessment:
+def assessment_of(image: Image, wal_id: str) -> Assessment:
+    """What is known of the streams that are open on a WAL, to hold against what it has."""
+    streams = [stream for stream in image.state.tables.streams.values() if stream.wal_id == wal_id]
+    return Assessment(
+        ((stream.stream_id, stream.committed_end_offset) for stream in streams),
+        {stream.stream_id: stream.wal_leader_epoch for stream in streams},
+    )
+
+
+async def assess(aside: AsideWal, image: Image) -> Assessment:
     """What a damaged WAL holds of streams, and what it has lost. Nothing is changed.
 
     Raises:
         WalError: it cannot be read.
     """
-    assessment = Assessment(committed_end_offsets.items())
+    assessment = assessment_of(image, aside.wal_id)
     wal = SalvagedWal(aside.wal_id, aside.findings, assessment, cluster_id="")
     async for _ in wal.recover():
         pass
@@ -89,7 +98,7 @@ async def salvage(
     for aside in asides:
         ends = streams_on(image, aside.wal_id)
         if ends:
-            assessment = await _take_out(aside, ends, metadata, store, paths, settings, rng)
+            assessment = await take_out(aside, metadata=metadata, store=store, paths=paths, settings=settings, rng=rng)
             log.info(
                 "a damaged WAL was read: %(complete)d of %(partitions)d partitions lost nothing and go on (WAL %(wal_id)s in %(place)s)",
                 {
@@ -115,28 +124,40 @@ async def salvage(
     return offline
 
 
-async def _take_out(
+async def take_out(
     aside: AsideWal,
-    ends: Mapping[StreamId, int],
+    *,
     metadata: NodeMetadata,
     store: ObjectStore,
     paths: Paths,
     settings: StorageSettings,
     rng: random.Random,
 ) -> Assessment:
-    assessment = Assessment(ends.items())
+    """Take over the streams that are open on a WAL which nobody writes to any more, put what it holds of them into objects, and close those
+    that lost nothing.
+
+    Raises:
+        NodeRefused: another node recovers it.
+        Unavailable, MetadataUnavailable: the object store does not take it now.
+        StorageError: it does not continue what objects hold, or this node's memory is too small for it.
+        NodeFenced: another process runs as this node.
+    """
+    # Before it is read: what its former owner had committed by then is counted, and nothing is committed there any more.
+    claimed = await metadata.recover_wal(aside.wal_id)
+    known = [(opened.stream_id, opened.committed_end_offset) for opened in claimed]
+    assessment = Assessment(known, {opened.stream_id: opened.least_leader_epoch for opened in claimed})
     wal = SalvagedWal(aside.wal_id, aside.findings, assessment, cluster_id="")
     payload_format = RecordBatchFormat()
-    salvaging = _SalvageMetadata(metadata, aside.wal_id, assessment)
+    claim = _Claim(metadata, claimed, assessment)
     failures: list[BaseException] = []
     storage = Storage(
         wal=wal,
         arena=Arena(settings.arena_bytes),
-        metadata=salvaging,
+        metadata=claim,
         store=store,
         paths=paths,
         reader=ObjectReader(
-            store=store, paths=paths, metadata=salvaging, payload_format=payload_format, settings=settings.read
+            store=store, paths=paths, metadata=claim, payload_format=payload_format, settings=settings.read
         ),
         payload_format=payload_format,
         settings=settings,
@@ -144,12 +165,12 @@ async def _take_out(
         on_failed=failures.append,
     )
     try:
-        await storage.start(sorted(ends))
+        await storage.start([opened.stream_id for opened in claimed])
     except WalCorrupt as error:
         # Not even its header: then nothing of it is known, and everything that is open on it is in doubt.
         log.error("nothing can be read of a damaged WAL: %(error)s", {"error": error})
         await storage.close(timeout_s=0)
-        assessment = Assessment(ends.items())
+        assessment = Assessment(known)
         for stream in assessment.streams.values():
             stream.in_doubt = True
         assessment.end()
@@ -159,17 +180,18 @@ async def _take_out(
         raise
     if not await storage.close(timeout_s=UPLOAD_TIMEOUT_S) or failures:
         raise Unavailable(
-            f"what the damaged WAL in {aside.place} holds cannot be put into the object store now; start again when it can"
-        )
+            f"what the WAL in {aside.place} holds cannot be put into the object store now; it is tried again at the next start"
+        ) from next(iter(failures), None)
     return assessment
 
 
-class _SalvageMetadata:
-    """The metadata as the storage engine sees it, for one damaged WAL: opening is taking over, and only what is complete is closed."""
+class _Claim:
+    """The metadata as the storage engine sees it, for one WAL that was taken over: its streams are open already, and only what is complete is
+    closed."""
 
-    def __init__(self, metadata: NodeMetadata, wal_id: str, assessment: Assessment) -> None:
+    def __init__(self, metadata: NodeMetadata, claimed: Sequence[OpenedStream], assessment: Assessment) -> None:
         self._metadata = metadata
-        self._wal_id = wal_id
+        self._claimed = claimed
         self._assessment = assessment
         self.commit_objects = metadata.commit_objects
         self.new_object_ids = metadata.new_object_ids
@@ -182,8 +204,8 @@ class _SalvageMetadata:
         self.log_start_offset = metadata.log_start_offset
 
     async def open_streams(self, stream_ids: Sequence[StreamId]) -> Sequence[OpenedStream]:
-        """Take over all that is open on the damaged WAL."""
-        return await self._metadata.recover_wal(self._wal_id)
+        """All that was open on the WAL."""
+        return self._claimed
 
     async def close_streams(self, end_offsets: Mapping[StreamId, int]) -> None:
         """Close those that lost nothing."""

@@ -5,6 +5,8 @@ Always true: the shares of `memory.bytes` leave room for the interpreter. Nothin
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from broker.compaction.process import WorkerSettings
 from broker.config import BrokerSettings
 from broker.groups.coordinator import CoordinatorSettings
@@ -21,6 +23,7 @@ __all__ = [
     "controller_settings",
     "coordinator_settings",
     "producer_budget",
+    "recovery_settings",
     "storage_settings",
     "wal_store_settings",
     "worker_settings",
@@ -32,6 +35,9 @@ COLLECTION_INTERVAL_MS = 60_000
 COMPACTION_BASE_BYTES = 256 << 20
 """What the process of compaction may take before it reads anything. Three eighths of the memory on top: for the metadata, which every
 process holds whole, and its buffers twice."""
+
+RECOVERY_RUN_BYTES = 8 << 20
+"""Of a WAL: frames that are recovered together take less."""
 
 WAL_REQUEST_TIMEOUT_MS = 10_000
 WAL_DEADLINE_MS = 20_000
@@ -85,6 +91,17 @@ def storage_settings(settings: BrokerSettings) -> StorageSettings:
             grace_ms=max(settings.log_segment_delete_delay_ms, 1),
             restore_window_ms=settings.metadata_restore_window_ms,
         ),
+    )
+
+
+def recovery_settings(storage: StorageSettings) -> StorageSettings:
+    """For the WAL of another node. It takes the largest batch that a node with as much memory takes, and no memory that is not needed: as
+    a rule what is not uploaded is a fraction of this."""
+    arena_bytes = storage.arena_bytes // 2 + RECOVERY_RUN_BYTES
+    return replace(
+        storage,
+        arena_bytes=min(arena_bytes // ALIGNMENT_BYTES * ALIGNMENT_BYTES, storage.arena_bytes),
+        upload_size_bytes=min(storage.upload_size_bytes, storage.arena_bytes // 8),
     )
 
 

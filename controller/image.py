@@ -30,8 +30,11 @@ class PartitionState:
     leader_epoch: int
     """-1 before it was ever opened."""
     is_open: bool
+    """Its leader serves it, as far as the cluster knows: it is not so where that is dead, though it had it open."""
     target: int = -1
     """Node that it is on its way to; -1: it stays."""
+    is_recovering: bool = False
+    """The leader is not to open it: it takes its tail out of the WAL of a node that died."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,10 @@ class Node:
     controller_address: str
     """Empty: it is alone."""
     status: NodeStatus
+    wal_uri: str = ""
+    """Where the WAL is, as others may find it; empty: nowhere else."""
+    wal_host: str = ""
+    """Identity of the machine whose disk it is on; empty where it is on none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,8 +182,10 @@ class Image:
                     stream_id=stream_id,
                     leader=streams[stream_id].node_id,
                     leader_epoch=streams[stream_id].leader_epoch,
-                    is_open=streams[stream_id].status is StreamStatus.OPEN,
+                    is_open=streams[stream_id].status is StreamStatus.OPEN
+                    and self.node_status(streams[stream_id].node_id) is not NodeStatus.DEAD,
                     target=streams[stream_id].target_node_id,
+                    is_recovering=streams[stream_id].status is StreamStatus.RECOVERING,
                 )
                 for index, stream_id in enumerate(topic.stream_ids)
             ),
@@ -194,4 +203,6 @@ class Image:
             lease_ms=value.lease_ms,
             controller_address=value.controller_address,
             status=self.node_status(value.node_id),
+            wal_uri=value.wal_uri,
+            wal_host=value.wal_host,
         )

@@ -85,12 +85,13 @@ def holder_changes_with_a_new_epoch(before: StreamFacts | None, after: StreamSta
 
 
 def open_is_left_in_order(before: StreamFacts | None, after: StreamState) -> str | None:
-    """I1, I4: a stream goes from one WAL to another only through CLOSED; recovery names the WAL that it recovers."""
+    """I1, I4: a stream goes from one WAL to another only through CLOSED; recovery names the WAL that it recovers, and the WAL's own
+    node may take it back from whoever recovers it."""
     if before is None or before.status is StreamStatus.CLOSED or after.status is StreamStatus.CLOSED:
         return None
     if after.wal_id != before.wal_id:
         return f"went from WAL {before.wal_id} to WAL {after.wal_id} without having been closed"
-    if after.node_id != before.node_id and after.status is not StreamStatus.RECOVERING:
+    if StreamStatus.RECOVERING not in (before.status, after.status) and after.node_id != before.node_id:
         return f"was opened by node {after.node_id} on the WAL of node {before.node_id}"
     return None
 

@@ -60,7 +60,7 @@ class NodeMetadata(CommittedMetadata):
         """Whether a node serves, as far as this one has read the metadata."""
         return self._port.image.node_status(node_id)
 
-    async def describe(self, *, lease_ms: int, controller_address: str) -> None:
+    async def describe(self, *, lease_ms: int, controller_address: str, wal_uri: str, wal_host: str) -> None:
         """Complete a registration that was made under an older metadata version. Raises NodeFenced."""
         await self._port.submit(
             DescribeNode(
@@ -68,6 +68,8 @@ class NodeMetadata(CommittedMetadata):
                 node_epoch=self.node_epoch,
                 lease_ms=lease_ms,
                 controller_address=controller_address,
+                wal_uri=wal_uri,
+                wal_host=wal_host,
             )
         )
 

@@ -78,6 +78,8 @@ class RegisterNode(Command[NodeRegistration]):
     lease_ms: int = 0
     """For how long it may serve without having read the metadata log to its tail; 0: it does not look."""
     controller_address: str = ""
+    wal_uri: str = ""
+    wal_host: str = ""
     at_ms: int
 
 
@@ -87,6 +89,8 @@ class DescribeNode(NodeCommand[None]):
 
     lease_ms: int
     controller_address: str
+    wal_uri: str = ""
+    wal_host: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +202,8 @@ def register_node(tables: Tables, command: RegisterNode) -> Decision[NodeRegistr
         registered_at_ms=command.at_ms,
         lease_ms=command.lease_ms,
         controller_address=command.controller_address,
+        wal_uri=command.wal_uri,
+        wal_host=command.wal_host,
     )
     return Decision((record,), NodeRegistration(node_id=command.node_id, node_epoch=node_epoch))
 
@@ -205,7 +211,13 @@ def register_node(tables: Tables, command: RegisterNode) -> Decision[NodeRegistr
 def describe_node(tables: Tables, command: DescribeNode) -> Decision[None]:
     check_node(tables, command.node_id, command.node_epoch)
     present = tables.nodes[command.node_id]
-    record = msgspec.structs.replace(present, lease_ms=command.lease_ms, controller_address=command.controller_address)
+    record = msgspec.structs.replace(
+        present,
+        lease_ms=command.lease_ms,
+        controller_address=command.controller_address,
+        wal_uri=command.wal_uri,
+        wal_host=command.wal_host,
+    )
     if record == present or tables.metadata_version < _HEALTH_SINCE:
         return Decision((), None)
     return Decision((record,), None)
@@ -310,10 +322,12 @@ def apply_node_drained(tables: Tables, record: NodeDrained, touched: Touched) ->
 def apply_node_registered(tables: Tables, record: NodeRegistered, touched: Touched) -> None:
     if tables.metadata_version < _HEALTH_SINCE:
         # Snapshots of nodes that do not know of it leave it out, and all nodes are to come to the same state.
-        record = msgspec.structs.replace(record, lease_ms=0, controller_address="")
+        record = msgspec.structs.replace(record, lease_ms=0, controller_address="", wal_uri="", wal_host="")
     former = tables.nodes.get(record.node_id)
     if former is None or former.node_epoch != record.node_epoch:
         tables.drained.pop(record.node_id, None)
+    if tables.node_status(record.node_id) is NodeStatus.DEAD:
+        _touch_led(tables, record.node_id, touched)
     tables.nodes[record.node_id] = record
     tables.next_node_epoch = max(tables.next_node_epoch, record.node_epoch + 1)
     tables.node_health.pop(record.node_id, None)
@@ -343,6 +357,12 @@ def apply_node_dead(tables: Tables, record: NodeDead, touched: Touched) -> None:
     tables.require_version(_HEALTH_SINCE)
     tables.node_health[record.node_id] = NodeHealth(status=NodeStatus.DEAD, since_ms=record.at_ms)
     touched.nodes.add(record.node_id)
+    _touch_led(tables, record.node_id, touched)
+
+
+def _touch_led(tables: Tables, node_id: int, touched: Touched) -> None:
+    """Whether its partitions are served is another matter from now on."""
+    touched.topics.update(stream.topic_id for stream in tables.streams.values() if stream.node_id == node_id)
 
 
 def apply_metadata_version_raised(tables: Tables, record: MetadataVersionRaised, touched: Touched) -> None:

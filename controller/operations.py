@@ -71,6 +71,8 @@ class Operations(ABC):
         rack: str = "",
         lease_ms: int = 0,
         controller_address: str = "",
+        wal_uri: str = "",
+        wal_host: str = "",
     ) -> NodeRegistration:
         """Register a node that came up, fencing its earlier registrations.
 
@@ -87,6 +89,8 @@ class Operations(ABC):
                 rack=rack,
                 lease_ms=lease_ms,
                 controller_address=controller_address,
+                wal_uri=wal_uri,
+                wal_host=wal_host,
                 at_ms=self._now_ms(),
             )
         )

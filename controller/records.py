@@ -68,7 +68,8 @@ METADATA_VERSION: Final = 4
 
 2: `PartitionsAdded`, `BrokerConfigsChanged`, and ranges without offsets that carry a state.
 3: `MetadataRestored`, `StreamsAbandoned.kept`, and `StreamsReassigned`.
-4: `NodeSuspected`, `NodeTrusted`, `NodeDead`, `MetadataVersionRaised`, `NodeDrained`, and `NodeRegistered.lease_ms` and `.controller_address`. They are not written before this
+4: `NodeSuspected`, `NodeTrusted`, `NodeDead`, `MetadataVersionRaised`, `NodeDrained`, and `NodeRegistered.lease_ms`, `.controller_address`, `.wal_uri` and
+`.wal_host`; and under which leader epoch a stream was first opened on its WAL. They are not written before this
 version is in force, which takes that every node understands it: so nodes can be upgraded one by one.
 """
 
@@ -153,6 +154,10 @@ class NodeRegistered(msgspec.Struct, frozen=True, kw_only=True, array_like=True,
     """For how long it may serve without having read the metadata log to its tail; 0: it does not look, so it is never taken for dead."""
     controller_address: str = ""
     """`host:port` by which other nodes reach its controller; empty: it is alone."""
+    wal_uri: str = ""
+    """Where the WAL is, without secrets, for whoever has to recover it; empty where nobody else could."""
+    wal_host: str = ""
+    """Identity of the machine whose disk it is on; empty where it is on none."""
 
 
 class NodeUnregistered(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag=4):

@@ -82,6 +82,8 @@ class _Stream(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=Fal
     """0 where there is none."""
     target_node_id: int = -1
     """Since metadata version 3."""
+    wal_leader_epoch: int = 0
+    """Since metadata version 4."""
 
 
 class _Topic(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
@@ -176,6 +178,7 @@ def _captured_stream(stream: StreamState) -> _Stream:
         gaps=stream.gaps,
         newest_state_object_id=ObjectId(0) if stream.newest_state is None else stream.newest_state[0],
         target_node_id=stream.target_node_id,
+        wal_leader_epoch=stream.wal_leader_epoch,
     )
 
 
@@ -305,6 +308,7 @@ def _restore_topic(tables: Tables, topic: _Topic, newest: dict[StreamId, ObjectI
             committed_end_offset=stream.committed_end_offset,
             gaps=stream.gaps,
             target_node_id=stream.target_node_id,
+            wal_leader_epoch=stream.wal_leader_epoch,
         )
 
 

@@ -2,9 +2,10 @@
 
 Always true:
 - At most one node holds a stream OPEN or RECOVERING, under a leader epoch that nobody held before (I4).
-- The same node may open a stream again on the same WAL (a restart): the tail that its WAL holds past the committed end
-  stays good and is uploaded under the new leader epoch. Any other way out of OPEN is a close with everything uploaded,
-  the recovery of exactly that WAL, or an operator's abandon.
+- The node of a WAL may open again what is open on it (a restart), also while another recovers it: the tail that the WAL holds past the
+  committed end stays good and is uploaded under the new leader epoch, and the other's is refused from then on. Any other way out of OPEN
+  is a close with everything uploaded, the recovery of exactly that WAL, or an operator's abandon.
+- What a WAL holds of a stream counts from the leader epoch on under which it was opened there after it was closed (`wal_leader_epoch`).
 - Log start and committed end never go back.
 """
 
@@ -16,6 +17,7 @@ from typing import ClassVar
 
 from controller.commands import Command, Decision, NodeCommand, check_node
 from controller.errors import NodeRefused, StreamNotDrained, UnknownNode
+from controller.lost_wals import recoverer_of, spread
 from controller.objects import release
 from controller.records import (
     StreamsAbandoned,
@@ -25,7 +27,7 @@ from controller.records import (
     StreamsRecovering,
     StreamsTrimmed,
 )
-from controller.tables import StreamState, StreamStatus, Tables, Touched
+from controller.tables import NodeStatus, StreamState, StreamStatus, Tables, Touched
 from s3stream.metadata import OpenedStream, StreamId
 
 __all__ = ["AbandonWal", "CloseStreams", "OpenStreams", "ReassignStreams", "RecoverWal", "TrimStreams"]
@@ -35,7 +37,7 @@ __all__ = ["AbandonWal", "CloseStreams", "OpenStreams", "ReassignStreams", "Reco
 class OpenStreams(NodeCommand[Sequence[OpenedStream]]):
     """Open streams on a node's registered WAL.
 
-    Deleted streams, and those that another node (or another WAL) holds, are left out of the reply.
+    Deleted streams, and those that are open on another WAL or are to go to another node, are left out of the reply.
     """
 
     stream_ids: tuple[StreamId, ...]
@@ -72,7 +74,12 @@ class ReassignStreams(Command[None]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoverWal(NodeCommand[Sequence[OpenedStream]]):
-    """Take over the tail of every stream that is open on a WAL which this node has fenced before it asks."""
+    """Take over the tail of every stream that is open on a WAL which this node has fenced before it asks.
+
+    Those of a dead node are to go to all living ones when they are closed, evenly.
+
+    Raises NodeRefused where the WAL's node lives, or another living node recovers it.
+    """
 
     wal_id: str
 
@@ -103,7 +110,7 @@ def open_streams(tables: Tables, command: OpenStreams) -> Decision[Sequence[Open
         stream = tables.streams.get(stream_id)
         if stream is None:
             continue
-        if stream.node_id == command.node_id and stream.wal_id in ("", wal_id):
+        if stream.wal_id == wal_id or (stream.wal_id == "" and stream.node_id == command.node_id):
             opened.append(_opened(stream))
     return _granted(StreamsOpened, command.node_id, wal_id, opened)
 
@@ -159,8 +166,18 @@ def recover_wal(tables: Tables, command: RecoverWal) -> Decision[Sequence[Opened
     own_wal_id = check_node(tables, command.node_id, command.node_epoch)
     if command.wal_id == own_wal_id:
         raise NodeRefused(f"WAL {command.wal_id} is this node's own: open its streams instead of recovering them")
-    found = [_opened(stream) for stream in tables.streams.values() if stream.wal_id == command.wal_id]
-    return _granted(StreamsRecovering, command.node_id, command.wal_id, found)
+    owner = next((node for node in tables.nodes.values() if node.wal_id == command.wal_id), None)
+    if owner is not None and tables.node_status(owner.node_id) is not NodeStatus.DEAD:
+        raise NodeRefused(f"node {owner.node_id} lives: what is in its WAL {command.wal_id} it recovers by itself")
+    held = [stream for stream in tables.streams.values() if stream.wal_id == command.wal_id]
+    recoverer = recoverer_of(tables, held)
+    if recoverer not in (-1, command.node_id):
+        raise NodeRefused(f"node {recoverer} recovers WAL {command.wal_id}: leave it to that one")
+    decision = _granted(StreamsRecovering, command.node_id, command.wal_id, [_opened(stream) for stream in held])
+    if owner is None or not held:
+        return decision
+    targets = spread(tables, [stream.stream_id for stream in held])
+    return Decision((*decision.records, StreamsReassigned(targets=tuple(targets.items()))), decision.reply)
 
 
 def abandon_wal(tables: Tables, command: AbandonWal) -> Decision[Mapping[StreamId, tuple[int, int]]]:
@@ -198,6 +215,9 @@ def _opened(stream: StreamState) -> OpenedStream:
         log_start_offset=stream.log_start_offset,
         committed_end_offset=stream.committed_end_offset,
         gaps=stream.gaps,
+        least_leader_epoch=max(
+            stream.leader_epoch + 1 if stream.status is StreamStatus.CLOSED else stream.wal_leader_epoch, 0
+        ),
     )
 
 
@@ -221,6 +241,8 @@ def apply_streams_recovering(tables: Tables, record: StreamsRecovering, touched:
 def _hold(tables: Tables, record: StreamsOpened | StreamsRecovering, status: StreamStatus, touched: Touched) -> None:
     for stream_id, leader_epoch in record.streams:
         stream = tables.streams[stream_id]
+        if stream.status is StreamStatus.CLOSED and tables.metadata_version >= 4:
+            stream.wal_leader_epoch = leader_epoch
         stream.status = status
         stream.node_id = record.node_id
         stream.wal_id = record.wal_id

@@ -76,6 +76,9 @@ class StreamState:
     """Who is to open it when its holder has closed it; -1: it stays. Always -1 while it is closed."""
     wal_id: str = ""
     """The WAL that holds its tail; empty while it is closed."""
+    wal_leader_epoch: int = 0
+    """Leader epoch under which it was opened on that WAL after it was closed. What the WAL holds of older ones counts for nothing:
+    objects held all of the stream by then. Since metadata version 4; 0 before."""
     leader_epoch: int = -1
     """-1 before the first open; grows by one with each."""
     log_start_offset: int = 0

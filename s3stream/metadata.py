@@ -109,6 +109,8 @@ class OpenedStream:
     gaps: tuple[tuple[int, int], ...] = ()
     """Offsets that an operator gave up with a lost WAL, each [start, end): nothing was or ever will be there. They change
     only by an abandon, which closes the stream."""
+    least_leader_epoch: int = 0
+    """Frames of older leader epochs, which the WAL may still hold, count for nothing: the stream was closed since, and went on elsewhere."""
 
 
 class StreamMetadata(Protocol):

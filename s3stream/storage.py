@@ -31,6 +31,7 @@ from s3stream.stream import Stream
 from s3stream.upload import Uploader
 from wal import crashpoint
 from wal.arena import Arena
+from wal.errors import WalFenced
 from wal.histogram import COUNT_BOUNDS, Histogram
 from wal.log import RecoveredPayloads, RecoveredRun, WriteAheadLog
 
@@ -217,7 +218,7 @@ class Storage:
                     self._close_streams("the node is shutting down")
                     await self.metadata.close_streams(ends)
                     complete = True
-        except (TimeoutError, StorageError) as error:
+        except (TimeoutError, StorageError, WalFenced) as error:
             _log.warning("closed before everything was uploaded: the WAL keeps the rest (%(error)r)", {"error": error})
         finally:
             self._close_streams("the node is shutting down")
@@ -274,7 +275,13 @@ class Storage:
         if former is not None:
             former.close(StreamFenced(f"stream {found.stream_id} was opened again with a newer leader epoch"))
         stream = Stream(
-            self, found.stream_id, found.leader_epoch, found.log_start_offset, found.committed_end_offset, found.gaps
+            self,
+            found.stream_id,
+            found.leader_epoch,
+            found.log_start_offset,
+            found.committed_end_offset,
+            found.gaps,
+            found.least_leader_epoch,
         )
         self.streams[found.stream_id] = stream
         return stream
@@ -659,17 +666,21 @@ def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:
 
 
 def _beyond(stream: Stream, payloads: RecoveredPayloads) -> RecoveredPayloads:
-    """Those payloads of a stream that continue what is known of it; the ones before are in objects.
+    """Those payloads of a stream that continue what is known of it; the ones before are in objects, or were never acknowledged: a
+    stream is closed only when objects hold all of it, so what is of a leader epoch before that is of no account.
 
     Raises:
         StorageError: they do not continue it.
     """
     next_offset = stream.next_offset
-    if payloads.base_offsets == [next_offset, *payloads.end_offsets[:-1]]:
+    least = stream.least_leader_epoch
+    if payloads.leader_epochs[0] >= least and payloads.base_offsets == [next_offset, *payloads.end_offsets[:-1]]:
         return payloads
     kept: list[int] = []
-    for index, (base_offset, end_offset) in enumerate(zip(payloads.base_offsets, payloads.end_offsets, strict=True)):
-        if end_offset <= next_offset:
+    for index, (leader_epoch, base_offset, end_offset) in enumerate(
+        zip(payloads.leader_epochs, payloads.base_offsets, payloads.end_offsets, strict=True)
+    ):
+        if end_offset <= next_offset or leader_epoch < least:
             continue
         if base_offset != next_offset:
             raise StorageError(

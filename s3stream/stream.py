@@ -61,6 +61,7 @@ class Stream:
         "confirmed_offset",
         "gaps",
         "leader_epoch",
+        "least_leader_epoch",
         "listener",
         "log_start_offset",
         "next_offset",
@@ -78,6 +79,7 @@ class Stream:
         log_start: int,
         end_offset: int,
         gaps: tuple[tuple[int, int], ...] = (),
+        least_leader_epoch: int = 0,
     ) -> None:
         self._storage = storage
         self.stream_id = stream_id
@@ -87,6 +89,8 @@ class Stream:
         """High watermark: exclusive end of what is durable."""
         self.gaps = gaps
         """Offsets that were given up, in order: see `OpenedStream`."""
+        self.least_leader_epoch = least_leader_epoch
+        """For recovery: see `OpenedStream`."""
         self.next_offset = end_offset
         """Log end offset: what the next append gets."""
         self.closed: StreamClosed | None = None

@@ -28,6 +28,7 @@ __all__ = [
     "lock_holder",
     "open_read_only",
     "read_fence",
+    "read_wal_header",
     "remove_aside",
 ]
 
@@ -179,16 +180,25 @@ def fence(path: Path) -> int:
     """Fence the log in a directory, whoever has it open; returns the epoch fenced.
 
     What was acknowledged before this call returns can be read from then on; nothing is acknowledged after it.
+
+    Raises:
+        WalUnavailable: the directory cannot be read or written.
+        WalCorrupt, WalUnsupportedFormat: what is there is no log that can be fenced.
     """
-    word = FenceWord(path)
     try:
+        word = FenceWord(path)
+    except OSError as error:
+        raise _unavailable(path, error) from error
+    try:
+        # Higher than it was in any case: a process that is starting, and has not moved to its next epoch yet, sees it change.
+        least = word.fenced_epoch() + 1
         while True:
             wal_epoch = _read_epoch(path)
-            word.raise_to(wal_epoch)
+            word.raise_to(max(wal_epoch, least))
             # A process that is starting may have moved to its next epoch meanwhile. If it does so after this
             # look, it sees the word changed since it began, and stops by itself.
             if _read_epoch(path) == wal_epoch:
-                return wal_epoch
+                return max(wal_epoch, least)
     finally:
         word.close()
 
@@ -256,8 +266,23 @@ def lock_holder(path: Path) -> int | None:
 
 
 def _read_epoch(path: Path) -> int:
-    with open(path / _WAL_NAME, "rb") as file:
-        return choose_header(file.read(RING_START_BYTES)).wal_epoch
+    return read_wal_header(path).wal_epoch
+
+
+def read_wal_header(path: Path) -> WalHeader:
+    """The header in force of the WAL in a directory, whoever has it open.
+
+    Raises:
+        WalUnavailable: there is none, or it may not be read.
+        WalCorrupt, WalUnsupportedFormat: neither copy is intact, or a newer version wrote them.
+    """
+    try:
+        with open(path / _WAL_NAME, "rb") as file:
+            return choose_header(file.read(RING_START_BYTES))
+    except FileNotFoundError as error:
+        raise WalUnavailable(f"there is no WAL in {path}") from error
+    except OSError as error:
+        raise WalUnavailable(f"the WAL in {path} cannot be read ({error.strerror})") from error
 
 
 def _open_direct(path: Path, flags: int) -> int | None:

@@ -12,6 +12,7 @@ __all__ = [
     "WalLocked",
     "WalMismatch",
     "WalUnavailable",
+    "WalUnreachable",
     "WalUnsupportedFormat",
 ]
 
@@ -26,6 +27,10 @@ class WalConfigInvalid(WalError):
 
 class WalUnavailable(WalError):
     """The WAL's place cannot be opened or created: no room, no permission, read-only."""
+
+
+class WalUnreachable(WalError):
+    """Another node's WAL is not to be had from here: not found, or where nobody could be kept from writing to it."""
 
 
 class WalLocked(WalError):

@@ -15,7 +15,7 @@ Always true:
 - Space is reused only after the header that gives it up is durable.
 - One failed write, of a frame, a header or formatting, fences the log. Nothing is ever retried in place: after
   an error nobody knows what the disk holds (cf. "Can Applications Recover from fsync Failures?", ATC '20).
-- Between a write's completion and its acknowledgement the fence is read.
+- Between a write's completion and its acknowledgement the fence is read. So it is before a trim: of a fenced log nothing is given up.
 - Only this log takes memory from the arena's head once the first frame was reserved.
 """
 
@@ -261,7 +261,8 @@ class FileWal:
         # here on it counts as durable, so it has to be; and the header that says so comes after.
         await complete(self._disk.sync)
         self.end_offset = self.durable_offset = end_offset
-        self.wal_epoch += 1
+        # Past every epoch that was fenced before this opening, also where nobody came to use it.
+        self.wal_epoch = max(self.wal_epoch, self._fenced_at_open) + 1
         self._header = replace(self._header, wal_epoch=self.wal_epoch, epoch_start_offset=end_offset, closed=False)
         if end_offset >= self.capacity_bytes:
             self._formatted_bytes = self.capacity_bytes
@@ -489,6 +490,11 @@ class FileWal:
             raise ValueError(f"cannot trim to {offset}: only {self.durable_offset} is durable")
         if offset <= self.trim_offset:
             return
+        if self._failure is None and self._fenced_epoch() >= self.wal_epoch:
+            # Whoever fenced it may have taken the streams over already, and need what our commits were refused for.
+            self._fail(None)
+        if self._failure is not None:
+            raise self._failure
         self._trim_wanted = max(self._trim_wanted, offset)
         await self._header_writer.write()
 

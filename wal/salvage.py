@@ -15,13 +15,21 @@ Always true:
 from __future__ import annotations
 
 import mmap
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 from wal.disk import Disk
-from wal.frame import BLOCK_SIZE_BYTES, FRAME_ALIGNMENT_BYTES, FRAME_HEADER_SIZE_BYTES, align_block, crc_seed
+from wal.frame import (
+    BLOCK_SIZE_BYTES,
+    FRAME_ALIGNMENT_BYTES,
+    FRAME_HEADER_SIZE_BYTES,
+    FrameHeader,
+    align_block,
+    crc_seed,
+)
 from wal.header import RING_START_BYTES, WalHeader, choose_header
 from wal.log import RecoveredPayloads, RecoveredRun
 from wal.recovery import FrameScan, Hole, Need, floor_block
@@ -41,9 +49,20 @@ class LostFrame(NamedTuple):
 
     offset: int
     stream_id: int
+    leader_epoch: int
     base_offset: int
     end_offset: int
     """Exclusive."""
+
+    @classmethod
+    def of(cls, frame: FrameHeader) -> LostFrame:
+        return cls(
+            frame.log_offset,
+            frame.stream_id,
+            frame.leader_epoch,
+            frame.base_offset,
+            frame.base_offset + frame.record_count,
+        )
 
 
 class LostStretch(NamedTuple):
@@ -112,7 +131,7 @@ async def _lost_frame(scan: FrameScan, reader: RingReader) -> LostFrame | None:
     frame = scan.skip_frame(reader.view, reader.start_offset)
     if frame is None:
         return None
-    return LostFrame(frame.log_offset, frame.stream_id, frame.base_offset, frame.base_offset + frame.record_count)
+    return LostFrame.of(frame)
 
 
 async def _next_frame(scan: FrameScan, reader: RingReader, hole: Hole) -> int | None:
@@ -152,6 +171,8 @@ class StreamLoss:
     """What the log holds behind the first of them."""
     in_doubt: bool = False
     """A stretch was lost since the last frame that was found of it."""
+    least_leader_epoch: int = 0
+    """Frames of older leader epochs count for nothing: the stream was closed since, wholly in objects."""
 
     @property
     def is_complete(self) -> bool:
@@ -215,9 +236,17 @@ def lost_text(lost: Iterable[tuple[int, int | None]]) -> str:
 class Assessment:
     """Holds what was found in a damaged log against what is known of its streams."""
 
-    def __init__(self, committed_end_offsets: Iterable[tuple[int, int]]) -> None:
-        """Those streams whose last records may be in this log, each with the end of what objects hold of it."""
-        self.streams = {stream_id: StreamLoss(end_offset=end) for stream_id, end in committed_end_offsets}
+    def __init__(
+        self,
+        committed_end_offsets: Iterable[tuple[int, int]],
+        least_leader_epochs: Mapping[int, int] = MappingProxyType({}),
+    ) -> None:
+        """Those streams whose last records may be in this log, each with the end of what objects hold of it, and with the least leader
+        epoch of its frames that count."""
+        self.streams = {
+            stream_id: StreamLoss(end_offset=end, least_leader_epoch=least_leader_epochs.get(stream_id, 0))
+            for stream_id, end in committed_end_offsets
+        }
         self.lost_bytes = 0
         """Of the log: stretches of which nothing can be told."""
 
@@ -226,7 +255,8 @@ class Assessment:
         if isinstance(finding, RecoveredRun):
             return self._add_run(finding)
         if isinstance(finding, LostFrame):
-            if (stream := self.streams.get(finding.stream_id)) is not None:
+            stream = self.streams.get(finding.stream_id)
+            if stream is not None and finding.leader_epoch >= stream.least_leader_epoch:
                 stream.lose(finding.base_offset, finding.end_offset)
             return None
         self.lost_bytes += finding.end_offset - finding.offset
@@ -245,7 +275,8 @@ class Assessment:
             stream = self.streams.get(stream_id)
             if stream is None:
                 continue
-            rows = [row for row in zip(*payloads, strict=True) if stream.accept(row[3], row[4])]
+            least = stream.least_leader_epoch
+            rows = [row for row in zip(*payloads, strict=True) if row[2] >= least and stream.accept(row[3], row[4])]
             if rows:
                 kept[stream_id] = RecoveredPayloads(*map(list, zip(*rows, strict=True)))
         return run._replace(streams=kept)

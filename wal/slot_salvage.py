@@ -204,7 +204,7 @@ def in_batch(header: SlotHeader, frames: memoryview, start_offset: int) -> Itera
         at = scan.next_offset
         lost = scan.skip_frame(frames, base_offset)
         if lost is not None:
-            yield LostFrame(lost.log_offset, lost.stream_id, lost.base_offset, lost.base_offset + lost.record_count)
+            yield LostFrame.of(lost)
         elif scan.resume(Hole(offset=at, reason=""), frames, base_offset, at + FRAME_ALIGNMENT_BYTES):
             yield LostStretch(at, scan.next_offset)
         else:

@@ -10,7 +10,7 @@ from broker.inspect.index import read_footer, read_index, read_tail
 from broker.inspect.rows import DamageRow, NoteRow, Row, offsets, plural, ranges_text, size, when
 from broker.inspect.states import state_row
 from broker.inspect.wal import StreamTail, loss_row, open_wal_disk
-from broker.salvage import assess, streams_on
+from broker.salvage import assess
 from controller.image import Image
 from controller.records import Range
 from controller.tables import StreamState
@@ -174,7 +174,7 @@ async def inspect_partition(
         yield await _tail(wal, stream)
         for aside in file_asides(wal):
             if aside.wal_id == stream.wal_id:
-                loss = (await assess(aside, streams_on(image, aside.wal_id))).streams[stream.stream_id]
+                loss = (await assess(aside, image)).streams[stream.stream_id]
                 yield loss_row(image, stream.stream_id, loss)
 
 

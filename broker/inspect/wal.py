@@ -236,12 +236,11 @@ async def inspect_wal(path: Path, *, image: Image | None, list_frames: bool) -> 
 
 async def loss_rows(aside: AsideWal, image: Image) -> AsyncIterator[Row]:
     """What a damaged WAL has lost of each partition that is open on it, and what it still holds."""
-    ends = streams_on(image, aside.wal_id)
-    assessment = await assess(aside, ends)
+    assessment = await assess(aside, image)
     for stream_id, loss in assessment.incomplete.items():
         yield loss_row(image, stream_id, loss)
     yield NoteRow(
-        message=f"{plural(len(assessment.complete), 'partition')} of {len(ends)} lost nothing that was acknowledged"
+        message=f"{plural(len(assessment.complete), 'partition')} of {len(assessment.streams)} lost nothing that was acknowledged"
     )
 
 

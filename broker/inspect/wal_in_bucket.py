@@ -13,7 +13,7 @@ from typing import Final
 from broker.inspect.bucket import PATIENCE_MS
 from broker.inspect.rows import DamageRow, NoteRow, Row, plural, size
 from broker.inspect.wal import StreamTail, frame_row, loss_row, tail_row
-from broker.salvage import streams_on
+from broker.salvage import assessment_of
 from controller.image import Image
 from s3stream.config import ObjectStoreSettings
 from s3stream.open import open_object_store
@@ -113,7 +113,7 @@ async def _rows(
 ) -> AsyncIterator[Row]:
     for attempts_left in reversed(range(_ATTEMPTS)):
         tails: dict[int, StreamTail] = {}
-        assessment = Assessment(() if image is None else streams_on(image, wal_id).items())
+        assessment = Assessment(()) if image is None else assessment_of(image, wal_id)
         rows: list[Row] = []
         lost: list[str] = []
         start_offset = end_offset = -1

@@ -10,7 +10,7 @@ import random
 from collections.abc import AsyncIterator, Iterator
 
 from broker.inspect.wal_in_bucket import open_wal_objects
-from broker.salvage import streams_on
+from broker.salvage import assessment_of
 from broker.verify.findings import Finding, Kind, UncheckedRow
 from controller.image import Image
 from controller.tables import StreamStatus
@@ -19,7 +19,6 @@ from wal.errors import WalError
 from wal.identity import read_identity
 from wal.log import RecoveredRun
 from wal.objects import WalObjects
-from wal.salvage import Assessment
 from wal.slot import identity_key, log_prefix
 from wal.slot_salvage import salvage_slots, slot_asides
 
@@ -60,7 +59,7 @@ async def check_wals(config: ObjectWalConfig, image: Image) -> AsyncIterator[Fin
 
 async def _check(objects: WalObjects, wal_id: str, image: Image, rng: random.Random) -> AsyncIterator[Finding]:
     for _ in range(_ATTEMPTS):
-        assessment = Assessment(streams_on(image, wal_id).items())
+        assessment = assessment_of(image, wal_id)
         lost = 0
         async for found in salvage_slots(objects, wal_id, rng):
             lost += not isinstance(found, RecoveredRun)

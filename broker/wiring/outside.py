@@ -56,6 +56,8 @@ class Opened:
     arena: Arena
     wal: WriteAheadLog
     open_objects: OpenObjects
+    open_foreign: OpenObjects
+    """Of a WAL of another node, which has tried the store before."""
     ruled: Sequence[tuple[RuledBucket, Paths]]
     """What may have rules of its own that concern us."""
 
@@ -88,6 +90,12 @@ async def open_outside(stack: AsyncExitStack, settings: BrokerSettings, around: 
             ruled.append((opened.store, opened.paths))
         return store, opened.paths
 
+    async def open_foreign(config: ObjectWalConfig) -> WalObjects:
+        settings = wal_store_settings(config)
+        opened = open_object_store(config.store_uri, rng=around.rng, settings=settings)
+        inner = opened.store if around.wrap_store is None else around.wrap_store(opened.store)
+        return StoreForWal(metered(inner, usage, Purpose.WAL, settings), opened.paths.prefix)
+
     async def open_objects(config: ObjectWalConfig) -> WalObjects:
         settings = wal_store_settings(config)
         store, paths = await open_store(config.store_uri, settings)
@@ -118,6 +126,7 @@ async def open_outside(stack: AsyncExitStack, settings: BrokerSettings, around: 
         arena=arena,
         wal=wal,
         open_objects=open_objects,
+        open_foreign=open_foreign,
         ruled=ruled,
     )
 

@@ -22,7 +22,7 @@ from broker.metrics import Metrics
 from broker.partitions import Partitions
 from broker.payload import RecordBatchFormat
 from broker.producer_ids import ProducerIds
-from broker.salvage import OfflineStream, salvage
+from broker.salvage import OfflineStream, salvage, streams_on
 from broker.server import Server
 from broker.shares import coordinator_settings, producer_budget
 from broker.topics import Topics
@@ -37,7 +37,9 @@ from s3stream.metered import Purpose
 from s3stream.object_reader import ObjectReader
 from s3stream.storage import Storage
 from wal.aside import AsideWal
+from wal.config import parse_wal_uri
 from wal.errors import WalDamaged
+from wal.foreign import place_of
 from wal.open import wals_set_aside
 
 __all__ = ["Registered", "Up", "come_up", "layers", "new_server", "stop_where_superseded"]
@@ -104,7 +106,7 @@ async def come_up(
     async with wals_set_aside(
         absolute_uri(settings.wal_uri), node_id=settings.node_id, rng=around.rng, open_objects=opened.open_objects
     ) as asides:
-        registered = await _register(settings, opened, advertised, asides)
+        registered = await _register(settings, around, opened, advertised, asides)
         offline = await salvage(
             asides,
             image=opened.controller.image,
@@ -122,9 +124,14 @@ async def come_up(
 
 
 async def _register(
-    settings: BrokerSettings, opened: Opened, advertised: Mapping[str, Listener], asides: Sequence[AsideWal]
+    settings: BrokerSettings,
+    around: Surroundings,
+    opened: Opened,
+    advertised: Mapping[str, Listener],
+    asides: Sequence[AsideWal],
 ) -> Registered:
     """Tell the cluster who is here. From now on an earlier start of this node can commit nothing."""
+    wal_uri, wal_host = place_of(parse_wal_uri(absolute_uri(settings.wal_uri)), around.host)
     registration = await opened.controller.register_node(
         settings.node_id,
         opened.wal.wal_id,
@@ -132,6 +139,8 @@ async def _register(
         set_aside=[aside.wal_id for aside in asides],
         address=",".join(map(str, advertised.values())),
         rack=settings.broker_rack,
+        wal_uri=wal_uri,
+        wal_host=wal_host,
     )
     return Registered(
         node_epoch=registration.node_epoch,
@@ -225,7 +234,10 @@ async def _recover(
     """Recover the WAL, then follow the metadata, and begin to upload and to load."""
     broker.topics.sync_all()
     try:
-        streams = await broker.storage.start(opened.controller.image.streams_led_by(settings.node_id))
+        # Its own, and what is open on its WAL though another node has begun to recover that.
+        image = opened.controller.image
+        own = {*image.streams_led_by(settings.node_id), *streams_on(image, opened.wal.wal_id)}
+        streams = await broker.storage.start(sorted(own))
     except WalDamaged:
         await broker.storage.close(timeout_s=0)
         raise

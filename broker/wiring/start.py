@@ -16,6 +16,7 @@ from broker.compaction.process import CompactionProcess
 from broker.config import BrokerSettings, Listener, parse_listeners
 from broker.dispatch import Dispatch
 from broker.exposition.described import Parts
+from broker.failover import Failover
 from broker.group_lag import GroupLag
 from broker.listening import advertised_listeners
 from broker.metrics import Metrics
@@ -62,6 +63,7 @@ class Running:
     metrics_listeners: tuple[Listener, ...]
     """Likewise."""
     group_lag: GroupLag
+    failover: Failover
     wal_id: str
     wal_uri: str
     """As opened: relative paths resolved."""
@@ -165,6 +167,7 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
             listeners=bound,
             metrics_listeners=metrics_bound,
             group_lag=work.group_lag,
+            failover=work.failover,
             wal_id=opened.wal.wal_id,
             wal_uri=absolute_uri(settings.wal_uri),
         )

@@ -27,6 +27,8 @@ class Surroundings:
     """Asked when it stops: whether others are there to take its partitions, or stop at the same time."""
     clock: Callable[[], float] = time.perf_counter
     """Seconds, for figures only."""
+    host: str = ""
+    """Identity of the machine; empty: none that others could be on."""
 
     def nonce(self) -> str:
         """Not used before."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 from broker.background import Background
 from broker.broker import Broker
 from broker.cluster import while_leading
 from broker.compaction.process import CompactionProcess
 from broker.config import BrokerSettings
+from broker.failover import Failover
 from broker.group_lag import GroupLag
 from broker.retention import Retention
-from broker.shares import worker_settings
+from broker.salvage import take_out
+from broker.shares import recovery_settings, worker_settings
 from broker.wiring.outside import Opened
 from broker.wiring.parts import Registered
 from broker.wiring.surroundings import Surroundings
@@ -17,6 +22,7 @@ from s3stream.bucket_rules import tell_rules
 from s3stream.collector import Collector
 from s3stream.compactor import Compactor
 from s3stream.metered import Purpose
+from wal.foreign import find_foreign
 
 __all__ = ["Work"]
 
@@ -75,6 +81,26 @@ class Work:
             now_ms=around.now_ms,
             interval_ms=lambda: broker.settings.log_retention_check_interval_ms,
         )
+        self.failover = Failover(
+            opened.controller,
+            node_id=settings.node_id,
+            find=partial(
+                find_foreign,
+                host=around.host,
+                directories=[Path(each) for each in settings.wal_recovery_directories.split(",") if each],
+                open_objects=opened.open_foreign,
+                rng=around.rng,
+            ),
+            take_out=partial(
+                take_out,
+                metadata=registered.metadata,
+                store=opened.metered(Purpose.UPLOAD),
+                paths=opened.paths,
+                settings=recovery_settings(opened.config),
+                rng=around.rng,
+            ),
+        )
+        self._unsubscribe = opened.controller.subscribe(lambda change: self.failover.look())
         self.group_lag = GroupLag(
             groups=broker.groups,
             topics=broker.topics,
@@ -92,10 +118,12 @@ class Work:
         controller = self._broker.controller
         self._background.start("compaction", while_leading(controller, self.compactor.run))
         self._background.start("collection", while_leading(controller, self.collector.run))
+        self._background.start("recovery of other nodes' WALs", self.failover.run())
         self._background.start("expiry of offsets", self._broker.groups.expire())
         if with_lag:
             self._background.start("lag of groups", self.group_lag.run())
 
     async def close(self) -> None:
         """Cancel and await it."""
+        self._unsubscribe()
         await self._background.close()

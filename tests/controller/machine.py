@@ -89,6 +89,11 @@ class Machine:
         node_epoch = self.node_epoch(node_id) if node_epoch is None else node_epoch
         return self.do(DeclareDead(node_id=node_id, node_epoch=node_epoch, at_ms=self.now_ms))
 
+    def kill(self, node_id: int) -> None:
+        """Suspect a node, and take it for dead."""
+        assert self.suspect(node_id)
+        assert self.declare_dead(node_id)
+
     def trust(self, node_id: int) -> None:
         """Take a suspicion back."""
         self.do(TrustNode(node_id=node_id, node_epoch=self.node_epoch(node_id)))

@@ -92,10 +92,12 @@ def test_another_node_takes_over_a_fenced_wal_then_closes_what_it_recovered() ->
     assert machine.open(2, [stream]) == ()
 
     command = RecoverWal(node_id=2, node_epoch=machine.node_epoch(2), wal_id="wal-1")
+    with pytest.raises(NodeRefused, match="node 1 lives"):
+        machine.do(command)
+    machine.kill(1)
     (recovering,) = machine.do(command)
     assert (recovering.leader_epoch, recovering.committed_end_offset) == (1, 100)
     assert machine.stream(stream).status is StreamStatus.RECOVERING
-    assert machine.open(1, [stream]) == ()
     with pytest.raises(NodeRefused, match="former WAL wal-1"):
         machine.register(1, "wal-new")
 

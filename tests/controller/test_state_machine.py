@@ -217,10 +217,20 @@ class MetadataMachine(RuleBasedStateMachine):
             assert not any(stream.wal_id == before for stream in self.machine.state.tables.streams.values())
 
     def recover_the_other(self, node_id: int) -> None:
-        wal_id = self.wal_id(3 - node_id)
+        other = 3 - node_id
+        wal_id = self.wal_id(other)
         epoch = self.machine.node_epoch(node_id)
+        if not self.machine.suspect(other):
+            return
+        with pytest.raises(NodeRefused):
+            self.machine.do(RecoverWal(node_id=node_id, node_epoch=epoch, wal_id=wal_id))
+        self.machine.declare_dead(other)
         for opened in self.machine.do(RecoverWal(node_id=node_id, node_epoch=epoch, wal_id=wal_id)):
             self.hold(node_id, opened.stream_id, opened.leader_epoch)
+        assert not any(
+            stream.wal_id == wal_id for stream in self.machine.state.tables.streams.values() if stream.node_id == other
+        )
+        self.register(other)  # in the middle of it; what is open on its WAL it may take back
 
     def abandon(self, node_id: int, slack: int) -> None:
         try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from controller.errors import StreamNotDrained, UnknownNode
+from controller.errors import NodeRefused, StreamNotDrained, UnknownNode
 from controller.records import StreamsClosed, StreamsOpened
-from controller.streams import AbandonWal, OpenStreams
+from controller.streams import AbandonWal, OpenStreams, RecoverWal
 from controller.tables import StreamStatus
 from s3stream.errors import NodeFenced
 from s3stream.metadata import OpenedStream, SkipReason, StreamId
@@ -160,3 +160,43 @@ def test_a_stream_says_where_an_offset_is() -> None:
         machine.upload(1, stream_range(stream, base, base + 10))
     found = machine.stream(StreamId(stream))
     assert [found.index_of(offset) for offset in (0, 9, 10, 29, 30)] == [0, 0, 1, 2, 3]
+
+
+def test_the_node_of_a_wal_takes_back_what_another_recovers_of_it() -> None:
+    """I4: it came back before the other was done. What the other has committed stays; what it has not is refused from then on."""
+    machine, (stream,) = ready()
+    machine.upload(1, stream_range(stream, 0, 100))
+    machine.register(2, "wal-2")
+    machine.kill(1)
+    (recovering,) = machine.do(RecoverWal(node_id=2, node_epoch=machine.node_epoch(2), wal_id="wal-1"))
+    machine.upload(2, stream_range(stream, 100, 120, leader_epoch=recovering.leader_epoch))
+    machine.register(1, "wal-1", wal_epoch=1)
+    with pytest.raises(NodeRefused, match="node 1 lives"):
+        machine.do(RecoverWal(node_id=2, node_epoch=machine.node_epoch(2), wal_id="wal-1"))
+    (opened,) = machine.open(1, [stream])
+    assert (opened.leader_epoch, opened.committed_end_offset, opened.least_leader_epoch) == (2, 120, 0)
+    _, skipped = machine.upload(2, stream_range(stream, 120, 130, leader_epoch=recovering.leader_epoch))
+    assert skipped == {stream: SkipReason.FENCED}
+    machine.close(2, {stream: 120})
+    assert machine.stream(stream).status is StreamStatus.OPEN, "it is not node 2's to close any more"
+
+
+def test_what_a_wal_holds_of_earlier_times_counts_for_nothing() -> None:
+    """I11: an append that was never acknowledged may reach the disk late, behind what was recovered; the stream then goes on elsewhere, comes
+    back, and the old WAL is still there."""
+    machine, (stream,) = ready()
+    machine.register(2, "wal-2")
+    machine.kill(1)
+    (recovering,) = machine.do(RecoverWal(node_id=2, node_epoch=machine.node_epoch(2), wal_id="wal-1"))
+    assert recovering.least_leader_epoch == 0, "all of it"
+    machine.close(2, {stream: 0})
+    (elsewhere,) = machine.open(2, [stream])
+    machine.upload(2, stream_range(stream, 0, 10, leader_epoch=elsewhere.leader_epoch))
+    machine.register(1, "wal-1", wal_epoch=1)
+    machine.reassign({stream: 1})
+    machine.close(2, {stream: 10})
+    (back,) = machine.open(1, [stream])
+    assert back.least_leader_epoch == back.leader_epoch == 3
+    machine.register(1, "wal-1", wal_epoch=2)  # crashed: what it appended since is good
+    (again,) = machine.open(1, [stream])
+    assert (again.leader_epoch, again.least_leader_epoch) == (4, 3)

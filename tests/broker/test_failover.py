@@ -1,0 +1,202 @@
+"""A broker that is taken for dead though it lives: another one recovers its WAL, and it acknowledges nothing more (I1, I3, I4, I11)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.node import Node
+from broker.salvage import streams_on
+from controller.nodes import DescribeNode
+from controller.tables import NodeStatus
+from protocol.errors import ErrorCode
+from protocol.messages.metadata import MetadataRequest, MetadataRequestTopic
+from s3stream.errors import NodeFenced
+from tests.broker.conftest import StartNode
+from tests.broker.wire import Wire, batch, eventually
+from tests.crash.process import free_port
+
+PARTITIONS = 4
+
+IN_BUCKET = pytest.mark.parametrize("in_bucket", [False, True], ids=["on a disk", "in a bucket"])
+
+
+@pytest.fixture
+def start(start_node: StartNode, tmp_path: Path) -> Any:
+    """Start one of several nodes, each with a WAL of its own."""
+
+    @asynccontextmanager
+    async def started(node_id: int, *, in_bucket: bool = False, **changes: Any) -> AsyncIterator[Node]:
+        wal = (
+            f"objects+{(tmp_path / 'bucket').as_uri()}?capacity=16MiB&batch_interval_ms=0"
+            if in_bucket
+            else f"{(tmp_path / f'wal{node_id}').as_uri()}?capacity=16MiB"
+        )
+        settings = {
+            "node_id": node_id,
+            "controller_listeners": f"CONTROLLER://127.0.0.1:{free_port()}",
+            "wal_uri": wal,
+            "upload_interval_ms": 600_000,
+            "shutdown_timeout_ms": 100,
+            **changes,
+        }
+        async with start_node(**settings) as node:
+            yield node
+
+    return started
+
+
+async def take_for_dead(node_id: int, told: Node) -> None:
+    """As the leader does when it hears nothing of a node."""
+    controller = told.running.broker.controller
+    node = controller.image.node(node_id)
+    assert node is not None
+    if not node.lease_ms:
+        await controller.submit(
+            DescribeNode(
+                node_id=node_id,
+                node_epoch=node.node_epoch,
+                lease_ms=3_000,
+                controller_address="",
+                wal_uri=node.wal_uri,
+                wal_host=node.wal_host,
+            )
+        )
+    assert await controller.suspect_node(node_id, node.node_epoch)
+    assert await controller.declare_dead(node_id, node.node_epoch)
+
+
+def crash(node: Node) -> None:
+    """It does nothing more, and leaves its WAL as it is."""
+    node.running.storage.supersede(NodeFenced("the machine burns"))
+
+
+async def written(one: Node, two: Node, to_two: Wire) -> list[int]:
+    """A topic with a record in each partition of node 1, in its WAL only; which those are."""
+    await to_two.create_topic("t", PARTITIONS)
+    lost = [index for index, leader in (await led(to_two, "t")).items() if leader == 1]
+    assert 0 < len(lost) < PARTITIONS
+    await eventually(lambda: open_on(one, "t") == lost, "they are open")
+    async with await Wire.connect(one.bootstrap_servers) as to_one:
+        for index in lost:
+            assert (await to_one.produce("t", batch(b"0"), partition=index)).base_offset == 0
+    return lost
+
+
+def open_on(node: Node, topic: str) -> list[int]:
+    """The partitions of a topic that a node serves."""
+    found = node.running.broker.topics.by_name[topic].partitions
+    return [index for index, partition in enumerate(found) if partition is not None and partition.loaded]
+
+
+async def led(wire: Wire, topic: str) -> dict[int, int]:
+    """Who leads each partition, as a client is told."""
+    response = await wire.call("Metadata", 12, MetadataRequest(topics=[MetadataRequestTopic(name=topic)]))
+    return {each.partition_index: each.leader_id for each in response.topics[0].partitions}
+
+
+@IN_BUCKET
+async def test_its_partitions_go_on_with_all_that_was_acknowledged(start: Any, in_bucket: bool) -> None:
+    async with (
+        start(1, in_bucket=in_bucket) as one,
+        start(2, in_bucket=in_bucket) as two,
+        await Wire.connect(one.bootstrap_servers) as to_one,
+        await Wire.connect(two.bootstrap_servers) as to_two,
+    ):
+        await to_two.create_topic("t", PARTITIONS)
+        before = await led(to_two, "t")
+        lost = [index for index, leader in before.items() if leader == 1]
+        await eventually(lambda: open_on(one, "t") == lost, "they are open")
+        for index in lost:
+            for number in range(3):
+                produced = await to_one.produce(
+                    "t", batch(b"%d" % number, producer_id=7, producer_epoch=0, base_sequence=number), partition=index
+                )
+                assert produced.base_offset == number
+
+        await take_for_dead(1, two)
+        await eventually(lambda: open_on(two, "t") == list(range(PARTITIONS)), "the other one has all of them")
+
+        assert set((await led(to_two, "t")).values()) == {2}
+        for index in lost:
+            assert await to_two.fetch_all("t", partition=index) == [b"0", b"1", b"2"]
+            again = batch(b"2", producer_id=7, producer_epoch=0, base_sequence=2)
+            assert (await to_two.produce("t", again, partition=index)).base_offset == 2, "I11: it was there already"
+            more = batch(b"3", producer_id=7, producer_epoch=0, base_sequence=3)
+            assert (await to_two.produce("t", more, partition=index)).base_offset == 3
+        assert streams_on(two.running.broker.controller.image, one.running.wal_id) == {}
+
+        # It does not know yet, or does: it acknowledges nothing.
+        late = asyncio.ensure_future(to_one.produce("t", batch(b"late"), partition=lost[0]))
+        await asyncio.wait([late], timeout=2)
+        if late.done() and late.exception() is None:
+            assert late.result().error_code in (ErrorCode.NOT_LEADER_OR_FOLLOWER, ErrorCode.KAFKA_STORAGE_ERROR)
+        late.cancel()
+        await asyncio.gather(late, return_exceptions=True)
+        assert await to_two.fetch_all("t", partition=lost[0]) == [b"0", b"1", b"2", b"3"]
+
+
+@IN_BUCKET
+async def test_it_comes_back_with_the_wal_that_it_had(start: Any, in_bucket: bool) -> None:
+    """What was recovered elsewhere is not recovered once more, and what it appends from now on is its own."""
+    async with start(2, in_bucket=in_bucket) as two, await Wire.connect(two.bootstrap_servers) as to_two:
+        await two.running.broker.controller.run_for_office()
+        async with start(1, in_bucket=in_bucket) as one:
+            lost = await written(one, two, to_two)
+            wal_id = one.running.wal_id
+            crash(one)
+        await take_for_dead(1, two)
+        await eventually(lambda: open_on(two, "t") == list(range(PARTITIONS)), "the other one has all of them")
+        async with start(1, in_bucket=in_bucket) as one, await Wire.connect(one.bootstrap_servers) as to_one:
+            assert one.running.wal_id == wal_id
+            assert two.running.broker.controller.image.node_status(1) is NodeStatus.ALIVE
+            streams = {
+                state.index: state.stream_id
+                for topic in two.running.broker.controller.image.topics()
+                for state in topic.partitions
+                if topic.name == "t"
+            }
+            await two.running.broker.controller.reassign({streams[index]: 1 for index in lost})
+            await eventually(lambda: set(lost) <= set(open_on(one, "t")), "they are back")
+            for index in lost:
+                assert (await to_one.produce("t", batch(b"1"), partition=index)).base_offset == 1
+                assert await to_one.fetch_all("t", partition=index) == [b"0", b"1"]
+            crash(one)
+        async with start(1, in_bucket=in_bucket) as one, await Wire.connect(one.bootstrap_servers) as to_one:
+            for index in lost:  # of its own, this time: nobody took it for dead
+                assert await to_one.fetch_all("t", partition=index) == [b"0", b"1"]
+
+
+async def test_a_wal_that_cannot_be_reached_leaves_its_partitions_offline_until_it_can(
+    start: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    volumes = tmp_path / "volumes"
+    async with (
+        start(2, wal_recovery_directories=str(volumes)) as two,
+        await Wire.connect(two.bootstrap_servers) as to_two,
+    ):
+        await two.running.broker.controller.run_for_office()
+        async with start(1) as one:
+            lost = await written(one, two, to_two)
+            wal_id = one.running.wal_id
+            crash(one)
+        (tmp_path / "wal1").rename(tmp_path / "unplugged")
+        await take_for_dead(1, two)
+        failover = two.running.failover
+        await eventually(lambda: failover.offline_partitions == len(lost), "it is noticed")
+        assert "partitions of a dead node are offline" in caplog.text
+        assert f"tidelog wal abandon {wal_id}" in caplog.text
+        leaders = await led(to_two, "t")
+        assert {index for index, leader in leaders.items() if leader == -1} == set(lost)
+
+        volumes.mkdir()
+        (tmp_path / "unplugged").rename(volumes / "of node 1")
+        await eventually(lambda: open_on(two, "t") == list(range(PARTITIONS)), "its volume was attached")
+        assert failover.offline_partitions == 0
+        for index in lost:
+            assert await to_two.fetch_all("t", partition=index) == [b"0"]
