@@ -16,6 +16,7 @@ SECONDS ?= 120
 ARGS ?=
 CLIENTS := build/clients/java/.built build/clients/go/.built build/clients/javascript/.built
 STORES := build/stores/minio/.built build/stores/seaweedfs/.built
+DEPLOY_TOOLS := build/deploy/helm/.built build/deploy/compose/.built build/deploy/debian/.built
 
 .PHONY: help
 help: ## List what can be made
@@ -26,7 +27,7 @@ run: $(VENV)/.installed ## Serve Kafka on localhost:9092, everything below ./dat
 	@exec $(BIN)/tidelog dev $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.installed-dev clients stores ## Run all tests (ARGS="-k wal" narrows them)
+test: $(VENV)/.installed-dev clients stores deploy-tools ## Run all tests (ARGS="-k wal" narrows them)
 	$(BIN)/pytest $(ARGS)
 
 .PHONY: clients
@@ -34,6 +35,13 @@ clients: $(CLIENTS) ## Build the Kafka clients in Java, Go and JavaScript that t
 
 .PHONY: stores
 stores: $(STORES) ## Build the object stores MinIO and SeaweedFS, which tests use, from source, as far as Go is here
+
+.PHONY: deploy-tools
+deploy-tools: $(DEPLOY_TOOLS) ## Make what tests of deploy/ use: helm, a reader of compose files, a Debian root (as root), as far as their tools are here
+
+.PHONY: deploy-check
+deploy-check: $(VENV)/.installed-dev deploy-tools build/stores/minio/.built ## Check all of deploy/: image, compose, chart, dashboards, alerts
+	$(BIN)/pytest tests/deploy $(ARGS)
 
 .PHONY: minio
 minio: $(VENV)/.installed-dev build/stores/minio/.built ## Serve S3 on localhost:9000 by MinIO, everything below ./data/minio, and tell how to run Tidelog on it
@@ -55,9 +63,10 @@ lint: $(VENV)/.installed-dev ## Check style, format, types and the direction of 
 	$(BIN)/lint-imports
 
 .PHONY: docs
-docs: $(VENV)/.installed ## Write docs/configuration.md and docs/metrics.md anew from their tables
+docs: $(VENV)/.installed ## Write docs/configuration.md, docs/metrics.md, dashboards and alert rules anew from what they are made of
 	$(BIN)/python -m broker.config_reference > docs/configuration.md
 	$(BIN)/python -m broker.exposition > docs/metrics.md
+	$(BIN)/python -m deploy.generate
 
 .PHONY: demo
 demo: $(VENV)/.installed-dev ## Send Python's own standard library through the broker and read every byte back
@@ -92,6 +101,8 @@ system-packages: ## Install the Debian packages that some tests and benchmarks u
 	command -v go >/dev/null || missing="$$missing golang-go"; \
 	command -v node >/dev/null || missing="$$missing nodejs"; \
 	command -v npm >/dev/null || missing="$$missing npm"; \
+	command -v promtool >/dev/null || missing="$$missing prometheus"; \
+	command -v debootstrap >/dev/null || missing="$$missing debootstrap"; \
 	if test -n "$$missing"; then \
 	    export DEBIAN_FRONTEND=noninteractive; \
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; \
@@ -145,6 +156,20 @@ build/stores/minio/.built: $(BUILD_STORE)
 
 build/stores/seaweedfs/.built: $(BUILD_STORE)
 	@$(BUILD_STORE) seaweedfs
+
+# ---- tools for tests of deploy/; what cannot be made here is skipped by the tests
+
+DEPLOY_TESTS := tests/deploy
+BUILD_TOOL := $(DEPLOY_TESTS)/build-tool
+
+build/deploy/helm/.built: $(BUILD_TOOL)
+	@$(BUILD_TOOL) helm
+
+build/deploy/compose/.built: $(BUILD_TOOL) $(shell find $(DEPLOY_TESTS)/compose -type f)
+	@$(BUILD_TOOL) compose
+
+build/deploy/debian/.built: $(BUILD_TOOL)
+	@$(BUILD_TOOL) debian
 
 $(VENV)/.installed-fuzz: tests/fuzz/requirements.txt $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: -r $<
