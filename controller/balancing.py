@@ -20,7 +20,7 @@ from controller.errors import UnknownNode
 from controller.image import Applied, Image
 from controller.peers import Balance, Following, NodeBalance
 from controller.records import NodeDrained
-from controller.tables import StreamStatus
+from controller.tables import NodeStatus, StreamStatus
 from s3stream.errors import MetadataUnavailable
 from s3stream.metadata import StreamId
 
@@ -167,9 +167,10 @@ class Balancing:
     def places(self) -> list[NodePlace]:
         """Nodes with their partitions, but for those of which it is not known yet whether they live. Partitions that are on their way
         count where they are to be."""
-        living = self.living()
         may_judge = asyncio.get_running_loop().time() >= self._judges_from_s
         tables = self._office.image.state.tables
+        # One that was taken for dead may be heard all the same; it can do nothing until it registers again.
+        living = {node_id for node_id in self.living() if tables.node_status(node_id) is not NodeStatus.DEAD}
         open_streams: dict[int, list[StreamId]] = {node_id: [] for node_id in tables.nodes}
         closed_streams: dict[int, list[StreamId]] = {node_id: [] for node_id in tables.nodes}
         leaving = self._leaving | tables.drained.keys()

@@ -11,6 +11,7 @@ from itertools import islice
 from broker.damage import MAX_NAMED_RANGES, NamedRange
 from broker.exposition.described import Described, Parts, Sample, by_value, counter, gauge, histogram, labelled
 from broker.logs import FIGURES
+from controller.lost_wals import streams_of_dead
 from wal.histogram import Histogram
 
 __all__ = ["SECTIONS"]
@@ -22,6 +23,14 @@ def _objects(parts: Parts) -> Mapping[str, float | Histogram]:
         "referenced": len(tables.objects),
         "unreferenced": len(tables.unreferenced),
         "expired": len(tables.expired),
+    }
+
+
+def _offline(parts: Parts) -> Mapping[str, float | Histogram]:
+    controller = parts.controller
+    return {
+        "damage": parts.partitions.offline_count,
+        "dead_node": streams_of_dead(controller.image.state.tables) if controller.is_leader else 0,
     }
 
 
@@ -129,10 +138,23 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "Of them, those whose state is not rebuilt yet: they are read, and not written.",
                 lambda parts: parts.partitions.loading_count,
             ),
-            gauge(
+            labelled(
+                "gauge",
                 "tidelog_offline_partitions",
-                "Of them, those that take no records since damage is in the way: producers are answered KAFKA_STORAGE_ERROR.",
-                lambda parts: parts.partitions.offline_count,
+                "reason",
+                "Partitions that take no records: damage (of those of this node; producers are answered KAFKA_STORAGE_ERROR), dead_node (of the whole "
+                "cluster, told by the node that leads: their node is dead, and nobody has recovered its WAL yet; clients find no leader).",
+                by_value(_offline),
+            ),
+            counter(
+                "tidelog_recovered_wals_total",
+                "WALs of dead nodes that this node recovered.",
+                lambda parts: parts.failover.recovered_wals,
+            ),
+            counter(
+                "tidelog_recovered_partitions_total",
+                "Partitions that were open on them, and go on.",
+                lambda parts: parts.failover.recovered_partitions,
             ),
         ),
     ),

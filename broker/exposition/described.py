@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from broker.compaction.process import CompactionProcess
     from broker.delayed_fetch import WaitingFetches
     from broker.event_loop import EventLoopWatch
+    from broker.failover import Failover
     from broker.fetch_session import FetchSessionCache
     from broker.group_lag import GroupLag
     from broker.groups.coordinator import GroupCoordinator
@@ -50,6 +51,7 @@ class Parts:
     topics: Topics
     partitions: Partitions
     handover: Handover
+    failover: Failover
     fetch_sessions: FetchSessionCache
     waiting_fetches: WaitingFetches
     groups: GroupCoordinator

@@ -8,11 +8,12 @@ from typing import Any
 
 import msgspec
 
-from broker.inspect.bucket import Bucket
+from broker.inspect.bucket import Bucket, stream_name
 from broker.inspect.rows import DamageRow, NoteRow, Row, plural, size, when
 from controller.entry import Entry, decode_entry
 from controller.errors import ControllerError, MetadataCorrupt, UnsupportedMetadata
 from controller.image import Image
+from controller.lost_wals import lost_wals
 from controller.records import Record
 from s3stream.objectstore import NotFound
 
@@ -133,6 +134,34 @@ class NodeRow(Row, frozen=True, kw_only=True):
             f"node {self.node_id}: epoch {self.node_epoch}, {self.address or 'no address'}{rack}, WAL {self.wal_id} epoch "
             f"{self.wal_epoch}, registered {when(self.registered_at_ms)}, leads {plural(self.led_partitions, 'partition')}"
             f"{status}{', drained' if self.is_drained else ''}"
+        )
+
+
+class LostWalRow(Row, frozen=True, kw_only=True, tag="lost-wal"):
+    """The WAL of a dead node that partitions wait for."""
+
+    wal_id: str
+    node_id: int
+    uri: str
+    host: str
+    recoverer: int
+    """The node that recovers it; -1: none."""
+    partitions: tuple[str, ...]
+    newest_timestamp_ms: int
+    """Of what objects hold of them; -1: nothing."""
+
+    def text(self) -> str:
+        head = f"WAL {self.wal_id} of node {self.node_id}, which is dead: {plural(len(self.partitions), 'partition')} wait for it"
+        if self.recoverer != -1:
+            return f"{head}; node {self.recoverer} recovers it"
+        where = f"{self.uri}{f', on machine {self.host}' if self.host else ''}" if self.uri else "unknown to others"
+        objects = f", the newest of {when(self.newest_timestamp_ms)}" if self.newest_timestamp_ms >= 0 else ""
+        return (
+            f"{head}; NOBODY recovers it\n"
+            f"  it is at: {where}\n"
+            f"  it alone holds what follows on what objects hold of them{objects}; how much that is, nobody else knows\n"
+            f"  start node {self.node_id}, or attach its volume to a broker (wal.recovery.directories)\n"
+            f"  what giving it up would cost: tidelog wal abandon {self.wal_id}"
         )
 
 
@@ -359,6 +388,21 @@ def _state_rows(image: Image, next_index: int) -> list[Row]:
             is_drained=node.node_id in tables.drained,
         )
         for _, node in sorted(tables.nodes.items())
+    ]
+    rows += [
+        LostWalRow(
+            wal_id=wal.wal_id,
+            node_id=wal.node_id,
+            uri=wal.uri,
+            host=wal.host,
+            recoverer=wal.recoverer,
+            partitions=tuple(stream_name(image, stream_id) for stream_id in wal.stream_ids),
+            newest_timestamp_ms=max(
+                (value.max_timestamp_ms for stream_id in wal.stream_ids for value in tables.streams[stream_id].ranges),
+                default=-1,
+            ),
+        )
+        for wal in lost_wals(tables)
     ]
     for topic in image.topics():
         partitions = []

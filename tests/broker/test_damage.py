@@ -157,12 +157,12 @@ async def test_a_partition_that_cannot_know_its_producers_is_offline_until_the_o
         assert await wire.fetch_values("hurt", 0) == [b"%d" % number for number in range(20)]
         assert (await wire.produce("sound", batch(b"10"))).base_offset == 10
         page = await scrape(node)
-        assert (page("tidelog_offline_partitions"), page("tidelog_partitions_loading")) == (1, 0)
+        assert (page("tidelog_offline_partitions", reason="damage"), page("tidelog_partitions_loading")) == (1, 0)
         assert (await get(node, "/readyz"))[0] == 200
 
         path.write_bytes(whole)  # one way out: no restart is needed
         await eventually_takes(wire, "hurt", b"30", 30)
-        await eventually_shows(node, 0, "tidelog_offline_partitions")
+        await eventually_shows(node, 0, "tidelog_offline_partitions", reason="damage")
 
 
 async def test_an_operator_gives_a_damaged_range_up_by_deleting_records(

@@ -106,7 +106,7 @@ async def test_a_damaged_record_stops_its_partition_and_no_other(
             assert (await wire.produce(topic, batch(b"4"))).base_offset == 4
         page = await scrape(node)
         place = {"topic": "one", "partition": "0", "place": f"WAL {damaged_id(crashed)}"}
-        assert page("tidelog_offline_partitions") == 1
+        assert page("tidelog_offline_partitions", reason="damage") == 1
         assert page("tidelog_damaged_ranges", source="wal") == 1
         assert page("tidelog_damaged_range_first_offset", **place) == 1
         assert page("tidelog_damaged_range_last_offset", **place) == 1
@@ -137,7 +137,7 @@ async def test_a_repaired_wal_gives_everything_back(crashed: Crashed) -> None:
         for topic in TOPICS:
             assert await wire.fetch_all(topic) == values(0, 1, 2, 3)
             assert (await wire.produce(topic, batch(b"4"))).base_offset == 4
-        assert (await scrape(node))("tidelog_offline_partitions") == 0
+        assert (await scrape(node))("tidelog_offline_partitions", reason="damage") == 0
     assert not list(crashed.wal.glob("damaged-*")), "nothing refers to it"
 
 
@@ -154,7 +154,7 @@ async def test_where_nobody_knows_what_a_hole_held_a_partition_goes_on_only_if_i
         place = {"topic": "two", "partition": "0", "place": f"WAL {damaged_id(crashed)}"}
         assert page("tidelog_damaged_range_first_offset", **place) == 3
         assert page("tidelog_damaged_range_last_offset", **place) == float("inf")
-        assert page("tidelog_offline_partitions") == 2
+        assert page("tidelog_offline_partitions", reason="damage") == 2
 
 
 async def test_damage_that_proves_nothing_is_the_end_of_the_log(crashed: Crashed) -> None:
@@ -213,7 +213,7 @@ async def test_giving_up_gives_up_exactly_what_is_missing(crashed: Crashed, caps
         assert await wire.fetch_all("one") == values(0, 2, 3)
         assert [record.offset for record in records_in(await wire.fetch("one", 1))] == [2, 3]
         assert (await wire.produce("one", batch(b"4"))).base_offset == 4
-        assert (await scrape(node))("tidelog_offline_partitions") == 0
+        assert (await scrape(node))("tidelog_offline_partitions", reason="damage") == 0
     assert not list(crashed.wal.glob("damaged-*"))
 
 

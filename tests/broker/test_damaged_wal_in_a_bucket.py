@@ -132,7 +132,7 @@ async def test_a_damaged_slot_stops_the_partition_of_its_record_and_no_other(
             for topic in ("one", "three"):
                 assert (await wire.fetch_all(topic))[:ROUNDS] == values(0, 1, 2, 3)
                 assert (await wire.produce(topic, batch(b"more"))).error_code == 0
-            assert (await scrape(node))("tidelog_offline_partitions") == 1
+            assert (await scrape(node))("tidelog_offline_partitions", reason="damage") == 1
     assert "two-0 is offline, offsets 1 to 1 are missing" in caplog.text
     assert await crashed.run("inspect", "wal") == EXIT_FINDINGS
     assert (

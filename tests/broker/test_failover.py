@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from broker.__main__ import main
 from broker.node import Node
 from broker.salvage import streams_on
 from controller.nodes import DescribeNode
@@ -18,6 +19,7 @@ from protocol.errors import ErrorCode
 from protocol.messages.metadata import MetadataRequest, MetadataRequestTopic
 from s3stream.errors import NodeFenced
 from tests.broker.conftest import StartNode
+from tests.broker.scraping import scrape
 from tests.broker.wire import Wire, batch, eventually
 from tests.crash.process import free_port
 
@@ -86,6 +88,21 @@ async def written(one: Node, two: Node, to_two: Wire) -> list[int]:
         for index in lost:
             assert (await to_one.produce("t", batch(b"0"), partition=index)).base_offset == 0
     return lost
+
+
+async def inspected(directory: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `tidelog inspect metadata` says."""
+    capsys.readouterr()
+    arguments = ["--log-level", "error", "inspect", "metadata", "--bucket", (directory / "objects").as_uri()]
+    assert await asyncio.to_thread(main, arguments) == 0
+    return capsys.readouterr().out
+
+
+async def eventually_shows(node: Node, name: str, value: float, **labels: str) -> None:
+    """A page of metrics is kept for a moment."""
+    async with asyncio.timeout(30):
+        while (await scrape(node))(name, **labels) != value:
+            await asyncio.sleep(0.1)
 
 
 def open_on(node: Node, topic: str) -> list[int]:
@@ -173,11 +190,11 @@ async def test_it_comes_back_with_the_wal_that_it_had(start: Any, in_bucket: boo
 
 
 async def test_a_wal_that_cannot_be_reached_leaves_its_partitions_offline_until_it_can(
-    start: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    start: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     volumes = tmp_path / "volumes"
     async with (
-        start(2, wal_recovery_directories=str(volumes)) as two,
+        start(2, wal_recovery_directories=str(volumes), metrics_listeners="HTTP://127.0.0.1:0") as two,
         await Wire.connect(two.bootstrap_servers) as to_two,
     ):
         await two.running.broker.controller.run_for_office()
@@ -193,10 +210,17 @@ async def test_a_wal_that_cannot_be_reached_leaves_its_partitions_offline_until_
         assert f"tidelog wal abandon {wal_id}" in caplog.text
         leaders = await led(to_two, "t")
         assert {index for index, leader in leaders.items() if leader == -1} == set(lost)
+        assert (await scrape(two))("tidelog_offline_partitions", reason="dead_node") == len(lost)
+        told = await inspected(tmp_path, capsys)
+        assert f"WAL {wal_id} of node 1, which is dead: {len(lost)} partitions wait for it; NOBODY recovers it" in told
+        assert f"tidelog wal abandon {wal_id}" in told
 
         volumes.mkdir()
         (tmp_path / "unplugged").rename(volumes / "of node 1")
         await eventually(lambda: open_on(two, "t") == list(range(PARTITIONS)), "its volume was attached")
         assert failover.offline_partitions == 0
+        await eventually_shows(two, "tidelog_offline_partitions", 0, reason="dead_node")
+        page = await scrape(two)
+        assert (page("tidelog_recovered_wals_total"), page("tidelog_recovered_partitions_total")) == (1, len(lost))
         for index in lost:
             assert await to_two.fetch_all("t", partition=index) == [b"0"]
