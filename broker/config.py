@@ -217,7 +217,7 @@ class BrokerSettings:
         64 << 20, "Bytes that compaction reads in a second.", unit="bytes", least=64 << 10
     )
     compaction_object_bytes: int = _compaction(
-        64 << 20, "Target size of objects that partitions share.", unit="bytes", least=64 << 10, most=16 << 30
+        128 << 20, "Target size of objects that partitions share.", unit="bytes", least=64 << 10, most=16 << 30
     )
     compaction_partition_object_bytes: int = _compaction(
         256 << 20,

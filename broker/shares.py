@@ -44,8 +44,9 @@ WAL_DEADLINE_MS = 20_000
 """One attempt of a WAL in a bucket, and all of one request; it has its own patience beyond that."""
 
 MIN_FAN_IN = 10
-MAX_FAN_IN = 128
-"""Of compaction: as many as its memory has megabytes."""
+MAX_FAN_IN = 256
+SOURCE_BYTES = 512 << 10
+"""Of compaction: as many as its memory has room for, with so much for each."""
 
 WAITING_RANGE_BYTES = 2500
 """Of the memory for each range that may wait to be merged: a twelfth of it is taken by them, twice that where they are merged twice."""
@@ -78,10 +79,10 @@ def storage_settings(settings: BrokerSettings) -> StorageSettings:
         ),
         compaction=CompactionSettings(
             interval_ms=settings.compaction_interval_ms,
-            max_source_bytes=max(8192 * MIB, 2 * settings.compaction_partition_object_bytes),
+            max_source_bytes=max(MAX_FAN_IN * 64 * MIB, 2 * settings.compaction_partition_object_bytes),
             object_size_bytes=settings.compaction_object_bytes,
             stream_object_max_bytes=max(settings.compaction_partition_object_bytes, settings.compaction_object_bytes),
-            max_fan_in=max(MIN_FAN_IN, min(MAX_FAN_IN, compaction_bytes // MIB)),
+            max_fan_in=max(MIN_FAN_IN, min(MAX_FAN_IN, compaction_bytes // SOURCE_BYTES)),
             max_waiting_ranges=memory_bytes // WAITING_RANGE_BYTES,
             memory_bytes=compaction_bytes,
             rate_bytes_per_s=settings.compaction_io_max_bytes_per_second,

@@ -12,7 +12,8 @@ Always true:
   neighbours gets several planned ranges, in different objects.
 - Everything live in the sources is planned; the newest state of a stream goes along; deleted streams do not.
 - Streams are split into objects by the bits of their ids. So later plans meet the same groups of streams again,
-  which become fewer and larger until a stream has an object of its own.
+  which become fewer and larger until a stream has an object of its own. One that is made of what the store can copy has its own at once:
+  nothing but copies comes before its end then, so none has to be filled up to a part that S3 takes.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ _LEAST_GARBAGE_BYTES = 1 << 20
 """… and it is at least this much."""
 _SMALL_OBJECT_SHARE = 4
 """Objects below this fraction of the target size are merged for their own number, whatever streams they hold: as many as can be at once …"""
+_ALONE_SHARE = 2
+"""A range of which the store can copy this part of an object's target size, or more, gets an object of its own."""
 _TINY_OBJECT_BYTES = 1 << 20
 """… or, below this size, `fan_in` of them: they cost as little as what they are made of."""
 
@@ -169,11 +172,7 @@ def plan_outputs(
             if number == len(layers):
                 layers.append([])
             layers[number].append(planned)
-    outputs = [
-        PlannedObject(ranges=tuple(group))
-        for layer in layers
-        for group in _split(layer, 63, settings.object_size_bytes)
-    ]
+    outputs = [PlannedObject(ranges=tuple(group)) for layer in layers for group in _groups(layer, settings)]
     return CompactionPlan(sources=source_ids, outputs=tuple(outputs))
 
 
@@ -373,6 +372,20 @@ def _garbage(usable: Mapping[ObjectId, NewObject], whole: Collection[ObjectId]) 
         if dead_bytes >= least and dead_bytes > most and object_id not in whole:
             worst, most = object_id, dead_bytes
     return [] if worst is None else [worst]
+
+
+def _groups(ranges: Sequence[PlannedRange], settings: CompactionSettings) -> list[list[PlannedRange]]:
+    """Divide a layer into objects, in the order of their streams: sources are read front to back."""
+    alone = [[planned] for planned in ranges if _is_copied(planned, settings)]
+    shared = [planned for planned in ranges if not _is_copied(planned, settings)]
+    groups = [*alone, *_split(shared, 63, settings.object_size_bytes)] if shared else alone
+    return sorted(groups, key=lambda group: group[0].stream_id)
+
+
+def _is_copied(planned: PlannedRange, settings: CompactionSettings) -> bool:
+    """Whether a range is worth an object of its own, most of which the store copies."""
+    copied_bytes = sum(piece.size_bytes for _, piece in planned.pieces if piece.size_bytes >= LEAST_COPY_BYTES)
+    return copied_bytes >= settings.object_size_bytes // _ALONE_SHARE
 
 
 def _split(ranges: list[PlannedRange], bit: int, object_size_bytes: int) -> Iterator[list[PlannedRange]]:

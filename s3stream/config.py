@@ -105,17 +105,17 @@ class CompactionSettings:
     """Between looks at what could be merged."""
     fan_in: int = 10
     """Neighbouring ranges of similar size that are worth merging. Fewer: more rewriting; more: more objects."""
-    max_fan_in: int = 128
-    """Most that are merged at once (and at most `max_sources`), where that spares rewriting them twice. All are read at the same time,
-    so it needs memory: with less than 1 MiB for each, requests get many."""
+    max_fan_in: int = 256
+    """Most that are merged at once (and at most `max_sources`), where that spares rewriting them twice, or makes ranges that cost few
+    requests to copy. All are read at the same time, each through a buffer of its own."""
     max_waiting_ranges: int = 400_000
     """Ranges of all streams that wait to be merged for the first time, and again for the second: with many streams, fewer are merged at
     once. Each takes some 200 bytes of metadata in every process."""
-    max_sources: int = 128
+    max_sources: int = 256
     """Objects read by one job."""
-    max_source_bytes: int = 8192 * MIB
+    max_source_bytes: int = 16_384 * MIB
     """Bytes read by one job (where even `fan_in` sources have more, those are taken nevertheless)."""
-    object_size_bytes: int = 64 * MIB
+    object_size_bytes: int = 128 * MIB
     """An output with several streams is split at about this size; one stream with as much gets its own object."""
     stream_object_max_bytes: int = 256 * MIB
     """A range of this size is not merged any further."""

@@ -61,6 +61,7 @@ def test_nothing_is_rewritten_without_growing(sizes: list[int], fan_in: int, max
         (4 * MIB, 128, 8),
         (512 * KIB, 128, 26),  # nearly 16 MiB at once
         (50 * KIB, 128, 123),  # 6 MiB at once, and no less
+        (50 * KIB, 256, 205),  # or 10 MiB, which cost fewer requests to copy
         (5 * KIB, 128, 46),  # nearly 16 MiB in two steps
         (50 * KIB, 32, 14),
         (5 * KIB, 10, 8),
@@ -265,6 +266,19 @@ def test_large_results_are_split_by_stream() -> None:
     assert plan is not None
     groups = [[planned.stream_id for planned in output.ranges] for output in plan.outputs]
     assert groups == [[1], [2, 3], [4, 5], [6, 7], [8], [20]]
+    model.check()
+
+
+def test_what_the_store_copies_has_an_object_of_its_own() -> None:
+    model = Model(
+        replace(SETTINGS, object_size_bytes=64 * MIB, stream_object_max_bytes=256 * MIB, max_source_bytes=1 << 40)
+    )
+    for _ in range(10):
+        model.upload({1: 100 * KIB, 2: 6 * MIB, 3: 200 * KIB, 4: 5 * MIB, 5: 4 * MIB})
+    plan = model.step()
+    assert plan is not None
+    groups = [[planned.stream_id for planned in output.ranges] for output in plan.outputs]
+    assert groups == [[1, 3, 5], [2], [4]]
     model.check()
 
 

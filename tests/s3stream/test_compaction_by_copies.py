@@ -122,6 +122,23 @@ async def test_little_ones_between_large_ones_are_joined_with_as_much_as_a_part_
     await world.check()
 
 
+async def test_states_between_large_ranges_cost_no_rewriting() -> None:
+    world = World(MemoryObjectStore())
+    for at in (0, 12, 24):
+        await upload(
+            world.store,
+            world.metadata,
+            {stream: payloads(at, at + 12, size=BLOCK_BYTES) for stream in (1, 2)},
+            states=dict.fromkeys((1, 2), b"state at %d" % (at + 12)),
+            block_size_bytes=BLOCK_BYTES,
+        )
+    await world.settle()
+    assert world.compactor.copied_bytes == 2 * 36 * BLOCK_BYTES
+    assert len(world.metadata.live_objects()) == 2, "one a stream"
+    for stream in (1, 2):
+        await world.check(stream)
+
+
 async def test_what_retention_passed_is_not_copied() -> None:
     world = World(MemoryObjectStore())
     await world.fill(20, 20)
