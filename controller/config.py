@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 __all__ = ["ControllerSettings"]
 
+_MAY_BE_ZERO = ("retained_entries", "restore_window_ms", "entry_min_age_ms")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControllerSettings:
@@ -21,6 +23,14 @@ class ControllerSettings:
     """How long the leader lets a node wait for news that there are none: the interval of signs of life."""
     node_timeout_ms: int = 3_000
     """A node that the leader did not hear from for so long is taken for dead: it gets no partitions, and those that it has closed go to others."""
+    session_timeout_ms: int = 2_000
+    """A node that the leader did not hear from for so long is suspected: it gets no lease any more."""
+    heartbeat_interval_ms: int = 500
+    """How often a node shows that it lives, besides asking for what comes next."""
+    lease_ms: int = 3_000
+    """For how long a node may serve without having read the metadata log to its tail."""
+    lease_margin_ms: int = 200
+    """How much longer than its lease the leader waits before it takes a suspected node for dead."""
     balance_interval_ms: int = 500
     """How often the leader looks whether partitions should move."""
     max_moves: int = 1_000
@@ -45,6 +55,9 @@ class ControllerSettings:
     """A snapshot follows this many bytes of entries at the latest, but not before the log outgrows the last snapshot."""
     retained_entries: int = 100
     """Entries kept behind a snapshot, so that a node that is a little late need not load all of it."""
+    entry_min_age_ms: int = 600_000
+    """No entry is deleted before it is so old, by the store's clock: for half of it a node knows by one request where the log ends.
+    Every node must have the same; 0: a look takes two requests."""
     restore_window_ms: int = 0
     """Entries and snapshots are kept that lead to any point of this past, by the store's clock; 0: no longer than needed to go on."""
     max_partitions: int = 100_000
@@ -55,8 +68,12 @@ class ControllerSettings:
     def __post_init__(self) -> None:
         for name in self.__slots__:
             value = getattr(self, name)
-            least = 0 if name in ("retained_entries", "restore_window_ms") else 1
+            least = 0 if name in _MAY_BE_ZERO else 1
             if isinstance(value, int) and value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
+        if self.session_timeout_ms < 2 * self.heartbeat_interval_ms:
+            raise ValueError(
+                "session_timeout_ms must be at least twice heartbeat_interval_ms: one sign of life may be late"
+            )
         if self.retry_backoff_ms > self.max_retry_backoff_ms:
             raise ValueError("retry_backoff_ms must not exceed max_retry_backoff_ms")

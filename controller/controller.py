@@ -33,10 +33,12 @@ from controller.balancing import Balancing
 from controller.batch import Batch, Waiting
 from controller.commands import Command, NodeCommand, check_node
 from controller.config import ControllerSettings
+from controller.detection import Detection
 from controller.entry import Entry, EntryHeader, encode_entry
 from controller.errors import MetadataCorrupt
 from controller.follower import Follower
 from controller.image import Applied, Image
+from controller.lease import boottime_s
 from controller.log import Claim, Floor, LeaderObject, MetadataLog
 from controller.node_metadata import NodeMetadata
 from controller.operations import Operations, TopicSpec, random_uuid
@@ -71,8 +73,10 @@ class Controller(Operations):
         now_ms: Callable[[], int],
         rng: random.Random,
         on_failure: Callable[[BaseException], None] | None = None,
+        clock: Callable[[], float] = boottime_s,
     ) -> None:
         self._settings = settings
+        self._clock = clock
         self._now_ms = now_ms
         self._rng = rng
         self._on_failure = on_failure
@@ -104,6 +108,10 @@ class Controller(Operations):
         self._follower: Follower | None = None
         self.balancing: Balancing | None = None
         """While it works with others."""
+        self.detection: Detection | None = None
+        """Likewise."""
+        self.office_seen_s = float("-inf")
+        """When the newest look at the leader object began that found this node in office, by the clock of leases."""
 
     @classmethod
     async def start(
@@ -115,15 +123,18 @@ class Controller(Operations):
         now_ms: Callable[[], int],
         rng: random.Random,
         on_failure: Callable[[BaseException], None] | None = None,
+        clock: Callable[[], float] = boottime_s,
     ) -> Controller:
-        """Read the metadata log to its tail, formatting the bucket if it is new.
+        """Read the metadata log to its tail, formatting the bucket if it is new. `clock` is that of leases, in seconds.
 
         Raises:
             MetadataUnavailable: the bucket did not answer within `start_timeout_ms`.
             AccessDenied: the bucket refuses these credentials.
             WrongCluster, UnsupportedMetadata, MetadataCorrupt: not a bucket for this node; the message says what to do.
         """
-        self = cls(store=store, paths=paths, settings=settings, now_ms=now_ms, rng=rng, on_failure=on_failure)
+        self = cls(
+            store=store, paths=paths, settings=settings, now_ms=now_ms, rng=rng, on_failure=on_failure, clock=clock
+        )
         fallback_id = random_uuid(rng).hex()
         with self.patience():
             try:
@@ -169,7 +180,9 @@ class Controller(Operations):
         self._node_id = node_id
         self._follower = Follower(self, peers, node_id=node_id, settings=self._settings, rng=self._rng)
         self.balancing = Balancing(self, node_id=node_id, settings=self._settings)
+        self.detection = Detection(self, node_id=node_id, settings=self._settings)
         for name, work in (
+            ("metadata-detection", self.detection.run()),
             ("metadata-follower", self._follower.run()),
             ("metadata-office", self._look_at_office()),
             ("metadata-balancing", self.balancing.run()),
@@ -243,6 +256,11 @@ class Controller(Operations):
         return self._settings.leader_address
 
     @property
+    def settings(self) -> ControllerSettings:
+        """As it was started with."""
+        return self._settings
+
+    @property
     def is_leader(self) -> bool:
         """True while this controller holds the office, as far as it knows."""
         return self._claim is not None
@@ -313,6 +331,12 @@ class Controller(Operations):
         except TimeoutError as error:
             raise self._unavailable(type(command).__name__) from error
 
+    async def decide(self, command: Command[R]) -> R:
+        """Have a command decided and committed here, and nowhere else: it says what this leader found. Raises NotLeader, as `submit`."""
+        if self._claim is None:
+            raise NotLeader(f"{self._settings.leader_address} does not lead")
+        return await self._submit_here(command)
+
     async def _submit_there(self, peers: Peers, command: Command[R]) -> R:
         """Have the leader decide. Raises NotLeader where nothing came of it, and also the errors of `submit`."""
         self._check_running()
@@ -377,6 +401,7 @@ class Controller(Operations):
         """See PeerService."""
         if self.balancing is not None:
             self.balancing.heard(following)
+        self._heard(following.node_id, following.metadata_version)
         deadline_s = asyncio.get_running_loop().time() + following.wait_ms / 1_000
         while True:
             if self._claim is None or self._closing:
@@ -391,6 +416,21 @@ class Controller(Operations):
         if self._claim is None or self._closing or self.balancing is None:
             raise NotLeader(f"{self._settings.leader_address} does not lead")
         return self.balancing.balance()
+
+    async def alive(self, node_id: int) -> None:
+        """See PeerService."""
+        self._heard(node_id)
+        if self._claim is None or self._closing:
+            raise NotLeader(f"{self._settings.leader_address} does not lead")
+
+    def _heard(self, node_id: int, metadata_version: int | None = None) -> None:
+        if self.detection is not None:
+            self.detection.heard(node_id, metadata_version)
+
+    @property
+    def leader_address(self) -> str:
+        """Where the node that leads is reached; empty while this one does, or nobody is known to."""
+        return "" if self.is_leader else self._leader
 
     @property
     def living_count(self) -> int:
@@ -444,9 +484,29 @@ class Controller(Operations):
         """A leader that has nothing to write would not notice that another took over."""
         while True:
             await asyncio.sleep(self._settings.leader_check_interval_ms / 1_000)
-            claim = self._claim
-            if claim is not None and not await self._log.still_leads(claim):
-                await self.refresh()  # which steps down
+            if self._clock() - self.office_seen_s >= 0.9 * self._settings.leader_check_interval_ms / 1_000:
+                await self.is_in_office()
+
+    async def is_in_office(self) -> bool:
+        """Whether the leader object names this node still; else it steps down."""
+        claim = self._claim
+        if claim is None:
+            return False
+        if await self._still_leads(claim):
+            return self._claim is claim
+        await self.refresh()  # which steps down
+        return False
+
+    async def _still_leads(self, claim: Claim) -> bool:
+        began_s = self._clock()
+        leads = await self._log.still_leads(claim)
+        if leads:
+            self.office_seen_s = max(self.office_seen_s, began_s)
+        return leads
+
+    async def read_entry(self, index: int) -> Entry | None:
+        """An entry as it lies in the bucket, in one request; see `MetadataLog.read_one`."""
+        return await self._log.read_one(index)
 
     async def _until_applied(self, index: int) -> None:
         while self.applied_index < index:
@@ -503,7 +563,7 @@ class Controller(Operations):
     async def _refresh(self) -> None:
         waiting, self._refreshing = self._refreshing, []
         await self._replica.catch_up()
-        if self._claim is not None and not await self._log.still_leads(self._claim):
+        if self._claim is not None and not await self._still_leads(self._claim):
             self._step_down()
         for future in waiting:
             if not future.done():
@@ -523,7 +583,7 @@ class Controller(Operations):
             self._decide(batch)
             if batch.records:
                 await self._commit(self._claim, batch)
-            elif await self._log.still_leads(self._claim):
+            elif await self._still_leads(self._claim):
                 batch.resolve()
             else:
                 self._decide_again(batch)
@@ -583,7 +643,7 @@ class Controller(Operations):
                     self._ahead = self.image.state.copy()
                     self._tell_changed()
                     return
-                if not await self._log.still_leads(claim):
+                if not await self._still_leads(claim):
                     break
             await self._pause()
 
@@ -659,7 +719,7 @@ class Controller(Operations):
 
     async def _append(self, claim: Claim, header: EntryHeader, records: Sequence[Record], body: bytes) -> bool:
         """Append an entry, and apply it if it counts. False: its slot is another's, or the office was lost meanwhile."""
-        if not await self._log.append(header, body) or not await self._log.still_leads(claim):
+        if not await self._log.append(header, body) or not await self._still_leads(claim):
             return False
         self._replica.apply(Entry(header=header, records=records, size_bytes=len(body)))
         if self._peers is not None:

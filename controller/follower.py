@@ -23,6 +23,7 @@ from controller.entry import Entry, decode_entry
 from controller.errors import MetadataCorrupt
 from controller.log import LeaderObject
 from controller.peers import Following, NotLeader, Peers, PeerUnavailable
+from controller.records import METADATA_VERSION
 from s3stream.errors import MetadataUnavailable
 
 __all__ = ["Followed", "Follower"]
@@ -120,7 +121,13 @@ class Follower:
         wait_ms = self._settings.follow_wait_ms if not self.leaves else self._settings.retry_backoff_ms
         followed = await self._peers.follow(
             address,
-            Following(node_id=self._node_id, next_index=next_index, wait_ms=wait_ms, leaves=self.leaves),
+            Following(
+                node_id=self._node_id,
+                next_index=next_index,
+                wait_ms=wait_ms,
+                leaves=self.leaves,
+                metadata_version=METADATA_VERSION,
+            ),
         )
         if not followed.entries:
             if followed.next_index > next_index:

@@ -8,6 +8,8 @@ Theory of operation:
   the restore window any more: the newest snapshot that is older than the window stays, with everything after it. From
   then on a slot below the floor may be empty, or even taken by a leader that slept since: so nothing that was read counts (neither an entry nor a 404)
   until the floor, read afterwards, turns out to be at or below the first slot. Otherwise the snapshot is loaded.
+- But for the first `entry_min_age_ms`, by the store's clock, no entry is deleted. So who knew the log's end less than that ago knows by a 404 alone
+  that it still ends there: a look costs one request (`read_one`).
 - A lost reply leaves a write open. It is settled by trying again: a conditional write that fails shows the key, and the
   nonce in it tells whether it is ours.
 
@@ -251,6 +253,13 @@ class MetadataLog:
             entries.append(decode_entry(found.data, each, where=self._paths.log_entry(each)))
         return Entries(entries=entries, at_tail=False)
 
+    async def read_one(self, index: int) -> Entry | None:
+        """Read one entry, in one request. None says that there is none, if the log ended at or before it less than
+        `entry_min_age_ms` ago: else it may have been deleted."""
+        key = self._paths.log_entry(index)
+        found = await self._get(key)
+        return None if found is None else decode_entry(found.data, index, where=key)
+
     async def _refuse_hole(self, index: int) -> None:
         """Entry `index` was not there, later ones were: it was just being written, or deleted by some stranger."""
         if await self._get(self._paths.log_entry(index)) is None and (await self.read_floor()).index <= index:
@@ -328,7 +337,9 @@ class MetadataLog:
             floor: What `raise_floor` returned: another controller's may promise more entries than was asked for here.
             base: The oldest snapshot that is needed; None: that of the floor.
         """
-        entries = await self._keys_below(self._paths.log_prefix, self._paths.log_index, floor.index)
+        min_age_ms = self._settings.entry_min_age_ms
+        before_ms = await self._until_known(self._store.now_ms) - min_age_ms if min_age_ms else None
+        entries = await self._keys_below(self._paths.log_prefix, self._paths.log_index, floor.index, before_ms)
         snapshots = await self._keys_below(
             self._paths.snapshot_prefix, self._paths.snapshot_index, floor.snapshot_index + 1
         )
@@ -349,13 +360,17 @@ class MetadataLog:
 
         return await self._until_known(get)
 
-    async def _keys_below(self, prefix: str, number_of: Callable[[str], int | None], end: int) -> list[str]:
+    async def _keys_below(
+        self, prefix: str, number_of: Callable[[str], int | None], end: int, before_ms: int | None = None
+    ) -> list[str]:
+        """Keys with numbers below an end, in order; up to the first that was not written before a time, where one is given."""
+
         async def keys() -> list[str]:
             found = []
             async for summary in self._store.list(prefix):
                 number = number_of(summary.key)
                 if number is not None:
-                    if number >= end:
+                    if number >= end or (before_ms is not None and summary.last_modified_ms > before_ms):
                         break
                     found.append(summary.key)
             return found

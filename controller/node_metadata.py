@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from controller.commands import Command
 from controller.committed import CommittedMetadata
 from controller.image import Image
-from controller.nodes import DescribeNode, LeaveCluster
+from controller.nodes import HEALTH_SINCE, DescribeNode, LeaveCluster
 from controller.objects import AllocateObjectIds, AllocateProducerIds, Commit, ExpireObjects, ForgetObjects
 from controller.streams import CloseStreams, OpenStreams, RecoverWal, TrimStreams
 from controller.tables import NodeStatus
@@ -72,6 +72,20 @@ class NodeMetadata(CommittedMetadata):
                 wal_host=wal_host,
             )
         )
+
+    async def complete_registration(
+        self, *, lease_ms: int, controller_address: str, wal_uri: str, wal_host: str
+    ) -> None:
+        """`describe`, where it is needed and possible by now. Raises NodeFenced."""
+        image = self._port.image
+        node = image.node(self.node_id)
+        if node is None or node.node_epoch != self.node_epoch or image.metadata_version < HEALTH_SINCE:
+            return
+        known = node.lease_ms, node.controller_address, node.wal_uri, node.wal_host
+        if known != (lease_ms, controller_address, wal_uri, wal_host) and node.status is NodeStatus.ALIVE:
+            await self.describe(
+                lease_ms=lease_ms, controller_address=controller_address, wal_uri=wal_uri, wal_host=wal_host
+            )
 
     async def leave_cluster(self) -> bool:
         """Say that this node serves nothing any more: commands of it are refused from now on; False: it still has partitions open."""

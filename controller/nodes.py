@@ -38,6 +38,7 @@ from controller.tables import NodeHealth, NodeStatus, Tables, Touched
 from controller.topics import changed_configs, takers
 
 __all__ = [
+    "HEALTH_SINCE",
     "ConfigureBroker",
     "DeclareDead",
     "DescribeNode",
@@ -51,7 +52,7 @@ __all__ = [
     "UnregisterNode",
 ]
 
-_HEALTH_SINCE: Final = 4
+HEALTH_SINCE: Final = 4
 """The metadata version since which nodes are suspected, tell of their leases, and are drained."""
 
 
@@ -218,7 +219,7 @@ def describe_node(tables: Tables, command: DescribeNode) -> Decision[None]:
         wal_uri=command.wal_uri,
         wal_host=command.wal_host,
     )
-    if record == present or tables.metadata_version < _HEALTH_SINCE:
+    if record == present or tables.metadata_version < HEALTH_SINCE:
         return Decision((), None)
     return Decision((record,), None)
 
@@ -231,7 +232,7 @@ def _registered(tables: Tables, command: SuspectNode | TrustNode | DeclareDead) 
 
 def suspect_node(tables: Tables, command: SuspectNode) -> Decision[bool]:
     node = _registered(tables, command)
-    if node is None or not node.lease_ms or tables.metadata_version < _HEALTH_SINCE:
+    if node is None or not node.lease_ms or tables.metadata_version < HEALTH_SINCE:
         return Decision((), False)
     status = tables.node_status(command.node_id)
     if status is not NodeStatus.ALIVE:
@@ -255,7 +256,7 @@ def declare_dead(tables: Tables, command: DeclareDead) -> Decision[bool]:
 
 def leave_cluster(tables: Tables, command: LeaveCluster) -> Decision[bool]:
     wal_id = check_node(tables, command.node_id, command.node_epoch)
-    if tables.metadata_version < _HEALTH_SINCE or not tables.nodes[command.node_id].lease_ms:
+    if tables.metadata_version < HEALTH_SINCE or not tables.nodes[command.node_id].lease_ms:
         return Decision((), False)
     streams = tables.streams.values()
     if any(stream.wal_id and (stream.node_id == command.node_id or stream.wal_id == wal_id) for stream in streams):
@@ -291,7 +292,7 @@ def drain_node(tables: Tables, command: DrainNode) -> Decision[None]:
         raise UnknownNode(f"node {command.node_id} is not registered; these are: {known}")
     if command.is_drained == (command.node_id in tables.drained):
         return Decision((), None)
-    if tables.metadata_version < _HEALTH_SINCE:
+    if tables.metadata_version < HEALTH_SINCE:
         raise NodeRefused(
             f"metadata version {tables.metadata_version} is in force, which knows of no drained nodes: upgrade all of them first"
         )
@@ -312,7 +313,7 @@ def drain_node(tables: Tables, command: DrainNode) -> Decision[None]:
 
 
 def apply_node_drained(tables: Tables, record: NodeDrained, touched: Touched) -> None:
-    tables.require_version(_HEALTH_SINCE)
+    tables.require_version(HEALTH_SINCE)
     if record.is_drained:
         tables.drained[record.node_id] = None
     else:
@@ -320,7 +321,7 @@ def apply_node_drained(tables: Tables, record: NodeDrained, touched: Touched) ->
 
 
 def apply_node_registered(tables: Tables, record: NodeRegistered, touched: Touched) -> None:
-    if tables.metadata_version < _HEALTH_SINCE:
+    if tables.metadata_version < HEALTH_SINCE:
         # Snapshots of nodes that do not know of it leave it out, and all nodes are to come to the same state.
         record = msgspec.structs.replace(record, lease_ms=0, controller_address="", wal_uri="", wal_host="")
     former = tables.nodes.get(record.node_id)
@@ -342,19 +343,19 @@ def apply_node_unregistered(tables: Tables, record: NodeUnregistered, touched: T
 
 
 def apply_node_suspected(tables: Tables, record: NodeSuspected, touched: Touched) -> None:
-    tables.require_version(_HEALTH_SINCE)
+    tables.require_version(HEALTH_SINCE)
     tables.node_health[record.node_id] = NodeHealth(status=NodeStatus.SUSPECT, since_ms=record.at_ms)
     touched.nodes.add(record.node_id)
 
 
 def apply_node_trusted(tables: Tables, record: NodeTrusted, touched: Touched) -> None:
-    tables.require_version(_HEALTH_SINCE)
+    tables.require_version(HEALTH_SINCE)
     tables.node_health.pop(record.node_id, None)
     touched.nodes.add(record.node_id)
 
 
 def apply_node_dead(tables: Tables, record: NodeDead, touched: Touched) -> None:
-    tables.require_version(_HEALTH_SINCE)
+    tables.require_version(HEALTH_SINCE)
     tables.node_health[record.node_id] = NodeHealth(status=NodeStatus.DEAD, since_ms=record.at_ms)
     touched.nodes.add(record.node_id)
     _touch_led(tables, record.node_id, touched)

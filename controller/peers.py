@@ -43,6 +43,8 @@ class Following:
     """Time within which it wants an answer, be it an empty one."""
     leaves: bool = False
     """It is about to stop, and wants to be rid of its partitions."""
+    metadata_version: int = 3
+    """The newest that it knows; those that knew no more than 3 did not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,9 @@ class PeerService(Protocol):
 
     async def balance(self) -> Balance:
         """Tell how partitions lie. Raises NotLeader."""
+
+    async def alive(self, node_id: int) -> None:
+        """A node shows that it lives, and wants nothing. Raises NotLeader."""
 
 
 class Peers(Protocol):

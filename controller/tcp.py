@@ -2,7 +2,7 @@
 
 Frames, both ways: size (4 bytes, big-endian), then MessagePack. The first one says who is there: `[version, cluster id, node id]`;
 the answerer closes the connection with a line in its log where it is of another cluster or version. A request is `[number, kind, body]`
-(kind: 1 submit, 2 follow, 3 balance), an answer `[number, state, body]` (state: 0 done, 1 not the leader, 2 not understood).
+(kind: 1 submit, 2 follow, 3 balance, 4 alive), an answer `[number, state, body]` (state: 0 done, 1 not the leader, 2 not understood).
 
 Always true:
 - A peer that sends what this node does not understand loses its connection, nothing else.
@@ -44,7 +44,7 @@ _MAX_CONNECTIONS: Final = 1_000
 _CONNECT_TIMEOUT_S: Final = 2.0
 _GRACE_S: Final = 1.0
 """Beyond the time in which a peer wants to answer: it hangs, or the network is cut."""
-_SUBMIT, _FOLLOW, _BALANCE = 1, 2, 3
+_SUBMIT, _FOLLOW, _BALANCE, _ALIVE = 1, 2, 3, 4
 _DONE, _NOT_LEADER, _REFUSED = 0, 1, 2
 
 
@@ -174,6 +174,13 @@ class PeerServer:
             return msgspec.msgpack.encode(await self._service.followed(following))
         if kind == _BALANCE:
             return msgspec.msgpack.encode(await self._service.balance())
+        if kind == _ALIVE:
+            try:
+                node_id = msgspec.msgpack.decode(body, type=int)
+            except msgspec.DecodeError as error:
+                raise Malformed(f"not a sign of life: {error}") from error
+            await self._service.alive(node_id)
+            return b""
         raise Malformed(f"a request of kind {kind} is not known here")
 
 

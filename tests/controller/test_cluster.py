@@ -37,6 +37,8 @@ class Network:
         self.services: dict[str, Controller] = {}
         self.silent: set[str] = set()
         """Takes requests, and answers none: killed, paused or cut off."""
+        self.mute: set[str] = set()
+        """Nobody receives its requests."""
         self.loses_answers = False
         self.submitted = 0
 
@@ -60,6 +62,10 @@ class Network:
         await self._arrive(address)
         return await self.services[address].balance()
 
+    async def alive(self, address: str, node_id: int) -> None:
+        await self._arrive(address)
+        await self.services[address].alive(node_id)
+
     async def close(self) -> None:
         """Nothing is held."""
 
@@ -68,6 +74,39 @@ class Network:
         if address in self.silent:
             await asyncio.sleep(0.5)
             raise PeerUnavailable("no answer", sent=False)
+
+
+class Link:
+    """A node's access to the network."""
+
+    def __init__(self, network: Network, address: str) -> None:
+        self._network = network
+        self._address = address
+
+    async def submit(self, address: str, command: Command[Any]) -> Outcome:
+        await self._leave()
+        return await self._network.submit(address, command)
+
+    async def follow(self, address: str, following: Following) -> Followed:
+        await self._leave()
+        return await self._network.follow(address, following)
+
+    async def balance(self, address: str) -> Balance:
+        await self._leave()
+        return await self._network.balance(address)
+
+    async def alive(self, address: str, node_id: int) -> None:
+        """A sign of life, as `controller.pulse` sends them."""
+        await self._leave()
+        await self._network.alive(address, node_id)
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    async def _leave(self) -> None:
+        if self._address in self._network.mute:
+            await asyncio.sleep(0.5)
+            raise PeerUnavailable("nobody is reached", sent=False)
 
 
 class Cluster:
@@ -91,9 +130,10 @@ class Cluster:
             now_ms=lambda: T0_MS,
             rng=random.Random(number),
             on_failure=self.failures.append,
+            clock=asyncio.get_running_loop().time,
         )
         self.network.services[address] = node
-        node.join(self.network, node_id=number)
+        node.join(Link(self.network, address), node_id=number)
         self.nodes.append(node)
         self.stores.append(store)
         return node
@@ -101,6 +141,20 @@ class Cluster:
     def cut_off(self, node: Controller) -> None:
         """Nobody hears of this node any more; it reaches the bucket still."""
         self.network.silent.add(f"node{self.nodes.index(node) + 1}:9093")
+
+    def isolate(self, node: Controller) -> None:
+        """As if it were paused: it reaches nothing, and nobody reaches it."""
+        number = self.nodes.index(node)
+        self.network.silent.add(f"node{number + 1}:9093")
+        self.network.mute.add(f"node{number + 1}:9093")
+        self.stores[number].outage = True
+
+    def connect(self, node: Controller) -> None:
+        """It reaches everything again."""
+        number = self.nodes.index(node)
+        self.network.silent.discard(f"node{number + 1}:9093")
+        self.network.mute.discard(f"node{number + 1}:9093")
+        self.stores[number].outage = False
 
     async def leader_among(self, nodes: list[Controller]) -> Controller:
         while True:
@@ -439,6 +493,9 @@ class Nobody:
         raise NotLeader("no")
 
     async def balance(self) -> Balance:
+        raise NotLeader("no")
+
+    async def alive(self, node_id: int) -> None:
         raise NotLeader("no")
 
 

@@ -49,7 +49,7 @@ class World:
         controller = await Controller.start(
             store=store,
             paths=PATHS,
-            settings=ControllerSettings(**settings),
+            settings=ControllerSettings(**{"entry_min_age_ms": 0, **settings}),
             now_ms=lambda: T0_MS,
             rng=random.Random(len(self.controllers)),
             on_failure=self.failures.append,

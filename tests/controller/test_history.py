@@ -20,7 +20,7 @@ from tests.controller.machine import T0_MS
 from tests.controller.test_controller import upload
 
 PATHS = Paths("here")
-SETTINGS = ControllerSettings(object_id_block_size=1_000)
+SETTINGS = ControllerSettings(object_id_block_size=1_000, entry_min_age_ms=0)
 
 
 class Past:

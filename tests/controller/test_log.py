@@ -29,7 +29,10 @@ class Bench:
     def __init__(self, bucket: Bucket | None = None) -> None:
         self.store = MemoryObjectStore(bucket)
         self.log = MetadataLog(
-            store=self.store, paths=PATHS, settings=ControllerSettings(retry_backoff_ms=1), rng=random.Random(1)
+            store=self.store,
+            paths=PATHS,
+            settings=ControllerSettings(retry_backoff_ms=1, entry_min_age_ms=0),
+            rng=random.Random(1),
         )
         self.faults: list[Fault | None] = []
         """For the next conditional writes."""

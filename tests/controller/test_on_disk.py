@@ -13,7 +13,7 @@ from s3stream.paths import Paths
 
 
 async def test_metadata_is_kept_in_a_directory(tmp_path: Path) -> None:
-    settings = ControllerSettings(snapshot_interval_entries=10, retained_entries=2)
+    settings = ControllerSettings(snapshot_interval_entries=10, retained_entries=2, entry_min_age_ms=0)
     before = ""
     for life in range(3):
         store = LocalObjectStore(tmp_path)

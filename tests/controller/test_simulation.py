@@ -41,7 +41,11 @@ FAULTS = Faults(
     conflict=0.02,
 )
 SETTINGS = ControllerSettings(
-    snapshot_interval_entries=12, retained_entries=3, object_id_block_size=7, command_timeout_ms=20_000
+    snapshot_interval_entries=12,
+    retained_entries=3,
+    entry_min_age_ms=0,
+    object_id_block_size=7,
+    command_timeout_ms=20_000,
 )
 LIVES = 4
 SECONDS_PER_LIFE = 40

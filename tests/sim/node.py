@@ -185,6 +185,7 @@ def _controller_settings(settings: BrokerSettings, *, leader_address: str = "") 
         command_timeout_ms=_COMMAND_TIMEOUT_MS,
         snapshot_interval_entries=_ports().scenario.snapshot_interval_entries,
         retained_entries=_RETAINED_ENTRIES,
+        entry_min_age_ms=0,
         restore_window_ms=_ports().scenario.restore_window_ms,
     )
 

@@ -439,6 +439,7 @@ class _Simulation:
                     command_timeout_ms=5_000,
                     snapshot_interval_entries=self.scenario.snapshot_interval_entries,
                     retained_entries=3,
+                    entry_min_age_ms=0,
                 ),
                 faults=lambda: self.scenario.store,
                 now_ms=WallClock(self.loop),
