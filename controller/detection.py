@@ -207,21 +207,24 @@ class Detection:
         nodes = image.nodes
         if image.metadata_version < METADATA_VERSION and self._watch.all_know(nodes, METADATA_VERSION, now_s):
             await self._office.decide(RaiseMetadataVersion(metadata_version=METADATA_VERSION))
-            _log.info("all nodes know metadata version %(version)d: it is in force", {"version": METADATA_VERSION})
+            _log.info(
+                "a newer metadata version is in force, which all nodes know: %(version)d", {"version": METADATA_VERSION}
+            )
         for verdict, node_id, node_epoch in list(self._watch.judge(nodes.values(), now_s)):
             at_ms = self._office.now_ms()
             if verdict is Verdict.TRUST:
                 await self._office.decide(TrustNode(node_id=node_id, node_epoch=node_epoch))
-                _log.info("node %(node)d is heard from again", {"node": node_id, "node_epoch": node_epoch})
+                _log.info("a node is heard from again: %(node)d", {"node": node_id, "node_epoch": node_epoch})
             elif verdict is Verdict.SUSPECT:
                 if await self._office.decide(SuspectNode(node_id=node_id, node_epoch=node_epoch, at_ms=at_ms)):
                     self.suspicions += 1
                     _log.warning(
-                        "node %(node)d is not heard from, and gets no lease any more",
+                        "a node is not heard from, and gets no lease any more: %(node)d",
                         {"node": node_id, "node_epoch": node_epoch},
                     )
             elif await self._office.decide(DeclareDead(node_id=node_id, node_epoch=node_epoch, at_ms=at_ms)):
                 self.deaths += 1
                 _log.warning(
-                    "node %(node)d is taken for dead: its lease ran out", {"node": node_id, "node_epoch": node_epoch}
+                    "a node is taken for dead, whose lease ran out: %(node)d",
+                    {"node": node_id, "node_epoch": node_epoch},
                 )

@@ -252,7 +252,7 @@ class Lease:
         self._held.set()
         if self._lapse_told:
             self._lapse_told = False
-            _log.info("node %(node)d holds a lease, and serves", {"node": self._registration.node_id})
+            _log.info("this node holds a lease, and serves: node %(node)d", {"node": self._registration.node_id})
         return as_of_s
 
     def _note_silence(self, began_s: float, planned_s: float) -> None:
@@ -289,4 +289,4 @@ class Lease:
         self._lapse_told = True
         self.lapses += 1
         takes = "takes records only" if self.takes_records else "answers for no partition"
-        _log.warning("this node has no lease, and %(takes)s: %(why)s", {"takes": takes, "why": why})
+        _log.warning("this node has no lease: it %(takes)s, since %(why)s", {"takes": takes, "why": why})
