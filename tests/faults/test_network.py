@@ -129,5 +129,6 @@ def test_between_nodes_a_cut_may_be_for_one_that_asks(network: Network, echo_por
 def test_a_server_that_is_away_is_a_reset(network: Network) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
-    with connected(network.link("nobody", port)) as connection, pytest.raises(ConnectionResetError):
+    link = network.link("nobody", port)
+    with pytest.raises(ConnectionResetError), connected(link) as connection:  # it may come before connect() returns
         connection.recv(1)

@@ -8,6 +8,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -97,7 +98,8 @@ func read(ctx context.Context, seeds kgo.Opt, topic, group string) {
 	for ctx.Err() == nil {
 		fetches := consumer.PollFetches(ctx)
 		fetches.EachError(func(_ string, partition int32, err error) {
-			if ctx.Err() == nil {
+			var session *kgo.ErrGroupSession // for information: it joins again by itself
+			if ctx.Err() == nil && !errors.As(err, &session) {
 				say("e consumer of %d: %v", partition, err)
 			}
 		})
