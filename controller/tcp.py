@@ -87,6 +87,14 @@ def _frame(message: object, traffic: PeerTraffic) -> bytes:
     return _SIZE.pack(len(body)) + body
 
 
+async def _send(writer: asyncio.StreamWriter, frame: bytes) -> None:
+    """Raises OSError: the connection is gone."""
+    if writer.is_closing():  # uvloop raises RuntimeError where asyncio keeps silent
+        raise ConnectionResetError("the connection was lost")
+    writer.write(frame)
+    await writer.drain()
+
+
 class PeerServer:
     """Answers other nodes."""
 
@@ -159,8 +167,7 @@ class PeerServer:
         except Malformed as error:
             state, answer = _REFUSED, str(error).encode()
         with contextlib.suppress(OSError):  # it went away meanwhile
-            writer.write(_frame((number, state, answer), self._traffic))
-            await writer.drain()
+            await _send(writer, _frame((number, state, answer), self._traffic))
 
     async def _answered(self, kind: int, body: bytes) -> bytes:
         if kind == _SUBMIT:
@@ -205,8 +212,7 @@ class _Connection:
         self._waiting[number] = future
         try:
             async with asyncio.timeout(timeout_s):
-                self._writer.write(_frame((number, kind, body), self._traffic))
-                await self._writer.drain()
+                await _send(self._writer, _frame((number, kind, body), self._traffic))
                 return await future
         except TimeoutError as error:
             self.end()  # it hangs: whoever else waits should not wait for it as well
@@ -302,9 +308,9 @@ class TcpPeers:
                 host, port = split_address(address)
                 async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                     reader, writer = await asyncio.open_connection(host, port)
+                    await _send(writer, _frame((_VERSION, self._cluster_id, self._node_id), self._traffic))
             except (OSError, ValueError, TimeoutError) as error:
                 raise PeerUnavailable(f"{address}: {error or 'it does not accept'}", sent=False) from error
-            writer.write(_frame((_VERSION, self._cluster_id, self._node_id), self._traffic))
             found = self._connections[address] = _Connection(reader, writer, self._traffic)
             return found
 

@@ -229,7 +229,9 @@ class CompactionProcess:
                 if isinstance(message, Figures):
                     self._note(message)
                 else:
-                    writer.write(encode(await self._answer(message)))
+                    answer = encode(await self._answer(message))
+                    if not writer.is_closing():  # it was killed meanwhile, as the next read tells
+                        writer.write(answer)
         except LinkBroken as error:
             return str(error)
         except TimeoutError:

@@ -63,7 +63,8 @@ class NodeLink:
             wal_uri=node.wal_uri,
             object_store_uri=node.object_store_uri,
         )
-        self._writer.write(msgspec.json.encode(said) + b"\n")
+        if not self._writer.is_closing():  # the supervisor was killed: it stops at once
+            self._writer.write(msgspec.json.encode(said) + b"\n")
 
     async def close(self) -> None:
         """End it."""

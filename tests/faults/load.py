@@ -59,6 +59,10 @@ class Load:
         self._thread = threading.Thread(target=self._listen, name=self.name)
         self._thread.start()
 
+    def goes_on_since(self, moment_s: float) -> bool:
+        """Whether every partition has acknowledged something since a moment (`time.monotonic`)."""
+        return all(at_s > moment_s for at_s in self._last_s.values())
+
     def stop_sending(self) -> None:
         """No more records; those under way are waited for, see `wait`."""
         assert self._process.stdin is not None

@@ -5,7 +5,8 @@ What it does, and what of real networks that stands for:
 - *slow*: each chunk, and each new connection, is late by so much, both ways;
 - *reset*: all connections end at once, by RST; new ones are made as ever (a middlebox that restarts, a failover of an address);
 - *cut*: nothing passes and nothing ends: what was sent meanwhile arrives when the cut is over, as TCP sends it again. A new connection is
-  accepted and says nothing. Between controllers a cut may be for one node that asks, which its first frame names, or for all.
+  accepted and says nothing. Between controllers a cut may be for one node that asks, which its first frame names, or for all;
+- *trap*: a cut that begins at the very moment at which a certain request comes by, before it passes, or before it is answered.
 
 Not simulated: packets lost within a stream (TCP hides that), a cut that is refused by a router (that is a reset).
 
@@ -23,13 +24,24 @@ from collections.abc import Iterator
 
 import msgspec
 
-__all__ = ["Link", "Network", "running_network"]
+__all__ = ["Link", "Network", "Trap", "running_network"]
 
 _CHUNK_BYTES = 64 << 10
 _LOOK_EVERY_S = 0.02
 """How soon it is noticed that a cut is over."""
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER by which a close is a reset."""
+
+
+class Trap:
+    """Waits for bytes that a client sends; see `Link.trap`."""
+
+    def __init__(self, pattern: bytes, *, passes: bool) -> None:
+        self.pattern = pattern
+        """Within one chunk, as the head of a request is."""
+        self.passes = passes
+        """The request reaches the server, and only what it answers is held."""
+        self.sprung = threading.Event()
 
 
 class Link:
@@ -43,6 +55,10 @@ class Link:
         self.is_cut = False
         self.cut_nodes: frozenset[int] = frozenset()
         """Nodes that ask in vain, where nodes ask each other."""
+        self.trap: Trap | None = None
+        """Is sprung once, and holds until `Network.heal`."""
+        self.is_deaf = False
+        """Nothing passes back: what is asked is done, and not answered."""
         self.connections = 0
         """Since the start."""
         self.passed_bytes = 0
@@ -108,8 +124,8 @@ class Link:
         node_id: int,
     ) -> None:
         ways = [
-            asyncio.ensure_future(self._pump(reader, back, node_id)),
-            asyncio.ensure_future(self._pump(there, writer, node_id)),
+            asyncio.ensure_future(self._pump(reader, back, node_id, is_answer=False)),
+            asyncio.ensure_future(self._pump(there, writer, node_id, is_answer=True)),
         ]
         try:
             done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_EXCEPTION)
@@ -120,15 +136,29 @@ class Link:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, node_id: int) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, node_id: int, *, is_answer: bool
+    ) -> None:
         while True:
             data = await reader.read(_CHUNK_BYTES)
+            if not is_answer and self.trap is not None and self.trap.pattern in data:
+                self._spring(self.trap)
             await self._passable(node_id)
+            while is_answer and self.is_deaf:
+                await asyncio.sleep(_LOOK_EVERY_S)
             if not data:
                 raise EOFError
             self.passed_bytes += len(data)
             writer.write(data)
             await writer.drain()
+
+    def _spring(self, trap: Trap) -> None:
+        self.trap = None
+        if trap.passes:
+            self.is_deaf = True
+        else:
+            self.is_cut = True
+        trap.sprung.set()
 
     async def _passable(self, node_id: int) -> None:
         if self.delay_s:
@@ -169,7 +199,7 @@ class Network:
     def heal(self) -> None:
         """End all faults."""
         for link in self.links:
-            link.delay_s, link.is_cut, link.cut_nodes = 0.0, False, frozenset()
+            link.delay_s, link.is_cut, link.is_deaf, link.cut_nodes, link.trap = 0.0, False, False, frozenset(), None
 
     def close(self) -> None:
         """End it all."""

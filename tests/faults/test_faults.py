@@ -15,8 +15,8 @@ from tests.interop.clients.driver import FranzGo, Java
 from tests.interop.conftest import installed
 from tests.stores.s3_server import S3Server
 
-SECONDS = float(os.environ.get("TIDELOG_FAULTS_SECONDS", "25"))
-SEED = int(os.environ.get("TIDELOG_FAULTS_SEED", "1"))
+SECONDS = float(os.environ.get("FAULTS_SECONDS", "25"))
+SEED = int(os.environ.get("FAULTS_SEED", "1"))
 
 
 @pytest.mark.crash

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from tests.faults.network import Link, Network, running_network
+from tests.faults.network import Link, Network, Trap, running_network
 
 WITHIN_S = 30.0
 SILENCE_S = 0.2
@@ -107,6 +107,23 @@ def test_a_reset_ends_all_connections_and_new_ones_are_made(network: Network, ec
     with connected(link) as connection:
         connection.sendall(b"y")
         assert connection.recv(1) == b"y"
+
+
+@pytest.mark.parametrize("passes", [False, True])
+def test_a_trap_is_sprung_by_one_request(passes: bool, network: Network, echo_port: int) -> None:
+    link = network.link("echo", echo_port)
+    link.trap = trap = Trap(b"PUT /this", passes=passes)
+    with connected(link) as connection:
+        connection.sendall(b"PUT /that")
+        assert connection.recv(100) == b"PUT /that"
+        assert not trap.sprung.is_set()
+        passed_bytes = link.passed_bytes
+        connection.sendall(b"PUT /this")
+        assert trap.sprung.wait(WITHIN_S)
+        assert is_silent(connection)
+        assert link.passed_bytes == passed_bytes + (len(b"PUT /this") if passes else 0)
+        network.heal()
+        assert connection.recv(100) == b"PUT /this"
 
 
 def test_between_nodes_a_cut_may_be_for_one_that_asks(network: Network, echo_port: int) -> None:
