@@ -98,7 +98,8 @@ class Controller(Operations):
         self._peers: Peers | None = None
         self._leader = ""
         """Where commands go while another node leads; empty while nobody is known to."""
-        self._running_for_office: list[asyncio.Future[None]] = []
+        self._running_for_office: list[tuple[LeaderObject | None, asyncio.Future[None]]] = []
+        """Who is to be replaced, and who waits for that."""
         self._received: deque[tuple[Sequence[Entry], asyncio.Future[None]]] = deque()
         self._recent = RecentEntries()
         self._changed = asyncio.Event()
@@ -473,11 +474,11 @@ class Controller(Operations):
         self._work.set()
         await future
 
-    async def run_for_office(self) -> None:
-        """Become the leader. Raises MetadataUnavailable."""
+    async def run_for_office(self, instead_of: LeaderObject | None) -> None:
+        """Become the leader, unless another one was faster. Raises MetadataUnavailable."""
         self._check_running()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._running_for_office.append(future)
+        self._running_for_office.append((instead_of, future))
         await self._answer(future, "taking office")
 
     async def _look_at_office(self) -> None:
@@ -602,11 +603,11 @@ class Controller(Operations):
 
     async def _run_for_office(self) -> None:
         """Take the office though nothing is to be written."""
+        waiting, self._running_for_office = self._running_for_office, []
         if self._claim is None:
             await self._replica.catch_up()
-            await self._take_office()
-        waiting, self._running_for_office = self._running_for_office, []
-        for future in waiting:
+            await self._take_office(lambda holder: any(holder == instead_of for instead_of, _ in waiting))
+        for _, future in waiting:
             if not future.done():
                 future.set_result(None)
 
@@ -625,10 +626,14 @@ class Controller(Operations):
                     member.resolve(error)
         self._queue = deque(member for member in self._queue if not member.future.done())
 
-    async def _take_office(self) -> None:
-        """Claim the leader object, read to the tail, and say so in the log."""
+    async def _take_office(self, may_replace: Callable[[LeaderObject | None], bool] = lambda holder: True) -> None:
+        """Claim the leader object, unless its holder may not be replaced, read to the tail, and say so in the log."""
         while True:
-            claim = await self._log.take_office(self._settings.leader_address, self.image.controller_epoch)
+            claim = await self._log.take_office(
+                self._settings.leader_address, self.image.controller_epoch, may_replace=may_replace
+            )
+            if claim is None:
+                return
             while True:
                 await self._replica.catch_up()
                 if self.image.controller_epoch >= claim.controller_epoch:
@@ -776,7 +781,7 @@ class Controller(Operations):
             if not future.done():
                 future.set_exception(MetadataUnavailable(why))
         self._refreshing.clear()
-        for future in self._running_for_office:
+        for _, future in self._running_for_office:
             if not future.done():
                 future.set_exception(MetadataUnavailable(why))
         self._running_for_office.clear()

@@ -3,7 +3,7 @@
 Theory of operation. The leader object in the bucket names an address. There the follower waits for entries (long poll); each answer
 is a sign of life, both ways. A leader that answers nothing for the election timeout is replaced: after a random wait the leader
 object is read again, and only if it still names the same office is it taken, by compare-and-swap. So of several followers
-one wins, and the others follow it.
+one wins, and the others, whose swap fails, follow it.
 
 Always true:
 - Entries that a leader hands out count, since it applied them itself. What it cannot hand out is read from the bucket.
@@ -53,8 +53,8 @@ class Followed(Protocol):
     async def refresh(self) -> None:
         """Read the log to its tail. Raises MetadataUnavailable."""
 
-    async def run_for_office(self) -> None:
-        """Become the leader. Raises MetadataUnavailable."""
+    async def run_for_office(self, instead_of: LeaderObject | None) -> None:
+        """Become the leader, unless another one was faster. Raises MetadataUnavailable."""
 
 
 class Follower:
@@ -79,7 +79,7 @@ class Follower:
                 leader = await self._node.read_leader()
                 if leader is None or leader.leader in ("", self._settings.leader_address):
                     # Nobody holds the office, or this node did before it was started anew.
-                    await self._node.run_for_office()
+                    await self._node.run_for_office(leader)
                     continue
                 await self._follow(leader)
             except MetadataUnavailable as error:
@@ -113,7 +113,7 @@ class Follower:
                 "the leader does not answer, this node takes over: %(reason)s",
                 {"leader": leader.leader, "reason": reason},
             )
-            await self._node.run_for_office()
+            await self._node.run_for_office(leader)
 
     async def _take_in(self, address: str) -> None:
         """Wait for news and apply them."""

@@ -178,8 +178,10 @@ class MetadataLog:
 
     # ---- leader object
 
-    async def take_office(self, leader: str, newer_than: int) -> Claim:
-        """Become the leader, under a controller epoch that is higher than any before."""
+    async def take_office(
+        self, leader: str, newer_than: int, *, may_replace: Callable[[LeaderObject | None], bool] = lambda holder: True
+    ) -> Claim | None:
+        """Become the leader, under a controller epoch that is higher than any before; None where the holder may not be replaced."""
         nonce = self._rng.randbytes(16).hex()
         backoff = self._backoff()
         attempt: LeaderObject | None = None
@@ -187,6 +189,8 @@ class MetadataLog:
             found = await self._get(self._paths.leader)
             current = None if found is None else _decode_json(found.data, LeaderObject, self._paths.leader)
             if attempt is None or current != attempt:
+                if not may_replace(current):
+                    return None
                 controller_epoch = max(newer_than, current.controller_epoch if current is not None else 0) + 1
                 attempt = LeaderObject(controller_epoch=controller_epoch, leader=leader, nonce=nonce)
                 if not await self._swap_once(self._paths.leader, msgspec.json.encode(attempt), found):

@@ -162,7 +162,7 @@ async def test_its_partitions_go_on_with_all_that_was_acknowledged(start: Any, i
 async def test_it_comes_back_with_the_wal_that_it_had(start: Any, in_bucket: bool) -> None:
     """What was recovered elsewhere is not recovered once more, and what it appends from now on is its own."""
     async with start(2, in_bucket=in_bucket) as two, await Wire.connect(two.bootstrap_servers) as to_two:
-        await two.running.broker.controller.run_for_office()
+        await two.running.broker.controller.run_for_office(await two.running.broker.controller.read_leader())
         async with start(1, in_bucket=in_bucket) as one:
             lost = await written(one, two, to_two)
             wal_id = one.running.wal_id
@@ -197,7 +197,7 @@ async def test_a_wal_that_cannot_be_reached_leaves_its_partitions_offline_until_
         start(2, wal_recovery_directories=str(volumes), metrics_listeners="HTTP://127.0.0.1:0") as two,
         await Wire.connect(two.bootstrap_servers) as to_two,
     ):
-        await two.running.broker.controller.run_for_office()
+        await two.running.broker.controller.run_for_office(await two.running.broker.controller.read_leader())
         async with start(1) as one:
             lost = await written(one, two, to_two)
             wal_id = one.running.wal_id

@@ -15,13 +15,14 @@ from controller.commands import Command
 from controller.config import ControllerSettings
 from controller.controller import Controller, TopicSpec
 from controller.errors import TopicExists
+from controller.log import LeaderObject
 from controller.nodes import DrainNode
 from controller.peers import Balance, Followed, Following, NotLeader, PeerUnavailable
 from controller.snapshot import digest
 from controller.tcp import PeerServer, TcpPeers
 from controller.wire import Outcome, decode_command, decode_outcome, encode_command, encode_outcome
 from s3stream.errors import MetadataUnavailable, NodeFenced
-from s3stream.memory import Bucket, MemoryObjectStore
+from s3stream.memory import Bucket, Faults, MemoryObjectStore
 from s3stream.metadata import StreamId
 from s3stream.paths import Paths
 from tests.controller.machine import T0_MS
@@ -243,6 +244,32 @@ def test_a_leader_that_does_not_answer_is_replaced_and_its_commands_go_on() -> N
             while leader.is_leader:  # it finds out by itself, though it has nothing to write
                 await asyncio.sleep(0.1)
             await settled(nodes)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_followers_that_run_at_the_same_time_one_wins(seed: int) -> None:
+    """Those that lose follow it: an office is taken from nobody who answers."""
+
+    async def scenario(cluster: Cluster) -> None:
+        first, *others = [await cluster.start() for _ in range(5)]
+        await cluster.leader_among([first])
+        office = await first.read_leader()
+        cluster.isolate(first)
+        for store in cluster.stores:
+            store.faults = Faults(latency_ms=10.0)
+        rng = random.Random(seed)
+        await asyncio.gather(*(running_after(node, office, rng.uniform(0.0, 0.02)) for node in others))
+        now = await others[0].read_leader()
+        assert office is not None
+        assert now is not None
+        assert now.controller_epoch == office.controller_epoch + 1
+        assert [node.is_leader for node in others].count(True) == 1
+
+    async def running_after(node: Controller, office: LeaderObject | None, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        await node.run_for_office(office)
 
     run(scenario)
 

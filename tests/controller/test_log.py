@@ -240,6 +240,16 @@ async def test_each_office_has_a_higher_controller_epoch_and_ends_the_one_before
     assert msgspec.json.decode(bench.store.bucket.read(PATHS.leader).data)["leader"] == "host-b:9092"
 
 
+async def test_an_office_is_taken_only_from_whom_it_is_to_be_taken_from(bench: Bench) -> None:
+    assert await bench.log.take_office("a", newer_than=0, may_replace=lambda holder: holder is None)
+    former = await bench.log.read_leader()
+    assert await bench.log.take_office("b", newer_than=1, may_replace=lambda holder: holder == former)
+    assert await bench.log.take_office("c", newer_than=1, may_replace=lambda holder: holder == former) is None
+    now = await bench.log.read_leader()
+    assert now is not None
+    assert now.leader == "b"
+
+
 @pytest.mark.parametrize("fault", [Fault.LOST_REPLY, Fault.REPEATED, Fault.REFUSED, Fault.CONFLICT])
 async def test_an_office_whose_taking_got_no_answer_is_found_to_be_ours(bench: Bench, fault: Fault) -> None:
     bench.faults = [fault]
