@@ -52,10 +52,16 @@ _MOVES = 40
 _BETWEEN_MOVES_S = 0.7
 _DRAINED = 1_000
 """Partitions of the broker that is drained."""
+_IN_A_TOPIC = 100
+"""librdkafka goes through all partitions of a topic whenever it is told of another leader of one: with thousands in one topic that
+takes it seconds, whatever the brokers do."""
 _WARM_UP_S = 6.0
 _AFTER_S = 1.5
 _TIMEOUT_S = 60.0
 _TICK_S = 0.001
+
+
+_Partition = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,13 +122,12 @@ def _all_of(nodes: Mapping[int, _Node]) -> str:
 class _Load:
     """Records of the time they were produced at, to some partitions in turn, at an even rate."""
 
-    def __init__(self, bootstrap: str, topic: str, partitions: Sequence[int]) -> None:
+    def __init__(self, bootstrap: str, partitions: Sequence[_Partition]) -> None:
         self._producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True})
-        self._topic = topic
         self._partitions = partitions
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run)
-        self.latencies: dict[int, list[tuple[float, float]]] = defaultdict(list)
+        self.latencies: dict[_Partition, list[tuple[float, float]]] = defaultdict(list)
         """By partition: when a record was produced, and how long its acknowledgement took, in seconds."""
         self.sent_bytes = 0
         self.errors: list[str] = []
@@ -143,10 +148,10 @@ class _Load:
             now = time.perf_counter()
             due = int((now - began) * _RATE_BYTES / _RECORD_BYTES)
             while sent < due:
-                partition = self._partitions[sent % len(self._partitions)]
+                topic, partition = self._partitions[sent % len(self._partitions)]
                 value = struct.pack(">d", time.perf_counter()) + padding
                 try:
-                    self._producer.produce(self._topic, value, partition=partition, on_delivery=self._delivered)
+                    self._producer.produce(topic, value, partition=partition, on_delivery=self._delivered)
                 except BufferError:
                     break  # it holds a hundred thousand records: whoever waits so long is told by their latencies
                 sent += 1
@@ -160,9 +165,9 @@ class _Load:
             self.errors.append(str(error))
             return
         (at,) = struct.unpack_from(">d", message.value() or b"")
-        self.latencies[message.partition() or 0].append((at, time.perf_counter() - at))
+        self.latencies[message.topic() or "", message.partition() or 0].append((at, time.perf_counter() - at))
 
-    def longest(self, partition: int, from_s: float, to_s: float) -> float:
+    def longest(self, partition: _Partition, from_s: float, to_s: float) -> float:
         """The longest latency of records that were produced in a time."""
         return max((latency for at, latency in self.latencies[partition] if from_s <= at <= to_s), default=0.0)
 
@@ -223,7 +228,10 @@ def _one_at_a_time(nodes: Mapping[int, _Node]) -> None:
     before_s: list[float] = []
     produce_s: list[float] = []
     consume_s: list[float] = []
-    with _Load(_all_of(nodes), topic, range(_FEW)) as load, _Reader(_all_of(nodes), topic, moved) as reader:
+    with (
+        _Load(_all_of(nodes), [(topic, index) for index in range(_FEW)]) as load,
+        _Reader(_all_of(nodes), topic, moved) as reader,
+    ):
         time.sleep(_WARM_UP_S)
         home = _leaders(nodes, topic)[moved]
         away = next(node_id for node_id in nodes if node_id != home)
@@ -240,9 +248,9 @@ def _one_at_a_time(nodes: Mapping[int, _Node]) -> None:
         peer_bytes, sent_bytes = _peer_bytes(nodes) - peer_bytes, load.sent_bytes - sent_bytes
         time.sleep(_AFTER_S)
         for from_s, to_s in windows:
-            produce_s.append(load.longest(moved, from_s, to_s))
+            produce_s.append(load.longest((topic, moved), from_s, to_s))
             consume_s.append(reader.longest(from_s, to_s))
-            before_s.extend(load.longest(other, from_s, to_s) for other in range(_FEW) if other != moved)
+            before_s.extend(load.longest((topic, other), from_s, to_s) for other in range(_FEW) if other != moved)
     _fail_on(load.errors)
     print(f"{_RATE_BYTES // 1_000_000} MB/s into {_FEW} partitions, one of them moved {_MOVES} times:")
     _print("  pause of its producers", produce_s)
@@ -255,11 +263,11 @@ def _one_at_a_time(nodes: Mapping[int, _Node]) -> None:
 
 
 def _drain(nodes: Mapping[int, _Node]) -> None:
-    topic = "many"
-    nodes[1].broker.create_topic(topic, _DRAINED * _NODES)
-    leaders = _leaders(nodes, topic)
-    own = [index for index, leader in leaders.items() if leader == 1]
-    with _Load(_all_of(nodes), topic, own) as load:
+    topics = [f"many-{number}" for number in range(_DRAINED * _NODES // _IN_A_TOPIC)]
+    for topic in topics:
+        nodes[1].broker.create_topic(topic, _IN_A_TOPIC)
+    own = [(topic, index) for topic in topics for index, leader in _leaders(nodes, topic).items() if leader == 1]
+    with _Load(_all_of(nodes), own) as load:
         time.sleep(_WARM_UP_S)
         unuploaded = nodes[1].metric("tidelog_wal_unuploaded_bytes")
         peer_bytes, sent_bytes = _peer_bytes(nodes), load.sent_bytes
@@ -276,7 +284,7 @@ def _drain(nodes: Mapping[int, _Node]) -> None:
         ended_at = time.perf_counter()
         peer_bytes, sent_bytes = _peer_bytes(nodes) - peer_bytes, load.sent_bytes - sent_bytes
         time.sleep(_AFTER_S)
-        pauses = [load.longest(index, at - 0.2, ended_at + 1.0) for index in own]
+        pauses = [load.longest(each, at - 0.2, ended_at + 1.0) for each in own]
     _fail_on(load.errors)
     row = json.loads(done.stdout.splitlines()[-1])
     print(

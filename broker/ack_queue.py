@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 
 from broker.errors import code_of
 from protocol.apis import encode_response
-from protocol.messages.produce import PartitionProduceResponse, ProduceResponse, TopicProduceResponse
+from protocol.messages.produce import NodeEndpoint, PartitionProduceResponse, ProduceResponse, TopicProduceResponse
 
 if TYPE_CHECKING:
+    from broker.arrivals import Arrival
     from broker.connection import Connection
     from broker.record_walks import BatchTreatment
 
@@ -47,7 +48,10 @@ class PendingProduce:
         "appended",
         "correlation_id",
         "done",
+        "has_waited",
+        "node_endpoints",
         "outstanding",
+        "parked",
         "resume_at",
         "started",
         "submitted",
@@ -72,6 +76,12 @@ class PendingProduce:
         """Every partition was seen; False while the request waits for room in the log."""
         self.resume_at = 0
         """Partitions seen so far: where to go on when there is room again."""
+        self.node_endpoints: list[NodeEndpoint] = []
+        """Where the brokers are that refused batches should go to."""
+        self.parked: Arrival | None = None
+        """It waits for a partition that is about to be served here, not for room in the log."""
+        self.has_waited = False
+        """It did so before; once is enough."""
         self.treatment: BatchTreatment | None = None
         """Of the batch to go on with, where it takes long to look into it."""
 
@@ -156,7 +166,7 @@ class AckQueue:
             if frame is not None:
                 out.append(frame)
             else:
-                response = ProduceResponse(responses=request.topics)
+                response = ProduceResponse(responses=request.topics, node_endpoints=request.node_endpoints)
                 out.extend(encode_response(_PRODUCE_KEY, version, request.correlation_id, response))
 
     def _fail(self, response: PartitionProduceResponse, error: BaseException) -> None:

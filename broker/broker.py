@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from broker.arrivals import Arrivals
 from broker.config import BrokerSettings, Listener
 from broker.config_layers import SettingsLayers
 from broker.delayed_fetch import WaitingFetches
@@ -36,6 +37,7 @@ class Broker:
     __slots__ = (
         "advertised",
         "api_versions",
+        "arrivals",
         "cluster_id",
         "controller",
         "fetch_sessions",
@@ -66,6 +68,7 @@ class Broker:
         topics: Topics,
         partitions: Partitions,
         handover: Handover,
+        arrivals: Arrivals,
         producer_ids: ProducerIds,
         fetch_sessions: FetchSessionCache,
         groups: GroupCoordinator,
@@ -82,6 +85,7 @@ class Broker:
         self.topics = topics
         self.partitions = partitions
         self.handover = handover
+        self.arrivals = arrivals
         self.producer_ids = producer_ids
         self.fetch_sessions = fetch_sessions
         self.groups = groups

@@ -140,6 +140,7 @@ def _setting(
 
 _identity = partial(_setting, section="Identity and addresses")
 _data = partial(_setting, section="Where data lives, and memory")
+_balance = partial(_setting, section="Several brokers")
 _compaction = partial(_setting, section="Compaction of objects")
 _topic = partial(_setting, section="Topics")
 _topic_default = partial(_setting, section="Defaults of topics (a topic's own configuration wins)", dynamic=True)
@@ -203,6 +204,12 @@ class BrokerSettings:
     upload_parallelism: int = _data(4, "Objects that are put at the same time.", unit="objects", least=1, most=64)
     metadata_log_max_record_bytes_between_snapshots: int = _data(
         16 << 20, "The metadata log is snapshotted at the latest after so many bytes.", unit="bytes", least=1 << 10
+    )
+
+    balance_enable: bool = _balance(
+        True,
+        "Have the broker that leads move partitions to make brokers even. Without it they stay where they are put; what a broker that stops, "
+        "is drained or is away gives up goes to others all the same. The same on all brokers: any of them may lead.",
     )
 
     compaction_process_enable: bool = _compaction(

@@ -235,7 +235,9 @@ class Connection(asyncio.BufferedProtocol):
                 (key,) = _INT16(frame)
                 if key == _PRODUCE_KEY:
                     if not server.dispatcher.produce(self, frame):
-                        server.wait_for_room(self)
+                        stalled = self.acks.stalled
+                        if stalled is None or stalled.parked is None:
+                            server.wait_for_room(self)
                         blocked = True
                         break
                 elif self.acks.pending:

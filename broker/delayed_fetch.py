@@ -12,6 +12,7 @@ Always true:
   the batches of all other partitions stay within what is left.
 - Offsets that were given up at the end of a log are passed with an empty batch, as Kafka's cleaner leaves them: else whoever reads to
   the high watermark would not arrive there before the next record comes.
+- A partition that is about to be served here is waited for, as if it had nothing new yet; when the time is up it is refused.
 - An error of any partition answers at once, and so does data enough, or any data at all that had to come from objects.
 - What waiting fetches remember is bounded in partitions; beyond that a large fetch is answered at once with what is there.
 """
@@ -21,6 +22,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from broker.errors import code_of
@@ -34,6 +36,8 @@ from s3stream.log_cache import MAX_PAYLOADS, TailRead
 from s3stream.objectstore import Buffer, ObjectStoreError
 
 if TYPE_CHECKING:
+    from broker.arrivals import Arrival
+    from broker.topics import Topic
     from s3stream.log_cache import CacheBlock
     from s3stream.stream import Stream
 
@@ -90,6 +94,8 @@ class FetchedPartition:
     partition: Partition | None
     error: ErrorCode = ErrorCode.NONE
     """Set before reading where the partition cannot be read at all."""
+    arriving: Topic | None = None
+    """The partition is about to be served here: the error holds only if that takes too long."""
     payloads: list[memoryview] | list[Buffer] = field(default_factory=list)
     size_bytes: int = 0
     block: CacheBlock | None = None
@@ -116,6 +122,10 @@ class DelayedFetch:
     """Runs `read_cold` as a task that somebody owns."""
     waiting: WaitingFetches
     metrics: Metrics
+    resolve: Callable[[SessionPartition], FetchedPartition]
+    """Finds a partition again that arrived."""
+    await_arrival: Callable[[Topic, int, Callable[[bool], None]], Arrival]
+    """See `Arrivals.wait`."""
     total_bytes: int = 0
     """Record bytes in the answer."""
     waited_s: float = 0.0
@@ -131,6 +141,7 @@ class DelayedFetch:
     """Up to which offset it was counted, for each partition that can still add to the answer."""
     _entered: bool = False
     _waits_since: float = 0.0
+    _arrivals: list[Arrival] = field(default_factory=list)
 
     def start(self) -> bool:
         """Read; True: answer now. False: `complete` is called later, unless `cancel` comes first."""
@@ -244,7 +255,7 @@ class DelayedFetch:
         return False
 
     def _failed(self) -> bool:
-        return any(entry.error for entry in self.entries)
+        return any(entry.error and entry.arriving is None for entry in self.entries)
 
     async def read_cold(self) -> None:
         """Read what only objects hold, then what fits beside it from the log cache, and answer, however little it is."""
@@ -346,6 +357,18 @@ class DelayedFetch:
         for entry in self.entries:
             if entry.partition is not None:
                 entry.partition.watch(self)
+            elif entry.arriving is not None:
+                arrived = partial(self._arrived, entry)
+                self._arrivals.append(self.await_arrival(entry.arriving, entry.wanted.partition, arrived))
+
+    def _arrived(self, entry: FetchedPartition, in_time: bool) -> None:
+        """A partition is here, or did not come: look again."""
+        found = self.resolve(entry.wanted)
+        entry.partition, entry.error, entry.arriving = found.partition, found.error, None
+        if entry.partition is not None:
+            entry.partition.watch(self)
+        if self._look_handle is None:
+            self._look_handle = asyncio.get_running_loop().call_soon(self._look_again)
 
     def _stop_waiting(self) -> None:
         if self._waits_since:
@@ -355,6 +378,9 @@ class DelayedFetch:
         for entry in self.entries:
             if entry.partition is not None:
                 entry.partition.unwatch(self)
+        arrivals, self._arrivals = self._arrivals, []
+        for arrival in arrivals:
+            arrival.cancel()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -2,11 +2,11 @@
 
 The order of a move: what gathered is uploaded while the partition is served as ever; then it takes no more records, the little that came
 meanwhile is made durable and uploaded; then its close is committed, with the offset at which it ends. The other node sees that, opens it under the
-next leader epoch, and goes on there.
+next leader epoch, and goes on there. Many partitions go in waves, so that each is away only for as long as its own wave takes.
 
 Always true:
 - Fetch is served until the close is committed; nothing is acknowledged after that (I4), and nothing that was is missing (I1).
-- All partitions that are to go at the same time go as one: one upload, one entry of the metadata log.
+- A wave goes as one: one upload, one entry of the metadata log. It begins only when little is left to be uploaded.
 - What cannot be done now is tried again. A reassignment that is ended in time leaves the partition alone; later it is closed, and opened here again.
 """
 
@@ -32,6 +32,15 @@ __all__ = ["Handover"]
 log = logging.getLogger("tidelog.partitions")
 
 RETRY_DELAY_S = 1.0
+
+WAVE_PARTITIONS = 128
+"""What goes at a time. The fixed costs of a wave are some tenths of a second; what grows with it is states to be read at the other end."""
+
+SMALL_UPLOAD_BYTES = 4 << 20
+"""So much is uploaded in less time than the round trips of a wave take."""
+
+MAX_UPLOADS_BEFORE = 4
+"""Each leaves what came in meanwhile, which is less each time unless producers are as fast as uploads: then no more helps."""
 
 
 class Handover:
@@ -77,19 +86,34 @@ class Handover:
                 asyncio.get_running_loop().call_later(RETRY_DELAY_S, self._event.set)
 
     async def _give(self) -> None:
+        while self._wanted or self._leaving:
+            await self._upload_most()
+            if not await self._give_wave():
+                return
+
+    async def _upload_most(self) -> None:
+        """Leave little to be uploaded, while partitions are served."""
         storage = self._storage
-        storage.seal()
-        await storage.uploads.drain()
+        for _ in range(MAX_UPLOADS_BEFORE):
+            storage.seal()
+            await storage.uploads.drain()
+            if storage.unuploaded_bytes <= SMALL_UPLOAD_BYTES:
+                return
+
+    async def _give_wave(self) -> bool:
+        """Give away some partitions; False: there are none that can go now."""
         for stream_id in sorted(self._wanted):
+            if len(self._leaving) >= WAVE_PARTITIONS:
+                break
             partition = self._partitions.get(stream_id)
             if partition is not None:
                 partition.leave()
                 self._leaving[stream_id] = partition
                 self._wanted.discard(stream_id)
         if not self._leaving:
-            return
+            return False
         self._partitions.on_changed()
-        await storage.release([partition.stream for partition in self._leaving.values()])
+        await self._storage.release([partition.stream for partition in self._leaving.values()])
         gone, self._leaving = list(self._leaving.values()), {}
         self._partitions.gave(gone)
         self.moved += len(gone)
@@ -97,3 +121,4 @@ class Handover:
         # Back by now, or not to go after all: open it anew.
         topics = {topic for partition in gone if (topic := self._topics.by_id.get(partition.topic_id)) is not None}
         self._partitions.want(topics)
+        return True

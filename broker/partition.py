@@ -143,6 +143,11 @@ class Partition:
         """Nothing was ever written: there is no state to rebuild."""
         return self.stream.confirmed_offset == 0
 
+    @property
+    def is_loading(self) -> bool:
+        """It will take records in a moment."""
+        return not (self.loaded or self.leaving) and self.offline is None and self.stream.closed is None
+
     async def load(self, now_ms: int) -> None:
         """Rebuild producer state and leader epochs: the newest state block, then the headers of what follows it.
 

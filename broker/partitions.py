@@ -81,6 +81,8 @@ class Partitions:
         self._tasks: list[asyncio.Task[None]] = []
         self._retries: dict[StreamId, asyncio.TimerHandle] = {}
         """When offline partitions are looked at again."""
+        self.on_arrived: Callable[[StreamId], None] = lambda stream_id: None
+        """Called when a partition was opened here, and when it takes records as well."""
         self.on_changed: Callable[[], None] = lambda: None
         """Called after partitions were opened or closed here."""
 
@@ -139,6 +141,7 @@ class Partitions:
 
     def adopt(self, streams: Iterable[Stream]) -> None:
         """Serve streams that are open now."""
+        adopted: list[StreamId] = []
         for stream in streams:
             place = self._image.partition_of(stream.stream_id)
             topic = None if place is None else self._topics.by_id.get(place[0])
@@ -166,8 +169,11 @@ class Partitions:
             else:
                 self._to_load[stream.stream_id] = partition
                 self._load_event.set()
+            adopted.append(stream.stream_id)
         self._topics.changed()
         self._wake_waiting()
+        for stream_id in adopted:
+            self.on_arrived(stream_id)
 
     def want(self, topics: Iterable[Topic]) -> None:
         """The metadata changed something of these topics: open what is ours and is not open."""
@@ -278,6 +284,7 @@ class Partitions:
             self._loading += counted
             try:
                 await partition.load(self._now_ms())
+                self.on_arrived(stream_id)
             except StreamClosed:
                 continue
             except ObjectCorrupt as error:

@@ -156,6 +156,7 @@ def controller_settings(settings: BrokerSettings, *, leader_address: str = "") -
     return ControllerSettings(
         cluster_id=settings.cluster_id,
         leader_address=leader_address,
+        balances=settings.balance_enable,
         max_partitions=settings.max_partitions_per_broker,
         snapshot_interval_bytes=settings.metadata_log_max_record_bytes_between_snapshots,
         restore_window_ms=settings.metadata_restore_window_ms,

@@ -58,6 +58,14 @@ class Topic:
         state = self.info.partitions[index]
         return state if state.is_open else None
 
+    def next_leader(self, index: int) -> tuple[int, int]:
+        """Where a client should go instead of here, and the leader epoch there, which may be one that is about to begin (KIP-951)."""
+        state = self.info.partitions[index]
+        partition = self.partitions[index]
+        if partition is not None and partition.leaving and state.target != -1:
+            return state.target, state.leader_epoch + 1
+        return state.leader, state.leader_epoch + (not state.is_open)
+
 
 class Topics:
     """All topics of the cluster."""

@@ -131,7 +131,7 @@ class Balancing:
         return may_judge and not any(place.takes for place in self.places())
 
     async def _balance(self) -> None:
-        moves = plan_moves(self.places(), max_moves=self._settings.max_moves)
+        moves = plan_moves(self.places(), max_moves=self._settings.max_moves if self._settings.balances else 0)
         if not moves:
             return
         try:

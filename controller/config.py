@@ -31,6 +31,8 @@ class ControllerSettings:
     """For how long a node may serve without having read the metadata log to its tail."""
     lease_margin_ms: int = 200
     """How much longer than its lease the leader waits before it takes a suspected node for dead."""
+    balances: bool = True
+    """Partitions are moved to make nodes even, and not only where they have to go."""
     balance_interval_ms: int = 500
     """How often the leader looks whether partitions should move."""
     max_moves: int = 1_000
@@ -69,7 +71,7 @@ class ControllerSettings:
         for name in self.__slots__:
             value = getattr(self, name)
             least = 0 if name in _MAY_BE_ZERO else 1
-            if isinstance(value, int) and value < least:
+            if isinstance(value, int) and not isinstance(value, bool) and value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
         if self.session_timeout_ms < 2 * self.heartbeat_interval_ms:
             raise ValueError(

@@ -96,6 +96,11 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "Partitions that this node gave to others.",
                 lambda parts: parts.handover.moved,
             ),
+            counter(
+                "tidelog_awaited_partitions_total",
+                "Times that a request waited for a partition that was about to be served here.",
+                lambda parts: parts.arrivals.waited,
+            ),
             labelled(
                 "counter",
                 "tidelog_peer_bytes_total",

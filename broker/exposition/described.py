@@ -11,6 +11,7 @@ from broker.metrics import Metrics
 from wal.histogram import Histogram
 
 if TYPE_CHECKING:
+    from broker.arrivals import Arrivals
     from broker.compaction.process import CompactionProcess
     from broker.delayed_fetch import WaitingFetches
     from broker.event_loop import EventLoopWatch
@@ -51,6 +52,7 @@ class Parts:
     topics: Topics
     partitions: Partitions
     handover: Handover
+    arrivals: Arrivals
     failover: Failover
     fetch_sessions: FetchSessionCache
     waiting_fetches: WaitingFetches

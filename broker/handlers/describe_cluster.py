@@ -13,7 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from broker.broker import Broker, Call
-from broker.handlers.metadata import ALL_OPERATIONS_ON_CLUSTER, brokers_on
+from broker.endpoints import brokers_on
+from broker.handlers.metadata import ALL_OPERATIONS_ON_CLUSTER
 from protocol.errors import ErrorCode
 from protocol.messages.describe_cluster import DescribeClusterBroker, DescribeClusterRequest, DescribeClusterResponse
 
@@ -46,7 +47,7 @@ def handle(
         controller_id=broker.settings.node_id,
         brokers=[
             DescribeClusterBroker(broker_id=node.node_id, host=address.host, port=address.port, rack=node.rack or None)
-            for node, address in brokers_on(broker, call)
+            for node, address in brokers_on(broker, call.listener)
         ],
     )
     if request.include_cluster_authorized_operations:

@@ -4,7 +4,7 @@ Versions: 4–18.
 - v7+ fetch sessions (KIP-227); v9+ the client's leader epoch is checked (KIP-320); v10+ may carry zstd (KIP-110).
 - v11+ a rack is taken and no other replica is ever preferred, since the leader has everything (KIP-392).
 - v12+ the answer to a stale leader names the current one (tagged); v13+ topics by id, unknown ones are error 100 (KIP-516).
-- v16+ names the leader's address as well (KIP-951); not sent so far, with one node.
+- v16+ names the leader's address as well (KIP-951).
 
 Behaviour: see `delayed_fetch.py`. Whole batches, as they are stored: the first may begin below the asked offset,
 clients skip (KIP-74). `read_committed` equals `read_uncommitted` until there are transactions.
@@ -18,10 +18,12 @@ minutes, and a fetch of very many partitions is not made to wait while others of
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from broker.broker import Broker, Call
 from broker.delayed_fetch import DelayedFetch, FetchedPartition
+from broker.endpoints import endpoint_of
 from broker.errors import code_of
 from broker.fetch_session import (
     FetchContext,
@@ -37,6 +39,7 @@ from protocol.messages.fetch import (
     FetchRequest,
     FetchResponse,
     LeaderIdAndEpoch,
+    NodeEndpoint,
     PartitionData,
 )
 
@@ -97,6 +100,8 @@ def handle(broker: Broker, connection: Connection, call: Call, request: FetchReq
 
     fetch = DelayedFetch(
         entries=[_resolve(broker, by_id, wanted) for wanted in context.partitions],
+        resolve=partial(_resolve, broker, by_id),
+        await_arrival=broker.arrivals.wait,
         max_bytes=min(request.max_bytes, broker.settings.fetch_max_bytes),
         allowance_bytes=lambda: connection.server.response_allowance_bytes,
         min_bytes=request.min_bytes,
@@ -127,7 +132,9 @@ def _resolve(broker: Broker, by_id: bool, wanted: SessionPartition) -> FetchedPa
         return FetchedPartition(wanted=wanted, partition=None, error=ErrorCode.UNKNOWN_TOPIC_OR_PARTITION)
     partition = topic.partitions[wanted.partition]
     if partition is None:
-        return FetchedPartition(wanted=wanted, partition=None, error=topic.not_open(wanted.partition).error_code)
+        arriving = topic if broker.arrivals.expects(topic, wanted.partition) else None
+        error = topic.not_open(wanted.partition).error_code
+        return FetchedPartition(wanted=wanted, partition=None, error=error, arriving=arriving)
     return FetchedPartition(
         wanted=wanted, partition=partition, error=partition.check_epoch(wanted.current_leader_epoch)
     )
@@ -138,9 +145,10 @@ def _response(
 ) -> tuple[FetchResponse, CacheBlock | None]:
     """The response, and the oldest block of the log cache that it holds views of."""
     topics: dict[TopicKey, list[PartitionData]] = {}
+    endpoints: dict[int, NodeEndpoint] = {}
     oldest: CacheBlock | None = None
     for entry in fetch.entries:
-        data = _partition_data(broker, call, entry, may_copy)
+        data = _partition_data(broker, call, entry, may_copy, endpoints)
         if context.must_answer(
             entry.wanted,
             has_records=entry.size_bytes > 0,
@@ -158,10 +166,15 @@ def _response(
         else FetchableTopicResponse(topic=topic, partitions=partitions)
         for topic, partitions in topics.items()
     ]
-    return FetchResponse(session_id=context.session_id, responses=responses), oldest
+    response = FetchResponse(
+        session_id=context.session_id, responses=responses, node_endpoints=list(endpoints.values())
+    )
+    return response, oldest
 
 
-def _partition_data(broker: Broker, call: Call, entry: FetchedPartition, may_copy: bool) -> PartitionData:
+def _partition_data(
+    broker: Broker, call: Call, entry: FetchedPartition, may_copy: bool, endpoints: dict[int, NodeEndpoint]
+) -> PartitionData:
     index = entry.wanted.partition
     partition = entry.partition
     error = entry.error
@@ -169,7 +182,7 @@ def _partition_data(broker: Broker, call: Call, entry: FetchedPartition, may_cop
         call.count_error(error)
         data = PartitionData(partition_index=index, error_code=error, high_watermark=-1, records=[])
         if error in (ErrorCode.NOT_LEADER_OR_FOLLOWER, ErrorCode.FENCED_LEADER_EPOCH):
-            data.current_leader = _current_leader(broker, entry)
+            _name_leader(broker, call, entry, data, endpoints)
         return data
     if call.version < _ZSTD_SINCE and any(payload[22] & 7 == _ZSTD for payload in entry.payloads):
         entry.block = None
@@ -194,8 +207,17 @@ def _partition_data(broker: Broker, call: Call, entry: FetchedPartition, may_cop
     )
 
 
-def _current_leader(broker: Broker, entry: FetchedPartition) -> LeaderIdAndEpoch | None:
+def _name_leader(
+    broker: Broker, call: Call, entry: FetchedPartition, data: PartitionData, endpoints: dict[int, NodeEndpoint]
+) -> None:
+    """Tell who has the partition, or is about to, and where that is (KIP-951)."""
     key = entry.wanted.topic
     topic = broker.topics.by_id.get(key) if isinstance(key, bytes) else broker.topics.by_name.get(key)
-    leader = None if topic is None else topic.leader(entry.wanted.partition)
-    return None if leader is None else LeaderIdAndEpoch(leader_id=leader.leader, leader_epoch=leader.leader_epoch)
+    if topic is None:
+        return
+    leader, leader_epoch = topic.next_leader(entry.wanted.partition)
+    endpoint = endpoint_of(broker, call.listener, leader)
+    if endpoint is not None:
+        node, address = endpoint
+        data.current_leader = LeaderIdAndEpoch(leader_id=leader, leader_epoch=leader_epoch)
+        endpoints[leader] = NodeEndpoint(node_id=leader, host=address.host, port=address.port, rack=node.rack or None)

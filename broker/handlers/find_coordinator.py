@@ -19,9 +19,9 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from broker.broker import Broker, Call
+from broker.endpoints import address_of
 from broker.errors import KafkaError
 from broker.groups.coordinator import OFFSETS_TOPIC
-from broker.handlers.metadata import address_of
 from protocol.errors import ErrorCode
 from protocol.messages.find_coordinator import Coordinator, FindCoordinatorRequest, FindCoordinatorResponse
 
@@ -92,7 +92,7 @@ def _found(broker: Broker, call: Call, key_type: int, key: str) -> Coordinator:
     index = broker.groups.partition_of(key)
     leader = None if index is None else broker.topics.by_name[OFFSETS_TOPIC].leader(index)
     node = None if leader is None else broker.controller.image.node(leader.leader)
-    address = None if node is None else address_of(broker, call, node)
+    address = None if node is None else address_of(broker, call.listener, node)
     if node is None or address is None:
         raise KafkaError(ErrorCode.COORDINATOR_NOT_AVAILABLE, f"nobody leads partition {index} of {OFFSETS_TOPIC} now")
     return Coordinator(key=key, node_id=node.node_id, host=address.host, port=address.port, error_message=None)

@@ -10,6 +10,8 @@ Behaviour: a timestamp is looked up in the metadata's largest timestamps, then i
 records of one batch, whose decompression is capped. Nothing found is −1/−1, without an error. −4 equals −2, and
 −5 and −6 are −1/−1, as from a Kafka broker without remote storage: where data lies is not the client's business here.
 
+A partition that is about to be served here is waited for a moment.
+
 Deviations: a batch whose records cannot be read, or are too many to be looked through (`record_walks.py`), is answered by its
 first offset, from which a consumer misses nothing.
 """
@@ -17,7 +19,7 @@ first offset, from which a consumer misses nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from broker.broker import Broker, Call
@@ -38,6 +40,7 @@ from s3stream.objectstore import Buffer, ObjectStoreError
 
 if TYPE_CHECKING:
     from broker.connection import Connection
+    from broker.topics import Topic
 
 __all__ = ["API_KEY", "MAX_VERSION", "MIN_VERSION", "handle"]
 
@@ -58,7 +61,30 @@ _SINCE = {LATEST: 0, EARLIEST: 0, MAX_TIMESTAMP: 7, EARLIEST_LOCAL: 8, LATEST_TI
 def handle(
     broker: Broker, connection: Connection, call: Call, request: ListOffsetsRequest
 ) -> ListOffsetsResponse | Coroutine[Any, Any, ListOffsetsResponse]:
-    """Answer at once, unless a timestamp has to be looked up."""
+    """Answer at once, unless a timestamp has to be looked up, or a partition is about to be served here."""
+    wanted = [
+        (broker.topics.by_name.get(topic.name), partition.partition_index)
+        for topic in request.topics
+        for partition in topic.partitions
+    ]
+    return (
+        _answer_later(broker, call, request, wanted)
+        if broker.arrivals.any_of(wanted, loaded=False)
+        else _answer(broker, call, request)
+    )
+
+
+async def _answer_later(
+    broker: Broker, call: Call, request: ListOffsetsRequest, wanted: Sequence[tuple[Topic | None, int]]
+) -> ListOffsetsResponse:
+    await broker.arrivals.settle(wanted, loaded=False)
+    answer = _answer(broker, call, request)
+    return await answer if isinstance(answer, Coroutine) else answer
+
+
+def _answer(
+    broker: Broker, call: Call, request: ListOffsetsRequest
+) -> ListOffsetsResponse | Coroutine[Any, Any, ListOffsetsResponse]:
     seen = Counter(
         (topic.name, partition.partition_index) for topic in request.topics for partition in topic.partitions
     )

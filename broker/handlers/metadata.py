@@ -20,14 +20,13 @@ from collections.abc import Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
 from broker.broker import Broker, Call
-from broker.config import Listener, parse_listeners
+from broker.endpoints import brokers_on
 from broker.errors import code_of
 from broker.handlers.create_topics import wait_until_open
 from broker.topic_config import check_topic_name, colliding_form
 from broker.topics import INTERNAL_TOPICS, Topic
 from controller.controller import TopicSpec
 from controller.errors import ControllerError, TopicExists
-from controller.image import Node
 from protocol.errors import ErrorCode
 from protocol.messages.metadata import (
     MetadataRequest,
@@ -49,8 +48,6 @@ __all__ = [
     "API_KEY",
     "MAX_VERSION",
     "MIN_VERSION",
-    "address_of",
-    "brokers_on",
     "handle",
 ]
 
@@ -157,7 +154,7 @@ def _answer(
     response = MetadataResponse(
         brokers=[
             MetadataResponseBroker(node_id=node.node_id, host=address.host, port=address.port, rack=node.rack or None)
-            for node, address in brokers_on(broker, call)
+            for node, address in brokers_on(broker, call.listener)
         ],
         cluster_id=broker.cluster_id,
         controller_id=broker.settings.node_id,
@@ -166,23 +163,6 @@ def _answer(
     if request.include_cluster_authorized_operations:
         response.cluster_authorized_operations = ALL_OPERATIONS_ON_CLUSTER
     return response
-
-
-def brokers_on(broker: Broker, call: Call) -> list[tuple[Node, Listener]]:
-    """The brokers that a client which came in by a listener can reach, each with its address there."""
-    found: list[tuple[Node, Listener]] = []
-    for node in broker.controller.image.nodes.values():
-        address = address_of(broker, call, node)
-        if address is not None:
-            found.append((node, address))
-    return found
-
-
-def address_of(broker: Broker, call: Call, node: Node) -> Listener | None:
-    """Where a client finds a broker, on the listener that it came in by; None: not from where it is."""
-    if node.node_id == broker.settings.node_id:
-        return broker.advertised[call.listener.name]
-    return {listener.name: listener for listener in parse_listeners(node.address)}.get(call.listener.name)
 
 
 def _wanted_topic(

@@ -6,12 +6,15 @@ Behaviour: the client's idea of the current epoch is checked first (74, 75). The
 the asked one, and its end; for the current one that is the high watermark. An epoch that is not known yet is −1/−1, one
 older than all that are known ends where those begin.
 
+A partition that is about to be served here is waited for a moment: consumers ask for it as soon as they hear of a new leader epoch.
+
 Deviations: Kafka tells the log end offset of the current epoch, which may go back; the high watermark does not.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
 
 from broker.broker import Broker, Call
 from broker.errors import KafkaError, code_of
@@ -27,6 +30,7 @@ from s3stream.errors import StorageError
 
 if TYPE_CHECKING:
     from broker.connection import Connection
+    from broker.topics import Topic
 
 __all__ = ["API_KEY", "MAX_VERSION", "MIN_VERSION", "handle"]
 
@@ -37,8 +41,28 @@ MAX_VERSION = 4
 
 def handle(
     broker: Broker, connection: Connection, call: Call, request: OffsetForLeaderEpochRequest
+) -> OffsetForLeaderEpochResponse | Coroutine[Any, Any, OffsetForLeaderEpochResponse]:
+    """Answer from memory; only partitions that are about to be served here are waited for."""
+    wanted = [
+        (broker.topics.by_name.get(topic.topic), partition.partition)
+        for topic in request.topics
+        for partition in topic.partitions
+    ]
+    return (
+        _answer_later(broker, request, wanted)
+        if broker.arrivals.any_of(wanted, loaded=True)
+        else _answer(broker, request)
+    )
+
+
+async def _answer_later(
+    broker: Broker, request: OffsetForLeaderEpochRequest, wanted: Sequence[tuple[Topic | None, int]]
 ) -> OffsetForLeaderEpochResponse:
-    """Answer from memory."""
+    await broker.arrivals.settle(wanted, loaded=True)
+    return _answer(broker, request)
+
+
+def _answer(broker: Broker, request: OffsetForLeaderEpochRequest) -> OffsetForLeaderEpochResponse:
     topics: list[OffsetForLeaderTopicResult] = []
     for topic in request.topics:
         answers: list[EpochEndOffset] = []

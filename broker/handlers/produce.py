@@ -5,6 +5,9 @@ Versions: 3–11 are served, 0 is advertised as the minimum.
 - v7+ may carry zstd (KIP-110); v8+ answers say more of an error (KIP-467); v10+ name the leader (KIP-951).
 - v12 adds partitions to transactions (KIP-890) and v13 names topics by id (KIP-516): with transactions, not yet.
 
+A refusal names the broker that has the partition, or is about to, and where that is (KIP-951); a batch for a partition that is about to be
+served here waits a moment for it (`broker/arrivals.py`).
+
 Behaviour: requests are submitted in this callback, without a task or a future, and acknowledged in order when the WAL
 says that they are durable. acks=1 and acks=all both mean that; acks=0 gets no response, and on any error its
 connection is closed, as in Kafka. A request that finds no room in the log is submitted as far as it goes, and continues
@@ -21,6 +24,7 @@ from typing import TYPE_CHECKING
 from broker.ack_queue import AckQueue, PendingProduce
 from broker.broker import Broker
 from broker.connection import CloseConnection
+from broker.endpoints import endpoint_of
 from broker.errors import KafkaError, code_of
 from broker.partition import UNTREATED, AlreadyAppended, Partition
 from broker.producer_state import InvalidProducerEpoch, OutOfOrderSequence
@@ -28,6 +32,7 @@ from broker.topics import Topic
 from protocol.errors import ErrorCode, ProtocolError
 from protocol.messages.produce import (
     LeaderIdAndEpoch,
+    NodeEndpoint,
     PartitionProduceResponse,
     ProduceRequest,
     TopicProduceResponse,
@@ -61,6 +66,7 @@ def submit(broker: Broker, connection: Connection, version: int, correlation_id:
             acks.add(pending)
     else:
         acks.stalled = None
+        pending.parked = None
     now_ms = broker.now_ms()
     on_done = None if quiet else acks.done
     topics = broker.topics.by_name
@@ -106,10 +112,12 @@ def submit(broker: Broker, connection: Connection, version: int, correlation_id:
                 if not quiet and not partition.is_durable(duplicate.batch):
                     partition.when_durable(duplicate.batch, acks.wait_duplicate(pending, response))
             except _REFUSALS as error:
+                if topic is not None and _may_wait(broker, connection, pending, topic, data.index, error):
+                    return _stall(acks, pending, seen)
                 if quiet:
                     metrics.produce.errors[code_of(error)] += 1
                     raise CloseConnection(f"Produce with acks=0 failed: {error}") from error
-                _refuse(broker, response, topic, error)
+                _refuse(broker, connection, pending, response, topic, error)
             responses.append(response)
     if quiet:
         metrics.produce.duration.observe(metrics.clock() - pending.started)
@@ -151,13 +159,47 @@ def _responses_of(pending: PendingProduce, at: int, name: str) -> list[Partition
     return responses
 
 
-def _refuse(broker: Broker, response: PartitionProduceResponse, topic: Topic | None, error: BaseException) -> None:
+def _may_wait(
+    broker: Broker, connection: Connection, pending: PendingProduce, topic: Topic, index: int, error: BaseException
+) -> bool:
+    """Whether a refused batch may wait, since its partition is about to be served here: then its connection is resumed."""
+    if pending.has_waited or code_of(error) != ErrorCode.NOT_LEADER_OR_FOLLOWER:
+        return False
+    if not 0 <= index < len(topic.partitions) or not broker.arrivals.expects(topic, index):
+        return False
+    partition = topic.partitions[index]
+    if partition is not None:
+        broker.partitions.prefer(partition)
+
+    def wake(in_time: bool) -> None:
+        pending.parked = None
+        pending.has_waited = not in_time
+        connection.resume()
+
+    pending.parked = broker.arrivals.wait(topic, index, wake)
+    return True
+
+
+def _refuse(
+    broker: Broker,
+    connection: Connection,
+    pending: PendingProduce,
+    response: PartitionProduceResponse,
+    topic: Topic | None,
+    error: BaseException,
+) -> None:
     code = code_of(error)
     response.error_code = code
     response.base_offset = -1
     response.error_message = str(error)
     if code == ErrorCode.NOT_LEADER_OR_FOLLOWER and topic is not None:
-        leader = topic.leader(response.index)
-        if leader is not None:  # KIP-951: the client need not ask for metadata
-            response.current_leader = LeaderIdAndEpoch(leader_id=leader.leader, leader_epoch=leader.leader_epoch)
+        leader, leader_epoch = topic.next_leader(response.index)
+        endpoint = endpoint_of(broker, connection.listener, leader)
+        if endpoint is not None:  # KIP-951: the client need not ask for metadata
+            response.current_leader = LeaderIdAndEpoch(leader_id=leader, leader_epoch=leader_epoch)
+            if all(known.node_id != leader for known in pending.node_endpoints):
+                node, address = endpoint
+                pending.node_endpoints.append(
+                    NodeEndpoint(node_id=leader, host=address.host, port=address.port, rack=node.rack or None)
+                )
     broker.metrics.produce.errors[code] += 1

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
+from broker.arrivals import Arrivals
 from broker.broker import Broker
 from broker.config import BrokerSettings, Listener, parse_overrides
 from broker.config_layers import SettingsLayers
@@ -197,6 +198,8 @@ def assemble(
         now_ms=around.now_ms,
     )
     partitions.on_changed = groups.sync
+    arrivals = Arrivals(settings.node_id)
+    partitions.on_arrived = arrivals.arrived
     handover = Handover(node_id=settings.node_id, storage=storage, partitions=partitions, topics=topics)
     broker = Broker(
         layers=said,
@@ -207,6 +210,7 @@ def assemble(
         topics=topics,
         partitions=partitions,
         handover=handover,
+        arrivals=arrivals,
         producer_ids=ProducerIds(metadata.allocate_producer_ids),
         fetch_sessions=FetchSessionCache(
             max_slots=settings.max_incremental_fetch_session_cache_slots,

@@ -122,6 +122,7 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
                 topics=broker.topics,
                 partitions=broker.partitions,
                 handover=broker.handover,
+                arrivals=broker.arrivals,
                 failover=work.failover,
                 fetch_sessions=broker.fetch_sessions,
                 waiting_fetches=broker.waiting_fetches,

@@ -84,6 +84,8 @@ def fetch_of(partitions: list[Cold], *, offset: int = 0, **changes: Any) -> tupl
         "start_task": lambda fetch: asyncio.get_running_loop().create_task(fetch.read_cold()),
         "waiting": WaitingFetches(),
         "metrics": Metrics(),
+        "resolve": None,
+        "await_arrival": None,
         **changes,
     }
     return DelayedFetch(**values), completed

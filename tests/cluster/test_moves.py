@@ -6,11 +6,11 @@ import asyncio
 import json
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from protocol.messages.alter_partition_reassignments import (
@@ -19,14 +19,22 @@ from protocol.messages.alter_partition_reassignments import (
     ReassignableTopic,
 )
 from protocol.messages.list_partition_reassignments import ListPartitionReassignmentsRequest
-from tests.broker.wire import Wire
-from tests.cluster.brokers import TIMEOUT_S, Brokers, Load, all_of, leaders, values_in
+from protocol.messages.produce import LeaderIdAndEpoch
+from tests.broker.wire import Wire, batch, fetch_request, produce_request
+from tests.cluster.brokers import TIMEOUT_S, Brokers, Load, all_of, leaders, running_brokers, values_in
 from tests.interop.clients.driver import Java, java_command
 from tests.interop.conftest import installed
 
 pytestmark = pytest.mark.crash
 
 PARTITIONS = 6
+
+
+@pytest.fixture
+def brokers(tmp_path: Path) -> Iterator[Brokers]:
+    """Three brokers that leave partitions where they are put."""
+    with running_brokers(tmp_path, **{"balance.enable": False}) as found:
+        yield found
 
 
 async def reassign(brokers: Brokers, topic: str, targets: Mapping[int, list[int] | None]) -> dict[int, int]:
@@ -166,3 +174,54 @@ def test_kafkas_own_tool_moves_partitions(brokers: Brokers, tmp_path: Path) -> N
         assert time.monotonic() < deadline, told
     assert "No partition reassignments found" in tool("--list")
     assert leaders(brokers, "t") == {0: 3, 1: 2, 2: 1}
+
+
+async def test_clients_are_told_where_to_go_and_are_awaited_there(brokers: Brokers) -> None:
+    """KIP-951: the refusal names the next leader, its epoch and its address, before that one has opened the partition."""
+    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
+    admin.create_topics([NewTopic("t", num_partitions=1)])["t"].result(TIMEOUT_S)
+    home = (await asyncio.to_thread(leaders, brokers, "t"))[0]
+    away = home % 3 + 1
+    expected = 0
+    for source, target in ((home, away), (away, home)) * 3:
+        async with (
+            asyncio.timeout(TIMEOUT_S),
+            await Wire.connect(brokers[source].bootstrap_servers) as wire,
+            await Wire.connect(brokers[target].bootstrap_servers) as next_wire,
+        ):
+            epoch = (await wire.list_offset("t", -1)).leader_epoch
+            assert await reassign(brokers, "t", {0: [target]}) == {0: 0}
+            while True:
+                response = await wire.call("Produce", 11, produce_request("t", batch(b"%d" % expected)))
+                answer = response.responses[0].partition_responses[0]
+                if answer.error_code:
+                    break
+                assert answer.base_offset == expected
+                expected += 1
+            assert answer.error_code == 6
+            assert answer.current_leader == LeaderIdAndEpoch(leader_id=target, leader_epoch=epoch + 1)
+            (endpoint,) = response.node_endpoints
+            assert (endpoint.node_id, f"{endpoint.host}:{endpoint.port}") == (target, brokers[target].bootstrap_servers)
+            answer = await next_wire.produce("t", batch(b"%d" % expected), version=11)
+            assert (answer.error_code, answer.base_offset) == (0, expected), "it waited until it was served"
+            expected += 1
+            # No longer here: consumers are sent there as well.
+            topic_id = admin_topic_id(admin, "t")
+            fetched = await wire.call("Fetch", 16, fetch_request(topic_id, max_wait_ms=500))
+            (data,) = fetched.responses[0].partitions
+            assert (data.error_code, data.current_leader.leader_id, data.current_leader.leader_epoch) == (
+                6,
+                target,
+                epoch + 1,
+            )
+            assert [each.node_id for each in fetched.node_endpoints] == [target]
+    assert await asyncio.to_thread(values_in, all_of(brokers), "t", 1) == {0: [*range(expected)]}
+
+
+def admin_topic_id(admin: AdminClient, topic: str) -> bytes:
+    """16 bytes."""
+    (found,) = admin.describe_topics(TopicCollection([topic])).values()
+    topic_id = found.result(TIMEOUT_S).topic_id
+    return (topic_id.get_most_significant_bits() % 2**64).to_bytes(8) + (
+        topic_id.get_least_significant_bits() % 2**64
+    ).to_bytes(8)
