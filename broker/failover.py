@@ -86,6 +86,8 @@ class Failover:
         self._watched: dict[tuple[str, int], _Watched] = {}
         """By WAL and node epoch: one that is lost again is looked at anew."""
         self._changed = asyncio.Event()
+        self.recovering = ""
+        """The WAL that is being recovered here just now; empty: none."""
         self.recovered_wals = 0
         """That this node recovered since its start."""
         self.recovered_partitions = 0
@@ -132,6 +134,7 @@ class Failover:
                     pass
                 continue
             watched.due_s = loop.time() + RETRY_S
+            self.recovering = wal.wal_id
             try:
                 await self._recover(wal, watched)
             except NodeFenced:
@@ -139,6 +142,8 @@ class Failover:
             except (WalError, StorageError, ObjectStoreError, ControllerError, TimeoutError) as error:
                 self._failed(wal, watched, error)
                 watched.due_s = loop.time() + RETRY_S
+            finally:
+                self.recovering = ""
 
     def _watch(self, lost: list[LostWal], now_s: float) -> None:
         tables = self._directory.image.state.tables
@@ -155,7 +160,7 @@ class Failover:
     async def _recover(self, wal: LostWal, watched: _Watched) -> None:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
-        place = WalPlace(wal_id=wal.wal_id, node_id=wal.node_id, uri=wal.uri, host=wal.host)
+        place = WalPlace(wal_id=wal.wal_id, node_id=wal.node_id, wal_epoch=wal.wal_epoch, uri=wal.uri, host=wal.host)
         async with asyncio.timeout(FIND_TIMEOUT_S):
             found = await self._find(place)
         try:
@@ -214,8 +219,13 @@ class Failover:
             return
         watched.problem = problem
         log.error(
-            "partitions of a dead node are offline: %(partitions)d of node %(node_id)d; %(problem)s. Start the node, or attach its volume to a "
-            "broker (wal.recovery.directories). If the WAL is lost for good: tidelog wal abandon %(wal_id)s tells what giving it up "
-            "would cost",
-            {"partitions": len(wal.stream_ids), "node_id": wal.node_id, "problem": problem, "wal_id": wal.wal_id},
+            "partitions of a dead node are offline: %(partitions)d of node %(node_id)d; %(problem)s; %(advice)s",
+            {
+                "partitions": len(wal.stream_ids),
+                "node_id": wal.node_id,
+                "problem": problem,
+                "wal_id": wal.wal_id,
+                "advice": f"start node {wal.node_id}, or attach its volume to a broker (wal.recovery.directories); if its WAL is lost for "
+                f"good, tidelog wal abandon {wal.wal_id} tells what giving it up would cost",
+            },
         )

@@ -29,6 +29,8 @@ class LostWal:
     node_id: int
     node_epoch: int
     """Of the registration that is dead."""
+    wal_epoch: int
+    """As its header had it when that was made."""
     uri: str
     host: str
     stream_ids: Sequence[StreamId]
@@ -50,6 +52,7 @@ def lost_wals(tables: Tables) -> list[LostWal]:
             wal_id=node.wal_id,
             node_id=node.node_id,
             node_epoch=node.node_epoch,
+            wal_epoch=node.wal_epoch,
             uri=node.wal_uri,
             host=node.wal_host,
             stream_ids=tuple(stream.stream_id for stream in by_wal[node.wal_id]),

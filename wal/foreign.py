@@ -74,6 +74,8 @@ class WalPlace:
 
     wal_id: str
     node_id: int
+    wal_epoch: int
+    """Of its header when its node opened it last: what is older is a copy."""
     uri: str
     """As `place_of` made it; empty where nobody but its node can read it."""
     host: str
@@ -146,6 +148,11 @@ def _find_on_disk(place: WalPlace, told: Path, own: Sequence[Path], directories:
             header = read_wal_header(path)
             if header.wal_id != place.wal_id:
                 problems.append(f"the WAL in {path} is another ({header.wal_id}, of node {header.node_id})")
+                continue
+            if header.wal_epoch < place.wal_epoch:
+                problems.append(
+                    f"the WAL in {path} is an older copy (epoch {header.wal_epoch}, and it was opened with {place.wal_epoch} since)"
+                )
                 continue
             kind = _file_system(path)
         except (WalError, OSError) as error:

@@ -87,7 +87,9 @@ class Work:
             find=partial(
                 find_foreign,
                 host=around.host,
-                directories=[Path(each) for each in settings.wal_recovery_directories.split(",") if each],
+                directories=[
+                    Path(each.strip()) for each in settings.wal_recovery_directories.split(",") if each.strip()
+                ],
                 open_objects=opened.open_foreign,
                 rng=around.rng,
             ),

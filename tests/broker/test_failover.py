@@ -11,17 +11,23 @@ from typing import Any
 import pytest
 
 from broker.__main__ import main
+from broker.inspect.wal import open_wal_disk
 from broker.node import Node
 from broker.salvage import streams_on
+from controller.lost_wals import lost_wals
 from controller.nodes import DescribeNode
 from controller.tables import NodeStatus
 from protocol.errors import ErrorCode
 from protocol.messages.metadata import MetadataRequest, MetadataRequestTopic
 from s3stream.errors import NodeFenced
+from s3stream.objectstore import Unavailable
 from tests.broker.conftest import StartNode
 from tests.broker.scraping import scrape
 from tests.broker.wire import Wire, batch, eventually
 from tests.crash.process import free_port
+from wal.frame import FRAME_HEADER_SIZE_BYTES
+from wal.header import RING_START_BYTES
+from wal.survey import WalSurvey, frames_of
 
 PARTITIONS = 4
 
@@ -69,8 +75,13 @@ async def take_for_dead(node_id: int, told: Node) -> None:
                 wal_host=node.wal_host,
             )
         )
-    assert await controller.suspect_node(node_id, node.node_epoch)
-    assert await controller.declare_dead(node_id, node.node_epoch)
+    # At once: the leader hears of it, and would trust it again.
+    while not all(
+        await asyncio.gather(
+            controller.suspect_node(node_id, node.node_epoch), controller.declare_dead(node_id, node.node_epoch)
+        )
+    ):
+        await asyncio.sleep(0.01)
 
 
 def crash(node: Node) -> None:
@@ -88,6 +99,24 @@ async def written(one: Node, two: Node, to_two: Wire) -> list[int]:
         for index in lost:
             assert (await to_one.produce("t", batch(b"0"), partition=index)).base_offset == 0
     return lost
+
+
+class WithoutData:
+    """An object store that takes everything but records, for as long as it is told to."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.refuses = True
+        self.refused = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def put(self, key: str, parts: Any, **options: Any) -> Any:
+        if self.refuses and "data/" in key:
+            self.refused += 1
+            raise Unavailable("not now")
+        return await self._inner.put(key, parts, **options)
 
 
 async def inspected(directory: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -224,3 +253,87 @@ async def test_a_wal_that_cannot_be_reached_leaves_its_partitions_offline_until_
         assert (page("tidelog_recovered_wals_total"), page("tidelog_recovered_partitions_total")) == (1, len(lost))
         for index in lost:
             assert await to_two.fetch_all("t", partition=index) == [b"0"]
+
+
+async def test_another_goes_on_where_a_recoverer_died(start: Any) -> None:
+    stores: list[WithoutData] = []
+
+    def stuck(inner: Any) -> WithoutData:
+        stores.append(WithoutData(inner))
+        return stores[-1]
+
+    async with start(2, wrap_store=stuck) as two, await Wire.connect(two.bootstrap_servers) as to_two:
+        await two.running.broker.controller.until_in_office()
+        async with start(1) as one:
+            lost = await written(one, two, to_two)
+            crash(one)
+        await take_for_dead(1, two)
+        await eventually(lambda: any(store.refused for store in stores), "node 2 is at it")
+        async with start(3) as three, await Wire.connect(three.bootstrap_servers) as to_three:
+            controller = three.running.broker.controller
+            assert {wal.recoverer for wal in lost_wals(controller.image.state.tables)} == {2}
+            crash(two)
+            await take_for_dead(2, three)
+            await eventually(lambda: open_on(three, "t") == list(range(PARTITIONS)), "node 3 has all of them")
+            for index in lost:
+                assert await to_three.fetch_all("t", partition=index) == [b"0"]
+
+
+async def test_a_node_that_comes_back_takes_over_from_its_recoverer(
+    start: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """I4. What the other would commit afterwards is refused, and it gives up without a fuss."""
+    stores: list[WithoutData] = []
+
+    def stuck(inner: Any) -> WithoutData:
+        stores.append(WithoutData(inner))
+        return stores[-1]
+
+    async with start(2, wrap_store=stuck) as two, await Wire.connect(two.bootstrap_servers) as to_two:
+        controller = two.running.broker.controller
+        await controller.until_in_office()
+        async with start(1) as one:
+            lost = await written(one, two, to_two)
+            crash(one)
+        await take_for_dead(1, two)
+        await eventually(lambda: any(store.refused for store in stores), "node 2 is at it")
+        async with start(1) as one, await Wire.connect(one.bootstrap_servers) as to_one:
+            await eventually(lambda: set(lost) <= set(open_on(one, "t")), "it has them back")
+            for store in stores:
+                store.refuses = False
+            for index in lost:
+                assert await to_one.fetch_all("t", partition=index) == [b"0"]
+                assert (await to_one.produce("t", batch(b"1"), partition=index)).base_offset == 1
+            await eventually(lambda: not two.running.failover.recovering, "node 2 has given up")
+            assert two.running.failover.recovered_wals == 0
+            assert "of a dead node" not in caplog.text
+            for index in lost:
+                assert await to_one.fetch_all("t", partition=index) == [b"0", b"1"]
+
+
+def overwrite(path: Path, position: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(position)
+        file.write(b"damage")
+
+
+async def test_damage_costs_the_partitions_that_it_concerns(start: Any, tmp_path: Path) -> None:
+    async with start(2) as two, await Wire.connect(two.bootstrap_servers) as to_two:
+        await two.running.broker.controller.until_in_office()
+        async with start(1) as one, await Wire.connect(one.bootstrap_servers) as to_one:
+            lost = await written(one, two, to_two)
+            for index in lost:
+                assert (await to_one.produce("t", batch(b"1"), partition=index)).base_offset == 1
+            crash(one)
+        async with open_wal_disk(tmp_path / "wal1") as disk:
+            frames = [frame.offset async for run in WalSurvey(disk).runs() for frame in frames_of(run)]
+        overwrite(tmp_path / "wal1" / "wal", RING_START_BYTES + frames[0] + FRAME_HEADER_SIZE_BYTES + 20)
+        await take_for_dead(1, two)
+        sound = sorted(set(range(PARTITIONS)) - {lost[0]})
+        await eventually(lambda: open_on(two, "t") == sound, "the others go on")
+        for index in lost[1:]:
+            assert await to_two.fetch_all("t", partition=index) == [b"0", b"1"]
+        assert (await led(to_two, "t"))[lost[0]] == -1
+        (problem,) = two.running.failover.problems().values()
+        assert "it is damaged" in problem
+        assert "offsets 0 to 0 are missing" in problem

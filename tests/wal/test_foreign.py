@@ -51,14 +51,20 @@ async def own_in(bucket: Bucket) -> ObjectWal:
 
 
 async def found(
-    wal_id: str, uri: str, *, host: str = HOST, directories: Sequence[Path] = (), bucket: Bucket | None = None
+    wal_id: str,
+    uri: str,
+    *,
+    wal_epoch: int = 0,
+    host: str = HOST,
+    directories: Sequence[Path] = (),
+    bucket: Bucket | None = None,
 ) -> ForeignWal:
     async def open_objects(config: ObjectWalConfig) -> WalObjects:
         assert bucket is not None
         return StoreForWal(MemoryObjectStore(bucket))
 
     return await find_foreign(
-        WalPlace(wal_id=wal_id, node_id=1, uri=uri, host=host),
+        WalPlace(wal_id=wal_id, node_id=1, wal_epoch=wal_epoch, uri=uri, host=host),
         host=HOST,
         directories=directories,
         open_objects=open_objects,
@@ -157,6 +163,8 @@ async def test_only_the_log_itself_counts_wherever_it_is_found(tmp_path: Path) -
         await found(wal.wal_id, (tmp_path / "nothing").as_uri())
     with pytest.raises(WalUnreachable, match="on another machine"):
         await found(wal.wal_id, uri, host="another machine")
+    with pytest.raises(WalUnreachable, match="an older copy"):
+        await found(wal.wal_id, uri, wal_epoch=wal.wal_epoch + 1)
     with pytest.raises(WalUnreachable, match="nobody but node 1 itself"):
         await found(wal.wal_id, "")
     (tmp_path / "node1" / "wal").write_bytes(bytes(8192))
