@@ -144,3 +144,26 @@ async def test_a_wrong_clock_stops_it(start_node: StartNode) -> None:
         shift[0] = 0
         assert await node.running.retention.apply() == 1
         assert await log_start(wire) == 2
+
+
+async def test_an_answer_that_takes_long_does_not_make_a_clock_wrong(
+    start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shift = [0]
+
+    def now_ms() -> int:
+        return wall_clock_ms() + shift[0]
+
+    async with start_node(now_ms=now_ms) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        await wire.create_topic("t", retention_ms="3600000")
+        await fill(node, wire)
+        retention = node.running.retention
+
+        async def answers_late() -> int:
+            store_ms = now_ms()
+            shift[0] += 2 * MAX_CLOCK_DIFFERENCE_MS  # the machine is put to sleep, and wakes
+            return store_ms
+
+        monkeypatch.setattr(retention, "_store_now_ms", answers_late)
+        assert await retention.apply() == 1
+        assert await log_start(wire) == 2

@@ -139,9 +139,7 @@ class SimServer:
         transport.client = client
 
         def made() -> None:
-            protocol = self._factory()
-            transport.protocol = protocol
-            protocol.connection_made(transport)
+            transport.made(self._factory())
 
         self.network.loop.call_soon(made, context=context)
         self.process.on_death(transport.died)
@@ -171,6 +169,14 @@ class SimTransport(asyncio.Transport):
         self._closing = False
         self._lost = False
         self._arrives_at = 0.0
+
+    def made(self, protocol: asyncio.BufferedProtocol) -> None:
+        """The broker took the connection, which its kernel had; the client may have hung up meanwhile."""
+        self.protocol = protocol
+        gone = self._lost
+        protocol.connection_made(self)
+        if gone:
+            self._loop.call_soon(protocol.connection_lost, None, context=self._context)
 
     # ---- what the broker calls
 
