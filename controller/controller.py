@@ -645,8 +645,8 @@ class Controller(Operations):
                 header = self._next_header(claim, self.image.state)
                 if await self._append(claim, header, records, encode_records(records)):
                     self._claim = claim
-                    self._ahead = self.image.state.copy()
-                    self._tell_changed()
+                    self._tell_changed()  # others may follow; what they want decided waits for the copy
+                    self._ahead = await self._replica.copied_state()
                     return
                 if not await self._still_leads(claim):
                     break

@@ -21,11 +21,16 @@ __all__ = [
     "Violation",
     "check_all",
     "check_change",
+    "checking",
     "facts_of",
     "growing_ids",
     "node_facts",
     "violations",
 ]
+
+
+_CHECKED_AT_A_TIME: Final = 10_000
+"""Ranges or objects: some milliseconds."""
 
 
 class StreamFacts(NamedTuple):
@@ -283,15 +288,33 @@ class Violation(NamedTuple):
 
 def check_all(tables: Tables) -> None:
     """Check all of the state. Raises InvariantViolated."""
-    for found in violations(tables):
-        subject = "" if found.stream_id is None else f"stream {found.stream_id} "
-        raise InvariantViolated(f"{found.predicate}: {subject}{found.message}")
+    for _ in checking(tables):
+        pass
+
+
+def checking(tables: Tables) -> Iterator[None]:
+    """Check all of the state in steps of some milliseconds; nothing may be applied meanwhile. Raises InvariantViolated."""
+    for found in _looked_through(tables):
+        if found is not None:
+            subject = "" if found.stream_id is None else f"stream {found.stream_id} "
+            raise InvariantViolated(f"{found.predicate}: {subject}{found.message}")
+        yield
 
 
 def violations(tables: Tables) -> Iterator[Violation]:
     """Everything that is wrong with the state. Of a stream's ranges, each predicate tells the first place only."""
+    return (found for found in _looked_through(tables) if found is not None)
+
+
+def _looked_through(tables: Tables) -> Iterator[Violation | None]:
+    """What is wrong, and None now and then."""
     counts: dict[ObjectId, int] = {}
+    looked_at = 0
     for stream in tables.streams.values():
+        looked_at += 1 + len(stream.ranges)
+        if looked_at >= _CHECKED_AT_A_TIME:
+            looked_at = 0
+            yield None
         for predicate in STREAM_PREDICATES:
             wrong = predicate(None, stream)
             if wrong is not None:
@@ -314,7 +337,10 @@ def violations(tables: Tables) -> Iterator[Violation]:
     if counts != tables.live_counts:
         wrong_ids = [i for i in counts.keys() | tables.live_counts.keys() if counts.get(i) != tables.live_counts.get(i)]
         yield Violation("live_counts_are_exact", None, f"they are not, for objects {sorted(wrong_ids)[:10]}")
-    for object_id in (*tables.objects, *tables.unreferenced, *tables.expired):
+    yield None
+    for number, object_id in enumerate((*tables.objects, *tables.unreferenced, *tables.expired)):
+        if number % _CHECKED_AT_A_TIME == _CHECKED_AT_A_TIME - 1:
+            yield None
         wrong = object_is_in_one_place(tables, object_id)
         if wrong is not None:
             yield Violation("object_is_in_one_place", None, wrong)

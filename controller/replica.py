@@ -8,12 +8,13 @@ Always true:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from controller.entry import Entry, EntryHeader
 from controller.errors import MetadataCorrupt
 from controller.image import Applied, Image
-from controller.invariants import check_all
+from controller.invariants import checking
 from controller.log import Behind, MetadataLog
 from controller.records import LeaderChanged, Record
 from controller.state import State
@@ -75,6 +76,14 @@ class Replica:
                 return outcome
             read_ahead *= 2
 
+    async def copied_state(self) -> State:
+        """A copy of the image's state. Others get their turns meanwhile; whoever changes the image waits for it."""
+        for step in self.image.state.copying():
+            if step is not None:
+                return step
+            await asyncio.sleep(0)
+        raise AssertionError("copying ends with the copy")
+
     def apply(self, entry: Entry) -> None:
         """Apply the entry that is next, unless its writer had been deposed before."""
         header, records = entry.header, entry.records
@@ -116,7 +125,8 @@ class Replica:
         if loaded is None:
             return False
         state, self.snapshot_size_bytes = loaded
-        check_all(state.tables)
+        for _ in checking(state.tables):
+            await asyncio.sleep(0)
         self.show(state, index)
         return True
 

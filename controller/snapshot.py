@@ -238,8 +238,13 @@ def restore(data: bytes, *, where: str) -> Iterator[tuple[State, int] | None]:
         raise MetadataCorrupt(f"{where} cannot be decoded: {error!r}") from error
     if len(tables.objects) != head.object_count:
         raise MetadataCorrupt(f"{where} holds {len(tables.objects)} objects instead of {head.object_count}")
+    range_count = 0
     for stream in tables.streams.values():
         stream.sort_ranges()
+        range_count += len(stream.ranges)
+        if range_count >= _RANGES_PER_FRAME:
+            range_count = 0
+            yield None
     yield State(tables), head.index
 
 

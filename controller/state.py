@@ -10,7 +10,7 @@ Always true:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, TypeVar, cast
 
@@ -24,6 +24,10 @@ from s3stream.metadata import StreamId
 __all__ = ["FormatCluster", "State"]
 
 R = TypeVar("R")
+
+_COPIED_AT_A_TIME: Final = 100_000
+"""Ranges, and what costs as much: some milliseconds."""
+_RANGES_FOR_A_STREAM: Final = 200
 
 
 class State:
@@ -63,11 +67,28 @@ class State:
 
     def copy(self) -> State:
         """A state that can go its own way; immutable parts are shared."""
+        for step in self.copying():
+            if step is not None:
+                return step
+        raise AssertionError("copying ends with the copy")
+
+    def copying(self) -> Iterator[State | None]:
+        """Copy in steps: yields None after each some milliseconds of work, and the copy at the end. Nothing may be applied meanwhile."""
         old = self.tables
-        new = Tables(**{field.name: _copied(getattr(old, field.name)) for field in fields(Tables)})
-        new.streams = {stream_id: _copied_stream(stream) for stream_id, stream in old.streams.items()}
+        values: dict[str, Any] = {}
+        for field in fields(Tables):
+            values[field.name] = _copied(getattr(old, field.name))
+            yield None
+        new = Tables(**values)
+        range_count = 0
+        for stream_id, stream in old.streams.items():
+            new.streams[stream_id] = _copied_stream(stream)
+            range_count += len(stream.ranges) + _RANGES_FOR_A_STREAM
+            if range_count >= _COPIED_AT_A_TIME:
+                range_count = 0
+                yield None
         new.topics = {topic_id: copy.copy(topic) for topic_id, topic in old.topics.items()}
-        return State(new)
+        yield State(new)
 
 
 def _copied(value: Any) -> Any:

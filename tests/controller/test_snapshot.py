@@ -9,7 +9,7 @@ import pytest
 from crc32c import crc32c
 
 from controller.errors import MetadataCorrupt, UnsupportedMetadata
-from controller.invariants import check_all
+from controller.invariants import check_all, checking
 from controller.records import METADATA_VERSION
 from controller.snapshot import capture, digest, encode, restore
 from controller.state import State
@@ -106,6 +106,27 @@ def test_a_copy_goes_its_own_way() -> None:
     machine.expire(*machine.unreferenced())
     assert digest(copy) == before != digest(machine.state)
     check_all(copy.tables)
+
+
+def test_a_large_state_is_read_checked_and_copied_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step is the work of some milliseconds: a broker that takes office, or missed much, serves meanwhile."""
+    machine, streams = ready(partitions=40)
+    for base in range(0, 50, 10):
+        machine.upload(1, *(stream_range(stream_id, base, base + 10) for stream_id in streams))
+    monkeypatch.setattr("controller.snapshot._RANGES_PER_FRAME", 20)
+    monkeypatch.setattr("controller.invariants._CHECKED_AT_A_TIME", 20)
+    monkeypatch.setattr("controller.state._COPIED_AT_A_TIME", 20)
+
+    *pauses, found = restore(encoded(machine), where="snapshot/41")
+    assert len(pauses) >= 5 + 8, "objects, and ranges that are sorted"
+    assert pauses.count(None) == len(pauses)
+    assert found is not None
+    restored, _ = found
+    assert len(list(checking(restored.tables))) >= 8
+    *pauses, copied = restored.copying()
+    assert len(pauses) >= 40
+    assert copied is not None
+    assert digest(copied) == digest(machine.state)
 
 
 def test_different_states_have_different_digests() -> None:
