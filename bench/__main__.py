@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from bench import catch_up, compaction, cost, groups, idle_consumers, memory, moves, partitions, recovery
+from bench import catch_up, compaction, controller, cost, groups, idle_consumers, memory, moves, partitions, recovery
 from bench.baselines import BaselineUnavailable
 from bench.broker import Broker, BrokerFailed, running_broker
 from bench.librdkafka import LibrdkafkaUnavailable, rdkafka_performance
@@ -24,6 +24,7 @@ _BUILD_DIR = Path(__file__).resolve().parent.parent / "build"
 _RUNS: Mapping[str, Callable[[Path], None]] = {
     "catch_up": catch_up.run,
     "compaction": compaction.run,
+    "controller": controller.run,
     "cost": cost.run,
     "idle_consumers": idle_consumers.run,
     "memory": memory.run,
