@@ -20,6 +20,7 @@ from broker.partitions import Partitions
 from broker.producer_ids import ProducerIds
 from broker.record_walks import RecordWalks
 from broker.topics import Topics
+from broker.zone_reads import ZoneReads
 from controller.controller import Controller
 from protocol.apis import encode_response
 from protocol.messages.api_versions import ApiVersion
@@ -55,6 +56,7 @@ class Broker:
         "storage",
         "topics",
         "waiting_fetches",
+        "zone_reads",
     )
 
     def __init__(
@@ -72,6 +74,7 @@ class Broker:
         producer_ids: ProducerIds,
         fetch_sessions: FetchSessionCache,
         groups: GroupCoordinator,
+        zone_reads: ZoneReads,
         metrics: Metrics,
         now_ms: Callable[[], int],
         rng: random.Random,
@@ -89,6 +92,7 @@ class Broker:
         self.producer_ids = producer_ids
         self.fetch_sessions = fetch_sessions
         self.groups = groups
+        self.zone_reads = zone_reads
         self.waiting_fetches = WaitingFetches()
         self.record_walks = RecordWalks()
         self.metadata_cache = MetadataCache()

@@ -158,7 +158,11 @@ class BrokerSettings:
 
     node_id: int = _identity(1, "Identity of this broker in the cluster. Never change it.", least=0, most=INT32_MAX)
     cluster_id: str = _identity("", "Refuse the bucket of any other cluster. Empty: take the bucket's, or make one up.")
-    broker_rack: str = _identity("", "Rack or availability zone, told to clients.")
+    broker_rack: str = _identity(
+        "",
+        "Rack or availability zone, told to clients. Consumers that name theirs (client.rack, or tidelog_az=… in the client id) read what only "
+        "objects hold from a broker of their zone.",
+    )
     listeners: str = _identity(
         "PLAINTEXT://localhost:9092",
         "Addresses to listen on, NAME://host:port. An empty host means every interface, port 0 any free one.",

@@ -13,7 +13,7 @@ Always true:
 - Offsets that were given up at the end of a log are passed with an empty batch, as Kafka's cleaner leaves them: else whoever reads to
   the high watermark would not arrive there before the next record comes.
 - A partition that is about to be served here is waited for, as if it had nothing new yet; when the time is up it is refused.
-- An error of any partition answers at once, and so does data enough, or any data at all that had to come from objects.
+- An error of any partition answers at once, as does a consumer's being sent to another broker, and so does data enough, or any data at all that had to come from objects.
 - What waiting fetches remember is bounded in partitions; beyond that a large fetch is answered at once with what is there.
 """
 
@@ -29,6 +29,7 @@ from broker.errors import code_of
 from broker.fetch_session import SessionPartition
 from broker.metrics import Metrics
 from broker.partition import Partition
+from broker.replica import Replica
 from protocol.errors import ErrorCode
 from protocol.records import batch_bounds, empty_batch
 from s3stream.errors import NoMemory, ObjectCorrupt, StorageError
@@ -38,6 +39,7 @@ from s3stream.objectstore import Buffer, ObjectStoreError
 if TYPE_CHECKING:
     from broker.arrivals import Arrival
     from broker.topics import Topic
+    from s3stream.committed_stream import CommittedStream
     from s3stream.log_cache import CacheBlock
     from s3stream.stream import Stream
 
@@ -91,11 +93,13 @@ class FetchedPartition:
     """What is wanted of one partition, and what was found."""
 
     wanted: SessionPartition
-    partition: Partition | None
+    partition: Partition | Replica | None
     error: ErrorCode = ErrorCode.NONE
     """Set before reading where the partition cannot be read at all."""
     arriving: Topic | None = None
     """The partition is about to be served here: the error holds only if that takes too long."""
+    preferred: int = -1
+    """The broker that the consumer is to read from instead (KIP-392): nothing is read here. -1: this one."""
     payloads: list[memoryview] | list[Buffer] = field(default_factory=list)
     size_bytes: int = 0
     block: CacheBlock | None = None
@@ -137,7 +141,7 @@ class DelayedFetch:
     _limit_bytes: int = 0
     _missing_bytes: int = 0
     """What has to arrive before it is worth looking again."""
-    _counted: dict[Partition, int] = field(default_factory=dict)
+    _counted: dict[Partition | Replica, int] = field(default_factory=dict)
     """Up to which offset it was counted, for each partition that can still add to the answer."""
     _entered: bool = False
     _waits_since: float = 0.0
@@ -232,7 +236,7 @@ class DelayedFetch:
         self.metrics.fetch_reads_cached += found_count
         self.metrics.fetch_reads_cold += cold_count
 
-    def _given_up(self, stream: Stream, offset: int) -> TailRead | None:
+    def _given_up(self, stream: Stream | CommittedStream, offset: int) -> TailRead | None:
         """An empty batch for offsets that nothing follows yet; None where it is not there that the log ends."""
         if stream.past_gap(offset) != stream.confirmed_offset:
             return None
@@ -242,7 +246,7 @@ class DelayedFetch:
     def _has_data(self, entry: FetchedPartition) -> bool:
         """Whether there is something to read; sets the error where the offset, or the partition, is no good (any more)."""
         partition = entry.partition
-        if partition is None or entry.error:
+        if partition is None or entry.error or entry.preferred >= 0:
             return False
         stream = partition.stream
         offset = entry.wanted.fetch_offset
@@ -255,7 +259,7 @@ class DelayedFetch:
         return False
 
     def _failed(self) -> bool:
-        return any(entry.error and entry.arriving is None for entry in self.entries)
+        return any((entry.error and entry.arriving is None) or entry.preferred >= 0 for entry in self.entries)
 
     async def read_cold(self) -> None:
         """Read what only objects hold, then what fits beside it from the log cache, and answer, however little it is."""
@@ -364,7 +368,12 @@ class DelayedFetch:
     def _arrived(self, entry: FetchedPartition, in_time: bool) -> None:
         """A partition is here, or did not come: look again."""
         found = self.resolve(entry.wanted)
-        entry.partition, entry.error, entry.arriving = found.partition, found.error, None
+        entry.partition, entry.error, entry.preferred, entry.arriving = (
+            found.partition,
+            found.error,
+            found.preferred,
+            None,
+        )
         if entry.partition is not None:
             entry.partition.watch(self)
         if self._look_handle is None:

@@ -15,7 +15,16 @@ from collections.abc import Callable
 
 from wal.histogram import Histogram
 
-__all__ = ["CLOSE_CAUSES", "MAX_TOPICS", "OTHER", "ApiMetrics", "Metrics", "TopicTraffic"]
+__all__ = [
+    "CLOSE_CAUSES",
+    "FETCH_REDIRECTS",
+    "FETCH_ZONES",
+    "MAX_TOPICS",
+    "OTHER",
+    "ApiMetrics",
+    "Metrics",
+    "TopicTraffic",
+]
 
 MAX_TOPICS = 200
 """Topics with figures of their own, unless the settings say otherwise: three series each, which a scrape reads in a millisecond."""
@@ -25,6 +34,12 @@ OTHER = "(other)"
 
 CLOSE_CAUSES = ("request", "limit", "idle", "stuck", "slow", "memory", "fault")
 """Why the broker ends a connection; what they mean is said with the metric."""
+
+FETCH_ZONES = ("own", "other", "unknown")
+"""Where a consumer is: in this broker's zone, in another, or nobody says."""
+
+FETCH_REDIRECTS = ("zone", "leader")
+"""To a broker of the consumer's own zone; or back, at the end of what objects hold."""
 
 _PRODUCE_KEY = 0
 
@@ -65,7 +80,9 @@ class Metrics:
         "connections_opened",
         "fetch_reads_cached",
         "fetch_reads_cold",
+        "fetch_redirects",
         "fetch_waits",
+        "fetched_bytes",
         "fetches_delayed",
         "fetches_late",
         "other_topics",
@@ -104,6 +121,11 @@ class Metrics:
         """Reads of partitions that the log cache served."""
         self.fetch_reads_cold = 0
         """Reads of partitions that went to objects, or to the block cache."""
+
+        self.fetched_bytes = Counter(dict.fromkeys(FETCH_ZONES, 0))
+        """Of record batches sent to consumers, by whether they are in this broker's zone."""
+        self.fetch_redirects = Counter(dict.fromkeys(FETCH_REDIRECTS, 0))
+        """Partitions of fetches whose consumer was told to read elsewhere."""
 
     def api(self, api_key: int) -> ApiMetrics:
         """The figures of an API that is served."""

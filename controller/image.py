@@ -16,7 +16,7 @@ from controller.state import State
 from controller.tables import NodeStatus, StreamStatus, TopicState
 from s3stream.metadata import StreamId
 
-__all__ = ["Applied", "Image", "Node", "PartitionState", "Topic"]
+__all__ = ["Applied", "CommittedPart", "Image", "Node", "PartitionState", "Topic"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +69,17 @@ class Node:
     """Where the WAL is, as others may find it; empty: nowhere else."""
     wal_host: str = ""
     """Identity of the machine whose disk it is on; empty where it is on none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommittedPart:
+    """What objects hold of a stream."""
+
+    log_start_offset: int
+    end_offset: int
+    """Exclusive."""
+    gaps: tuple[tuple[int, int], ...]
+    """Offsets that were given up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +167,15 @@ class Image:
         """The topic id and partition index of a stream; None where it was deleted."""
         stream = self.state.tables.streams.get(stream_id)
         return None if stream is None else (stream.topic_id, stream.partition)
+
+    def committed_part(self, stream_id: StreamId) -> CommittedPart | None:
+        """What can be read of a stream by any node; None where it was deleted."""
+        stream = self.state.tables.streams.get(stream_id)
+        if stream is None:
+            return None
+        return CommittedPart(
+            log_start_offset=stream.log_start_offset, end_offset=stream.committed_end_offset, gaps=stream.gaps
+        )
 
     def streams_led_by(self, node_id: int) -> Sequence[StreamId]:
         """Streams that a node has open or is to open."""

@@ -110,6 +110,22 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                     }
                 ),
             ),
+            labelled(
+                "counter",
+                "tidelog_fetched_bytes_total",
+                "zone",
+                "Bytes of record batches sent to consumers, by where they are: in this broker's zone (own), in another, whose traffic a cloud"
+                " bills (other), or nobody says (unknown): broker.rack, client.rack or tidelog_az=… in the client id is not set.",
+                by_value(lambda parts: dict(parts.metrics.fetched_bytes)),
+            ),
+            labelled(
+                "counter",
+                "tidelog_fetch_redirects_total",
+                "to",
+                "Partitions of fetches whose consumer was told to read elsewhere: from a broker of its own zone (zone), or, at the end of what"
+                " objects hold, from the leader again (leader).",
+                by_value(lambda parts: dict(parts.metrics.fetch_redirects)),
+            ),
             gauge("tidelog_fetch_sessions", "Incremental fetch sessions.", lambda parts: len(parts.fetch_sessions)),
             gauge(
                 "tidelog_fetch_session_partitions",

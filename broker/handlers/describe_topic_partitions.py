@@ -16,6 +16,7 @@ from broker.broker import Broker, Call
 from broker.handlers.metadata import ALL_OPERATIONS_ON_TOPIC
 from broker.topic_config import check_topic_name
 from broker.topics import Topic
+from broker.zones import Zones
 from controller.image import PartitionState
 from protocol.errors import ErrorCode
 from protocol.messages.describe_topic_partitions import (
@@ -52,6 +53,7 @@ def handle(
             )
         names = [name for name in names if name >= cursor.topic_name]
     left = max(1, min(request.response_partition_limit, broker.settings.max_request_partition_size_limit))
+    zones = broker.zone_reads.zones(call.listener.name)
     topics: list[DescribeTopicPartitionsResponseTopic] = []
     response = DescribeTopicPartitionsResponse(topics=topics)
     for name in names:
@@ -64,7 +66,7 @@ def handle(
             response.next_cursor = Cursor(topic_name=name, partition_index=first)
             break
         part = topic.info.partitions[first : first + left]
-        topics.append(_described(topic, part))
+        topics.append(_described(topic, part, zones))
         left -= len(part)
         if first + len(part) < len(topic.info.partitions):
             response.next_cursor = Cursor(topic_name=name, partition_index=first + len(part))
@@ -78,18 +80,18 @@ def _missing(name: str) -> DescribeTopicPartitionsResponseTopic:
     return DescribeTopicPartitionsResponseTopic(name=name, error_code=code)
 
 
-def _described(topic: Topic, states: Iterable[PartitionState]) -> DescribeTopicPartitionsResponseTopic:
+def _described(topic: Topic, states: Iterable[PartitionState], zones: Zones) -> DescribeTopicPartitionsResponseTopic:
     return DescribeTopicPartitionsResponseTopic(
         name=topic.name,
         topic_id=topic.topic_id,
         is_internal=topic.is_internal,
-        partitions=[_partition(state) for state in states],
+        partitions=[_partition(state, zones) for state in states],
         topic_authorized_operations=ALL_OPERATIONS_ON_TOPIC,
     )
 
 
-def _partition(state: PartitionState) -> DescribeTopicPartitionsResponsePartition:
-    replicas = [state.leader]
+def _partition(state: PartitionState, zones: Zones) -> DescribeTopicPartitionsResponsePartition:
+    replicas = zones.replicas(state.leader, state.stream_id)
     return DescribeTopicPartitionsResponsePartition(
         error_code=ErrorCode.NONE if state.is_open else ErrorCode.LEADER_NOT_AVAILABLE,
         partition_index=state.index,

@@ -2,7 +2,7 @@
 
 Versions: 4–18.
 - v7+ fetch sessions (KIP-227); v9+ the client's leader epoch is checked (KIP-320); v10+ may carry zstd (KIP-110).
-- v11+ a rack is taken and no other replica is ever preferred, since the leader has everything (KIP-392).
+- v11+ a rack: who reads what only objects hold is sent to a broker of its zone, and back at their end (KIP-392, `zone_reads.py`).
 - v12+ the answer to a stale leader names the current one (tagged); v13+ topics by id, unknown ones are error 100 (KIP-516).
 - v16+ names the leader's address as well (KIP-951).
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from broker.broker import Broker, Call
 from broker.delayed_fetch import DelayedFetch, FetchedPartition
@@ -33,6 +33,7 @@ from broker.fetch_session import (
     SessionPartition,
     TopicKey,
 )
+from broker.zones import client_rack
 from protocol.errors import ErrorCode
 from protocol.messages.fetch import (
     FetchableTopicResponse,
@@ -45,6 +46,7 @@ from protocol.messages.fetch import (
 
 if TYPE_CHECKING:
     from broker.connection import Connection
+    from broker.topics import Topic
     from s3stream.log_cache import CacheBlock
 
 __all__ = ["API_KEY", "MAX_VERSION", "MIN_VERSION", "handle"]
@@ -55,6 +57,7 @@ MAX_VERSION = 18
 
 _TOPIC_IDS_SINCE = 13
 _ZSTD_SINCE = 10
+_RACK_SINCE = 11
 _ZSTD = 4
 _JOIN_BELOW_BYTES = 16 << 10
 """Batches smaller than this on average are joined into one buffer (186 against 991 MB/s for batches of 170 bytes)."""
@@ -94,13 +97,16 @@ def handle(broker: Broker, connection: Connection, call: Call, request: FetchReq
         return task
 
     def complete(fetch: DelayedFetch) -> None:
-        response, block = _response(broker, call, context, fetch, connection.server.may_copy(fetch.total_bytes))
+        response, block = _response(broker, call, context, reader, fetch, connection.server.may_copy(fetch.total_bytes))
         call.started += fetch.waited_s
         connection.finish(call.encode_counted(response), block)
 
+    rack = client_rack(request.rack_id, call.client_id) if call.version >= _RACK_SINCE else ""
+    reader = Reader(rack, call.listener.name, connection.peer)
+    resolve = partial(_resolve, broker, by_id, reader)
     fetch = DelayedFetch(
-        entries=[_resolve(broker, by_id, wanted) for wanted in context.partitions],
-        resolve=partial(_resolve, broker, by_id),
+        entries=[resolve(wanted) for wanted in context.partitions],
+        resolve=resolve,
         await_arrival=broker.arrivals.wait,
         max_bytes=min(request.max_bytes, broker.settings.fetch_max_bytes),
         allowance_bytes=lambda: connection.server.response_allowance_bytes,
@@ -113,7 +119,7 @@ def handle(broker: Broker, connection: Connection, call: Call, request: FetchReq
         metrics=broker.metrics,
     )
     if fetch.start():
-        response, block = _response(broker, call, context, fetch, connection.server.may_copy(fetch.total_bytes))
+        response, block = _response(broker, call, context, reader, fetch, connection.server.may_copy(fetch.total_bytes))
         connection.respond(call.encode_counted(response), block)
     else:
         broker.metrics.fetches_delayed += 1
@@ -121,7 +127,18 @@ def handle(broker: Broker, connection: Connection, call: Call, request: FetchReq
     return None
 
 
-def _resolve(broker: Broker, by_id: bool, wanted: SessionPartition) -> FetchedPartition:
+class Reader(NamedTuple):
+    """Who fetches."""
+
+    rack: str
+    """Its zone; empty: it does not say."""
+    listener: str
+    """Where it came in."""
+    client: str
+    """Its address."""
+
+
+def _resolve(broker: Broker, by_id: bool, reader: Reader, wanted: SessionPartition) -> FetchedPartition:
     """Find the partition, and whatever speaks against reading it."""
     key: TopicKey = wanted.topic
     topic = broker.topics.by_id.get(key) if isinstance(key, bytes) else broker.topics.by_name.get(key)
@@ -132,27 +149,50 @@ def _resolve(broker: Broker, by_id: bool, wanted: SessionPartition) -> FetchedPa
         return FetchedPartition(wanted=wanted, partition=None, error=ErrorCode.UNKNOWN_TOPIC_OR_PARTITION)
     partition = topic.partitions[wanted.partition]
     if partition is None:
-        arriving = topic if broker.arrivals.expects(topic, wanted.partition) else None
+        return _resolve_elsewhere(broker, reader, topic, wanted)
+    error = partition.check_epoch(wanted.current_leader_epoch)
+    found = FetchedPartition(wanted=wanted, partition=partition, error=error)
+    if reader.rack and not error:
+        found.preferred = broker.zone_reads.preferred(
+            partition, reader.rack, wanted.fetch_offset, listener=reader.listener, client=reader.client
+        )
+    return found
+
+
+def _resolve_elsewhere(broker: Broker, reader: Reader, topic: Topic, wanted: SessionPartition) -> FetchedPartition:
+    """A partition that is not open here: on its way, or another broker's, whose objects a consumer of this zone is given."""
+    if broker.arrivals.expects(topic, wanted.partition):
         error = topic.not_open(wanted.partition).error_code
-        return FetchedPartition(wanted=wanted, partition=None, error=error, arriving=arriving)
-    return FetchedPartition(
-        wanted=wanted, partition=partition, error=partition.check_epoch(wanted.current_leader_epoch)
+        return FetchedPartition(wanted=wanted, partition=None, error=error, arriving=topic)
+    replica = broker.zone_reads.replica(
+        topic, wanted.partition, reader.rack, wanted.fetch_offset, wanted.current_leader_epoch
     )
+    if replica is not None:
+        return FetchedPartition(wanted=wanted, partition=replica)
+    return FetchedPartition(wanted=wanted, partition=None, error=topic.not_open(wanted.partition).error_code)
 
 
 def _response(
-    broker: Broker, call: Call, context: FetchContext, fetch: DelayedFetch, may_copy: bool
+    broker: Broker, call: Call, context: FetchContext, reader: Reader, fetch: DelayedFetch, may_copy: bool
 ) -> tuple[FetchResponse, CacheBlock | None]:
     """The response, and the oldest block of the log cache that it holds views of."""
     topics: dict[TopicKey, list[PartitionData]] = {}
     endpoints: dict[int, NodeEndpoint] = {}
     oldest: CacheBlock | None = None
+    zone = (
+        "unknown"
+        if not (reader.rack and broker.zone_reads.rack)
+        else "own"
+        if reader.rack == broker.zone_reads.rack
+        else "other"
+    )
+    broker.metrics.fetched_bytes[zone] += fetch.total_bytes
     for entry in fetch.entries:
-        data = _partition_data(broker, call, entry, may_copy, endpoints)
+        data = _partition_data(broker, call, entry, reader, may_copy, endpoints)
         if context.must_answer(
             entry.wanted,
             has_records=entry.size_bytes > 0,
-            error=data.error_code != 0,
+            error=data.error_code != 0 or data.preferred_read_replica >= 0,
             high_watermark=data.high_watermark,
             log_start_offset=data.log_start_offset,
         ):
@@ -173,7 +213,12 @@ def _response(
 
 
 def _partition_data(
-    broker: Broker, call: Call, entry: FetchedPartition, may_copy: bool, endpoints: dict[int, NodeEndpoint]
+    broker: Broker,
+    call: Call,
+    entry: FetchedPartition,
+    reader: Reader,
+    may_copy: bool,
+    endpoints: dict[int, NodeEndpoint],
 ) -> PartitionData:
     index = entry.wanted.partition
     partition = entry.partition
@@ -181,6 +226,8 @@ def _partition_data(
     if partition is None or error:
         call.count_error(error)
         data = PartitionData(partition_index=index, error_code=error, high_watermark=-1, records=[])
+        if reader.rack and error == ErrorCode.NOT_LEADER_OR_FOLLOWER:
+            broker.metrics.fetch_redirects["leader"] += 1
         if error in (ErrorCode.NOT_LEADER_OR_FOLLOWER, ErrorCode.FENCED_LEADER_EPOCH):
             _name_leader(broker, call, entry, data, endpoints)
         return data
@@ -198,8 +245,11 @@ def _partition_data(
         payloads = [b"".join(payloads)]
         entry.block = None
     partition.traffic.bytes_out += entry.size_bytes
+    if entry.preferred >= 0:
+        broker.metrics.fetch_redirects["zone"] += 1
     return PartitionData(
         partition_index=index,
+        preferred_read_replica=entry.preferred,
         high_watermark=partition.high_watermark,
         last_stable_offset=partition.last_stable_offset,
         log_start_offset=partition.log_start_offset,

@@ -7,8 +7,8 @@ Versions: 0–13.
 
 Behaviour: every broker is told with its advertised address on the listener that the client came in by. A topic
 that does not exist is created where client and `auto.create.topics.enable` allow it, and the answer waits until its
-partitions are open; where that takes too long it is error 5, and the client asks again. Replicas and ISR name the leader:
-the object store replicates. Any broker can be asked to create topics, so the controller is the one that answers.
+partitions are open; where that takes too long it is error 5, and the client asks again. Replicas and ISR name the leader,
+since the object store replicates, and where racks are set one broker of each other rack, from which objects can be read (KIP-392). Any broker can be asked to create topics, so the controller is the one that answers.
 
 Answers are kept encoded until something changes: many clients ask the same.
 """
@@ -25,6 +25,7 @@ from broker.errors import code_of
 from broker.handlers.create_topics import wait_until_open
 from broker.topic_config import check_topic_name, colliding_form
 from broker.topics import INTERNAL_TOPICS, Topic
+from broker.zones import Zones
 from controller.controller import TopicSpec
 from controller.errors import ControllerError, TopicExists
 from protocol.errors import ErrorCode
@@ -147,10 +148,11 @@ def _answer(
     errors: dict[str, ErrorCode],
 ) -> MetadataResponse:
     operations = ALL_OPERATIONS_ON_TOPIC if request.include_topic_authorized_operations else -(2**31)
+    zones = broker.zone_reads.zones(call.listener.name)
     if wanted is None:
-        topics = [_topic(topic, operations) for topic in broker.topics.by_name.values()]
+        topics = [_topic(topic, operations, zones) for topic in broker.topics.by_name.values()]
     else:
-        topics = [_wanted_topic(broker, topic, errors, operations) for topic in wanted]
+        topics = [_wanted_topic(broker, topic, errors, operations, zones) for topic in wanted]
     response = MetadataResponse(
         brokers=[
             MetadataResponseBroker(node_id=node.node_id, host=address.host, port=address.port, rack=node.rack or None)
@@ -166,12 +168,12 @@ def _answer(
 
 
 def _wanted_topic(
-    broker: Broker, wanted: MetadataRequestTopic, errors: dict[str, ErrorCode], operations: int
+    broker: Broker, wanted: MetadataRequestTopic, errors: dict[str, ErrorCode], operations: int, zones: Zones
 ) -> MetadataResponseTopic:
     by_id = not wanted.name and wanted.topic_id != NULL_UUID
     topic = broker.topics.by_id.get(wanted.topic_id) if by_id else broker.topics.by_name.get(wanted.name or "")
     if topic is not None:
-        return _topic(topic, operations)
+        return _topic(topic, operations, zones)
     if by_id:
         return MetadataResponseTopic(error_code=ErrorCode.UNKNOWN_TOPIC_ID, name=None, topic_id=wanted.topic_id)
     name = wanted.name or ""
@@ -184,10 +186,10 @@ def _wanted_topic(
     return MetadataResponseTopic(error_code=code, name=name)
 
 
-def _topic(topic: Topic, operations: int) -> MetadataResponseTopic:
+def _topic(topic: Topic, operations: int, zones: Zones) -> MetadataResponseTopic:
     partitions = []
     for state in topic.info.partitions:
-        replicas = [state.leader]
+        replicas = zones.replicas(state.leader, state.stream_id)
         partition = MetadataResponsePartition(
             partition_index=state.index,
             leader_id=state.leader,

@@ -30,6 +30,7 @@ from broker.topics import Topics
 from broker.uris import absolute_uri
 from broker.wiring.outside import Opened
 from broker.wiring.surroundings import Surroundings
+from broker.zone_reads import ZoneReads
 from controller.controller import Controller
 from controller.image import Applied
 from controller.node_metadata import NodeMetadata
@@ -219,6 +220,14 @@ def assemble(
             now_ms=around.now_ms,
         ),
         groups=groups,
+        zone_reads=ZoneReads(
+            node_id=settings.node_id,
+            rack=settings.broker_rack,
+            image=controller.image,
+            topics=topics,
+            storage=storage,
+            clock=around.clock,
+        ),
         metrics=metrics,
         now_ms=around.now_ms,
         rng=around.rng,

@@ -371,6 +371,23 @@ DASHBOARDS: Mapping[str, tuple[str, Sequence[Row]]] = {
                 ),
             ),
             Row(
+                "Zones",
+                (
+                    Panel(
+                        "Sent to consumers",
+                        "Bps",
+                        {"zone {{zone}}": _rate("tidelog_fetched_bytes_total", "zone")},
+                        "In the broker's own zone, in another, or unknown.",
+                        stacked=True,
+                    ),
+                    Panel(
+                        "Consumers sent to their zone, and back to the leader",
+                        "short",
+                        {"{{to}}": _rate("tidelog_fetch_redirects_total", "to")},
+                    ),
+                ),
+            ),
+            Row(
                 "Moves",
                 (
                     Panel(

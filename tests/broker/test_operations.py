@@ -23,7 +23,7 @@ ALERT = re.compile(
 
 ALERTS = [found["name"] for found in ALERT.finditer(GUIDE)]
 
-SERIES = re.compile(r"\b(tidelog_[a-z_]+[a-z])(?:\{(.*?)\})?")
+SERIES = re.compile(r"\b(tidelog_(?!az=)[a-z_]+[a-z])(?:\{(.*?)\})?")
 
 
 def described(series: str) -> Described:

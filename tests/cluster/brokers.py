@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Producer, TopicPartition
@@ -45,9 +45,14 @@ TIMEOUT_S = 60.0
 
 @contextlib.contextmanager
 def running_brokers(
-    directory: Path, count: int = 3, *, started: int | None = None, **settings: object
+    directory: Path,
+    count: int = 3,
+    *,
+    started: int | None = None,
+    of_each: Callable[[int], Mapping[str, object]] = lambda node_id: {},
+    **settings: object,
 ) -> Iterator[Brokers]:
-    """Brokers 1, 2, 3 … that serve, or the first of them only; their objects are in `objects`."""
+    """Brokers 1, 2, 3 … that serve, or the first of them only; their objects are in `objects`. `of_each` gives settings by node id."""
     with contextlib.ExitStack() as stack:
         found: Brokers = {}
         for node_id in range(1, count + 1):
@@ -62,6 +67,7 @@ def running_brokers(
                     "memory.bytes": 128 << 20,
                     "group.initial.rebalance.delay.ms": 0,
                     **settings,
+                    **of_each(node_id),
                 },
             )
             stack.callback(_killed, broker)
