@@ -113,6 +113,13 @@ def test_it_is_small(image: Image) -> None:
     assert not (image.root / "src").exists()
 
 
+@pytest.mark.slow
+def test_it_is_no_particular_machine(image: Image) -> None:
+    """Brokers tell by an id of the machine whether they share its disks (`broker/host.py`): all containers would be one machine."""
+    machine_id = image.root / "etc" / "machine-id"
+    assert not machine_id.exists() or not machine_id.read_text().strip()
+
+
 CLIENT = """
 from confluent_kafka import Consumer, Producer, TopicPartition
 told = []
