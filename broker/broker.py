@@ -22,6 +22,7 @@ from broker.record_walks import RecordWalks
 from broker.topics import Topics
 from broker.zone_reads import ZoneReads
 from controller.controller import Controller
+from controller.lease import Serving
 from protocol.apis import encode_response
 from protocol.messages.api_versions import ApiVersion
 from s3stream.storage import Storage
@@ -53,6 +54,7 @@ class Broker:
         "producer_ids",
         "record_walks",
         "rng",
+        "serving",
         "storage",
         "topics",
         "waiting_fetches",
@@ -75,6 +77,7 @@ class Broker:
         fetch_sessions: FetchSessionCache,
         groups: GroupCoordinator,
         zone_reads: ZoneReads,
+        serving: Serving,
         metrics: Metrics,
         now_ms: Callable[[], int],
         rng: random.Random,
@@ -93,6 +96,8 @@ class Broker:
         self.fetch_sessions = fetch_sessions
         self.groups = groups
         self.zone_reads = zone_reads
+        self.serving = serving
+        """Asked before anything is told that could be stale, or taken."""
         self.waiting_fetches = WaitingFetches()
         self.record_walks = RecordWalks()
         self.metadata_cache = MetadataCache()

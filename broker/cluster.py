@@ -6,6 +6,7 @@ Always true: without `controller.listeners` a broker is alone, and nothing here 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -14,9 +15,21 @@ from typing import Any
 from broker.config import BrokerSettings, InvalidSettings, Listener, parse_listeners
 from broker.listening import advertised_listeners, bind
 from controller.controller import Controller
+from controller.node_metadata import NodeMetadata
+from controller.nodes import HEALTH_SINCE
+from controller.pulse import Pulse
 from controller.tcp import PeerServer, PeerTraffic, TcpPeers
+from s3stream.errors import MetadataUnavailable, NodeFenced
 
-__all__ = ["ControllerEndpoint", "while_leading"]
+__all__ = ["ControllerEndpoint", "leave_cluster", "while_leading"]
+
+log = logging.getLogger("tidelog.node")
+
+BEAT_INTERVAL_S = 0.2
+"""How often the event loop shows to the thread that shows life to others that it moves."""
+
+LEAVE_TIMEOUT_S = 1.0
+"""How long a stop waits until others are told."""
 
 
 class ControllerEndpoint:
@@ -59,6 +72,41 @@ class ControllerEndpoint:
         peers = TcpPeers(cluster_id=controller.cluster_id, node_id=node_id, traffic=self.traffic)
         self._stack.push_async_callback(peers.close)
         controller.join(peers, node_id=node_id)
+        pulse = Pulse(
+            cluster_id=controller.cluster_id,
+            node_id=node_id,
+            interval_ms=controller.settings.heartbeat_interval_ms,
+        )
+        pulse.start()
+        beating = asyncio.create_task(_beat(pulse, controller), name="signs of life")
+
+        async def silence() -> None:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+            await asyncio.to_thread(pulse.close)
+
+        self._stack.push_async_callback(silence)
+
+
+async def _beat(pulse: Pulse, controller: Controller) -> None:
+    """Tell the thread that shows life that this event loop moves, and who is where."""
+    while True:
+        leader = controller.leader_address
+        nodes = controller.image.nodes.values()
+        others = [node.controller_address for node in nodes if node.controller_address not in ("", controller.address)]
+        pulse.beat(leads=controller.is_leader, addresses=[leader, *others] if leader else others)
+        await asyncio.sleep(BEAT_INTERVAL_S)
+
+
+async def leave_cluster(controller: Controller, metadata: NodeMetadata) -> None:
+    """Tell others that nothing more comes from this node, which has closed all that it had: they need not find out."""
+    if controller.is_alone or controller.image.metadata_version < HEALTH_SINCE:
+        return
+    try:
+        async with asyncio.timeout(LEAVE_TIMEOUT_S):
+            await metadata.leave_cluster()
+    except (MetadataUnavailable, NodeFenced, TimeoutError) as error:
+        log.info("others find out by themselves that this node stopped: %(error)s", {"error": error or "no answer"})
 
 
 async def while_leading(controller: Controller, work: Callable[[], Coroutine[Any, Any, None]]) -> None:

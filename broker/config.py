@@ -180,6 +180,31 @@ class BrokerSettings:
         is_list=True,
     )
 
+    broker_session_timeout_ms: int = _identity(
+        2_000,
+        "A broker that the one that leads did not hear from for so long is suspected: it may serve no longer than its lease. With "
+        "controller.listeners only; the same on all brokers.",
+        unit="ms",
+        least=500,
+        most=600_000,
+    )
+    broker_heartbeat_interval_ms: int = _identity(
+        500,
+        "How often a broker shows the one that leads that it lives.",
+        unit="ms",
+        least=50,
+        most=60_000,
+    )
+    broker_lease_ms: int = _identity(
+        3_000,
+        "For how long a broker answers readers and groups without having read the metadata log in the bucket to its end, which it does three "
+        "times as often. A broker that is suspected is taken for dead after this time and a little more. With controller.listeners "
+        "only; the same on all brokers.",
+        unit="ms",
+        least=500,
+        most=600_000,
+    )
+
     object_store_uri: str = _data(
         "file://./data/objects", "Where objects are: file:///dir, s3://bucket/prefix?endpoint=…, or mem:// for tests."
     )
@@ -509,6 +534,11 @@ class BrokerSettings:
                     yield f"metrics.listeners: {listener} is not of the form HTTP://host:port"
         except InvalidSettings as error:
             yield str(error)
+        if self.broker_session_timeout_ms < 2 * self.broker_heartbeat_interval_ms:
+            yield (
+                f"broker.session.timeout.ms = {self.broker_session_timeout_ms} is less than twice "
+                f"broker.heartbeat.interval.ms = {self.broker_heartbeat_interval_ms}: one sign of life may be late"
+            )
         if self.group_min_session_timeout_ms > self.group_max_session_timeout_ms:
             yield (
                 f"group.min.session.timeout.ms = {self.group_min_session_timeout_ms} is more than "

@@ -168,6 +168,13 @@ class DelayedFetch:
         if self._task is not None:
             self._task.cancel()
 
+    def refuse(self, error: ErrorCode) -> None:
+        """Answer nothing that was found, but an error for every partition that has none."""
+        self._let_go()
+        self.total_bytes = 0
+        for entry in self.entries:
+            entry.error = entry.error or error
+
     def _complete(self) -> None:
         self._leave()
         self.complete(self)

@@ -51,6 +51,10 @@ SOURCE_BYTES = 512 << 10
 WAITING_RANGE_BYTES = 2500
 """Of the memory for each range that may wait to be merged: a twelfth of it is taken by them, twice that where they are merged twice."""
 
+LEASE_MARGIN_SHARE = 20
+LEAST_LEASE_MARGIN_MS = 100
+"""What is waited beyond a lease, for clocks that do not run alike: far more than they may differ by."""
+
 MIB = 1 << 20
 
 
@@ -157,6 +161,10 @@ def controller_settings(settings: BrokerSettings, *, leader_address: str = "") -
         cluster_id=settings.cluster_id,
         leader_address=leader_address,
         balances=settings.balance_enable,
+        session_timeout_ms=settings.broker_session_timeout_ms,
+        heartbeat_interval_ms=settings.broker_heartbeat_interval_ms,
+        lease_ms=settings.broker_lease_ms,
+        lease_margin_ms=max(settings.broker_lease_ms // LEASE_MARGIN_SHARE, LEAST_LEASE_MARGIN_MS),
         max_partitions=settings.max_partitions_per_broker,
         snapshot_interval_bytes=settings.metadata_log_max_record_bytes_between_snapshots,
         restore_window_ms=settings.metadata_restore_window_ms,

@@ -20,6 +20,7 @@ from broker.partition import Partition
 from broker.topic_config import TopicConfig, colliding_form, resolve
 from controller.image import Image, PartitionState
 from controller.image import Topic as TopicInfo
+from controller.lease import ALWAYS, Serving
 from protocol.errors import ErrorCode
 
 __all__ = ["INTERNAL_TOPICS", "Topic", "Topics"]
@@ -53,6 +54,12 @@ class Topic:
             return KafkaError(ErrorCode.KAFKA_STORAGE_ERROR, f"{self.name}-{index} is offline: {why}")
         return KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{self.name}-{index} is not open on this broker")
 
+    def no_lease(self, index: int) -> KafkaError:
+        """Why a partition that is open here is not answered for: it may be open elsewhere by now."""
+        return KafkaError(
+            ErrorCode.NOT_LEADER_OR_FOLLOWER, f"this broker has no lease, and cannot answer for {self.name}-{index}"
+        )
+
     def leader(self, index: int) -> PartitionState | None:
         """Who has partition `index` open; None while nobody has."""
         state = self.info.partitions[index]
@@ -70,8 +77,9 @@ class Topic:
 class Topics:
     """All topics of the cluster."""
 
-    def __init__(self, image: Image, settings: BrokerSettings, metrics: Metrics) -> None:
+    def __init__(self, image: Image, settings: BrokerSettings, metrics: Metrics, serving: Serving = ALWAYS) -> None:
         self._image = image
+        self._serving = serving
         self._settings = settings
         self._metrics = metrics
         self.by_name: dict[str, Topic] = {}
@@ -123,6 +131,8 @@ class Topics:
         partition = topic.partitions[index]
         if partition is None:
             raise topic.not_open(index)
+        if not self._serving.serves:
+            raise topic.no_lease(index)
         if partition.stream.closed is not None:
             raise partition.stream.closed
         code = partition.check_epoch(current_leader_epoch)

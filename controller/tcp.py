@@ -28,7 +28,7 @@ from controller.commands import Command
 from controller.peers import Balance, Followed, Following, NotLeader, PeerService, PeerUnavailable
 from controller.wire import Malformed, Outcome, decode_command, decode_outcome, encode_command, encode_outcome
 
-__all__ = ["PeerServer", "PeerTraffic", "TcpPeers", "split_address"]
+__all__ = ["ALIVE", "DONE", "PeerServer", "PeerTraffic", "TcpPeers", "hello", "split_address"]
 
 R = TypeVar("R")
 
@@ -44,8 +44,8 @@ _MAX_CONNECTIONS: Final = 1_000
 _CONNECT_TIMEOUT_S: Final = 2.0
 _GRACE_S: Final = 1.0
 """Beyond the time in which a peer wants to answer: it hangs, or the network is cut."""
-_SUBMIT, _FOLLOW, _BALANCE, _ALIVE = 1, 2, 3, 4
-_DONE, _NOT_LEADER, _REFUSED = 0, 1, 2
+_SUBMIT, _FOLLOW, _BALANCE, ALIVE = 1, 2, 3, 4
+DONE, _NOT_LEADER, _REFUSED = 0, 1, 2
 
 
 @dataclass(slots=True)
@@ -85,6 +85,11 @@ def _frame(message: object, traffic: PeerTraffic) -> bytes:
     body = msgspec.msgpack.encode(message)
     traffic.sent_bytes += _SIZE.size + len(body)
     return _SIZE.pack(len(body)) + body
+
+
+def hello(cluster_id: str, node_id: int) -> bytes:
+    """The first frame of a connection."""
+    return _frame((_VERSION, cluster_id, node_id), PeerTraffic())
 
 
 async def _send(writer: asyncio.StreamWriter, frame: bytes) -> None:
@@ -161,7 +166,7 @@ class PeerServer:
 
     async def _answer(self, writer: asyncio.StreamWriter, number: int, kind: int, body: bytes) -> None:
         try:
-            state, answer = _DONE, await self._answered(kind, body)
+            state, answer = DONE, await self._answered(kind, body)
         except NotLeader as error:
             state, answer = _NOT_LEADER, str(error).encode()
         except Malformed as error:
@@ -181,7 +186,7 @@ class PeerServer:
             return msgspec.msgpack.encode(await self._service.followed(following))
         if kind == _BALANCE:
             return msgspec.msgpack.encode(await self._service.balance())
-        if kind == _ALIVE:
+        if kind == ALIVE:
             try:
                 node_id = msgspec.msgpack.decode(body, type=int)
             except msgspec.DecodeError as error:
@@ -289,7 +294,7 @@ class TcpPeers:
             state, answer = await connection.ask(kind, body, timeout_s)
         except PeerUnavailable as error:
             raise PeerUnavailable(f"{address}: {error}", sent=error.sent) from error
-        if state == _DONE:
+        if state == DONE:
             return answer
         text = answer.decode(errors="replace")
         if state == _NOT_LEADER:

@@ -12,6 +12,7 @@ from broker.damage import MAX_NAMED_RANGES, NamedRange
 from broker.exposition.described import Described, Parts, Sample, by_value, counter, gauge, histogram, labelled
 from broker.logs import FIGURES
 from controller.lost_wals import streams_of_dead
+from controller.tables import NodeStatus
 from wal.histogram import Histogram
 
 __all__ = ["SECTIONS"]
@@ -32,6 +33,13 @@ def _offline(parts: Parts) -> Mapping[str, float | Histogram]:
         "damage": parts.partitions.offline_count,
         "dead_node": streams_of_dead(controller.image.state.tables) if controller.is_leader else 0,
     }
+
+
+def _statuses(parts: Parts) -> Mapping[str, float | Histogram]:
+    counts = dict.fromkeys((status.name.lower() for status in NodeStatus), 0)
+    for node_id in parts.controller.image.state.tables.nodes:
+        counts[parts.controller.image.node_status(node_id).name.lower()] += 1
+    return counts
 
 
 def _unreferenced_bytes(parts: Parts) -> float:
@@ -85,6 +93,35 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "tidelog_nodes_living",
                 "Nodes that this one hears from while it leads; 1 elsewhere, and where there are no others.",
                 lambda parts: parts.controller.living_count,
+            ),
+            labelled(
+                "gauge",
+                "tidelog_registered_nodes",
+                "status",
+                "Registered nodes by what the metadata say of them: alive, suspect (not heard from: they get no lease), dead (taken for dead, or "
+                "stopped in order).",
+                by_value(_statuses),
+            ),
+            counter(
+                "tidelog_node_suspicions_total",
+                "How often this node, while it led, suspected another that it did not hear from.",
+                lambda parts: 0 if parts.controller.detection is None else parts.controller.detection.suspicions,
+            ),
+            counter(
+                "tidelog_node_deaths_total",
+                "Nodes that this node, while it led, took for dead.",
+                lambda parts: 0 if parts.controller.detection is None else parts.controller.detection.deaths,
+            ),
+            gauge(
+                "tidelog_lease_remaining_seconds",
+                "For how long this node may answer readers and groups without another look at the bucket; 0: it does not. Infinite where it is "
+                "alone, and needs no lease.",
+                lambda parts: float("inf") if parts.lease is None else parts.lease.remaining_s,
+            ),
+            counter(
+                "tidelog_lease_lapses_total",
+                "How often this node was without a lease after it had one.",
+                lambda parts: 0 if parts.lease is None else parts.lease.lapses,
             ),
             counter(
                 "tidelog_partition_reassignments_total",

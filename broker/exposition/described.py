@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from broker.server import Server
     from broker.topics import Topics
     from controller.controller import Controller
+    from controller.lease import Lease
     from controller.tcp import PeerTraffic
     from s3stream.collector import Collector as ObjectCollector
     from s3stream.compactor import Compactor
@@ -48,6 +49,8 @@ class Parts:
     reader: ObjectReader
     damage: DamageReport
     controller: Controller
+    lease: Lease | None
+    """None where the node is alone."""
     peer_traffic: PeerTraffic
     topics: Topics
     partitions: Partitions

@@ -34,6 +34,7 @@ from broker.groups.shard import Budget, OffsetLimits, Shard
 from broker.groups.writer import Writer
 from controller.controller import TopicSpec
 from controller.errors import ControllerError, TopicExists
+from controller.lease import ALWAYS, Serving
 from protocol.errors import ErrorCode, Malformed
 from protocol.record_set import iter_records
 from protocol.records import batch_bounds
@@ -123,12 +124,14 @@ class GroupCoordinator:
         storage: Storage,
         controller: Controller,
         now_ms: Callable[[], int],
+        serving: Serving = ALWAYS,
     ) -> None:
         self._settings = settings
         self._topics = topics
         self._partitions = partitions
         self._storage = storage
         self._controller = controller
+        self._serving = serving
         self._now_ms = now_ms
         self._budget = Budget(settings.memory_bytes)
         self._places: dict[int, _Place] = {}
@@ -181,6 +184,8 @@ class GroupCoordinator:
         return self._budget.used_bytes
 
     def _ready(self, group_id: str) -> _Place:
+        if not self._serving.serves:
+            raise KafkaError(ErrorCode.NOT_COORDINATOR, "this broker has no lease, and cannot answer for groups")
         index = self.partition_of(group_id)
         place = None if index is None else self._places.get(index)
         if place is None or place.partition.stream.closed is not None:

@@ -2,7 +2,7 @@
 
 Versions: 0–2.
 - v1+ asks for brokers or for controllers (KIP-919): brokers are asked here, so controllers are error 114, anything else 115.
-- v2+ also for fenced brokers (KIP-1073), which there are none of.
+- v2+ also for fenced brokers (KIP-1073): those that are taken for dead, or have stopped.
 
 Behaviour: as Metadata: every broker with its address on the listener that the client came in by, and the controller is
 the one that answers.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from broker.broker import Broker, Call
 from broker.endpoints import brokers_on
 from broker.handlers.metadata import ALL_OPERATIONS_ON_CLUSTER
+from controller.tables import NodeStatus
 from protocol.errors import ErrorCode
 from protocol.messages.describe_cluster import DescribeClusterBroker, DescribeClusterRequest, DescribeClusterResponse
 
@@ -46,8 +47,14 @@ def handle(
         cluster_id=broker.cluster_id,
         controller_id=broker.settings.node_id,
         brokers=[
-            DescribeClusterBroker(broker_id=node.node_id, host=address.host, port=address.port, rack=node.rack or None)
-            for node, address in brokers_on(broker, call.listener)
+            DescribeClusterBroker(
+                broker_id=node.node_id,
+                host=address.host,
+                port=address.port,
+                rack=node.rack or None,
+                is_fenced=node.status is NodeStatus.DEAD,
+            )
+            for node, address in brokers_on(broker, call.listener, with_dead=request.include_fenced_brokers)
         ],
     )
     if request.include_cluster_authorized_operations:

@@ -18,6 +18,7 @@ from broker.topic_config import check_topic_name
 from broker.topics import Topic
 from broker.zones import Zones
 from controller.image import PartitionState
+from controller.tables import NodeStatus
 from protocol.errors import ErrorCode
 from protocol.messages.describe_topic_partitions import (
     Cursor,
@@ -66,7 +67,7 @@ def handle(
             response.next_cursor = Cursor(topic_name=name, partition_index=first)
             break
         part = topic.info.partitions[first : first + left]
-        topics.append(_described(topic, part, zones))
+        topics.append(_described(broker, topic, part, zones))
         left -= len(part)
         if first + len(part) < len(topic.info.partitions):
             response.next_cursor = Cursor(topic_name=name, partition_index=first + len(part))
@@ -80,25 +81,30 @@ def _missing(name: str) -> DescribeTopicPartitionsResponseTopic:
     return DescribeTopicPartitionsResponseTopic(name=name, error_code=code)
 
 
-def _described(topic: Topic, states: Iterable[PartitionState], zones: Zones) -> DescribeTopicPartitionsResponseTopic:
+def _described(
+    broker: Broker, topic: Topic, states: Iterable[PartitionState], zones: Zones
+) -> DescribeTopicPartitionsResponseTopic:
+    status_of = broker.controller.image.node_status
     return DescribeTopicPartitionsResponseTopic(
         name=topic.name,
         topic_id=topic.topic_id,
         is_internal=topic.is_internal,
-        partitions=[_partition(state, zones) for state in states],
+        partitions=[_partition(state, zones, status_of(state.leader) is NodeStatus.DEAD) for state in states],
         topic_authorized_operations=ALL_OPERATIONS_ON_TOPIC,
     )
 
 
-def _partition(state: PartitionState, zones: Zones) -> DescribeTopicPartitionsResponsePartition:
+def _partition(state: PartitionState, zones: Zones, is_dead: bool) -> DescribeTopicPartitionsResponsePartition:
     replicas = zones.replicas(state.leader, state.stream_id)
+    serves = state.is_open and not is_dead
     return DescribeTopicPartitionsResponsePartition(
-        error_code=ErrorCode.NONE if state.is_open else ErrorCode.LEADER_NOT_AVAILABLE,
+        error_code=ErrorCode.NONE if serves else ErrorCode.LEADER_NOT_AVAILABLE,
         partition_index=state.index,
-        leader_id=state.leader if state.is_open else -1,
+        leader_id=state.leader if serves else -1,
         leader_epoch=state.leader_epoch,
         replica_nodes=replicas,
         isr_nodes=replicas,
         eligible_leader_replicas=[],
         last_known_elr=[],
+        offline_replicas=[state.leader] if is_dead else [],
     )

@@ -147,6 +147,8 @@ def _resolve(broker: Broker, by_id: bool, reader: Reader, wanted: SessionPartiti
         return FetchedPartition(wanted=wanted, partition=None, error=error)
     if not 0 <= wanted.partition < len(topic.partitions):
         return FetchedPartition(wanted=wanted, partition=None, error=ErrorCode.UNKNOWN_TOPIC_OR_PARTITION)
+    if not broker.serving.serves:
+        return FetchedPartition(wanted=wanted, partition=None, error=topic.no_lease(wanted.partition).error_code)
     partition = topic.partitions[wanted.partition]
     if partition is None:
         return _resolve_elsewhere(broker, reader, topic, wanted)
@@ -176,6 +178,8 @@ def _response(
     broker: Broker, call: Call, context: FetchContext, reader: Reader, fetch: DelayedFetch, may_copy: bool
 ) -> tuple[FetchResponse, CacheBlock | None]:
     """The response, and the oldest block of the log cache that it holds views of."""
+    if not broker.serving.serves:  # it may have waited, or read from objects, since it was asked
+        fetch.refuse(ErrorCode.NOT_LEADER_OR_FOLLOWER)
     topics: dict[TopicKey, list[PartitionData]] = {}
     endpoints: dict[int, NodeEndpoint] = {}
     oldest: CacheBlock | None = None

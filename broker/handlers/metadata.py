@@ -28,6 +28,7 @@ from broker.topics import INTERNAL_TOPICS, Topic
 from broker.zones import Zones
 from controller.controller import TopicSpec
 from controller.errors import ControllerError, TopicExists
+from controller.tables import NodeStatus
 from protocol.errors import ErrorCode
 from protocol.messages.metadata import (
     MetadataRequest,
@@ -150,7 +151,7 @@ def _answer(
     operations = ALL_OPERATIONS_ON_TOPIC if request.include_topic_authorized_operations else -(2**31)
     zones = broker.zone_reads.zones(call.listener.name)
     if wanted is None:
-        topics = [_topic(topic, operations, zones) for topic in broker.topics.by_name.values()]
+        topics = [_topic(broker, topic, operations, zones) for topic in broker.topics.by_name.values()]
     else:
         topics = [_wanted_topic(broker, topic, errors, operations, zones) for topic in wanted]
     response = MetadataResponse(
@@ -173,7 +174,7 @@ def _wanted_topic(
     by_id = not wanted.name and wanted.topic_id != NULL_UUID
     topic = broker.topics.by_id.get(wanted.topic_id) if by_id else broker.topics.by_name.get(wanted.name or "")
     if topic is not None:
-        return _topic(topic, operations, zones)
+        return _topic(broker, topic, operations, zones)
     if by_id:
         return MetadataResponseTopic(error_code=ErrorCode.UNKNOWN_TOPIC_ID, name=None, topic_id=wanted.topic_id)
     name = wanted.name or ""
@@ -186,7 +187,8 @@ def _wanted_topic(
     return MetadataResponseTopic(error_code=code, name=name)
 
 
-def _topic(topic: Topic, operations: int, zones: Zones) -> MetadataResponseTopic:
+def _topic(broker: Broker, topic: Topic, operations: int, zones: Zones) -> MetadataResponseTopic:
+    status_of = broker.controller.image.node_status
     partitions = []
     for state in topic.info.partitions:
         replicas = zones.replicas(state.leader, state.stream_id)
@@ -197,9 +199,11 @@ def _topic(topic: Topic, operations: int, zones: Zones) -> MetadataResponseTopic
             replica_nodes=replicas,
             isr_nodes=replicas,
         )
-        if not state.is_open:
+        is_dead = status_of(state.leader) is NodeStatus.DEAD
+        if is_dead or not state.is_open:
             partition.error_code = ErrorCode.LEADER_NOT_AVAILABLE
             partition.leader_id = -1
+            partition.offline_replicas = [state.leader] if is_dead else ()
         partitions.append(partition)
     return MetadataResponseTopic(
         name=topic.name,

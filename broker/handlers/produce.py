@@ -70,6 +70,7 @@ def submit(broker: Broker, connection: Connection, version: int, correlation_id:
     now_ms = broker.now_ms()
     on_done = None if quiet else acks.done
     topics = broker.topics.by_name
+    takes = broker.serving.takes_records
     seen = 0
     for at, topic_data in enumerate(request.topic_data):
         name = topic_data.name
@@ -81,7 +82,7 @@ def submit(broker: Broker, connection: Connection, version: int, correlation_id:
                 continue
             response = PartitionProduceResponse(index=data.index)
             try:
-                partition = _partition_for(request, topic, name, data.index)
+                partition = _partition_for(request, topic, name, data.index, takes)
                 treatment, treated = pending.treatment, None
                 if treatment is not None:
                     if not treatment.done:
@@ -133,7 +134,7 @@ def _stall(acks: AckQueue, pending: PendingProduce, seen: int) -> bool:
     return False
 
 
-def _partition_for(request: ProduceRequest, topic: Topic | None, name: str, index: int) -> Partition:
+def _partition_for(request: ProduceRequest, topic: Topic | None, name: str, index: int, takes: bool) -> Partition:
     if request.acks not in (-1, 0, 1):
         raise KafkaError(ErrorCode.INVALID_REQUIRED_ACKS, f"acks={request.acks} is none of -1, 0 and 1")
     if request.transactional_id is not None:
@@ -145,6 +146,8 @@ def _partition_for(request: ProduceRequest, topic: Topic | None, name: str, inde
     partition = topic.partitions[index]
     if partition is None:
         raise topic.not_open(index)
+    if not takes:
+        raise topic.no_lease(index)
     return partition
 
 

@@ -112,6 +112,7 @@ async def open_outside(stack: AsyncExitStack, settings: BrokerSettings, around: 
         now_ms=around.now_ms,
         rng=around.rng,
         on_failure=around.on_failed,
+        clock=around.boottime,
     )
     await endpoint.join(controller, settings.node_id)
     stack.push_async_callback(controller.close, timeout_ms=CONTROLLER_CLOSE_TIMEOUT_MS)

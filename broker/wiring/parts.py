@@ -13,6 +13,7 @@ from functools import partial
 
 from broker.arrivals import Arrivals
 from broker.broker import Broker
+from broker.cluster import leave_cluster
 from broker.config import BrokerSettings, Listener, parse_overrides
 from broker.config_layers import SettingsLayers
 from broker.damage import DamageReport
@@ -33,7 +34,9 @@ from broker.wiring.surroundings import Surroundings
 from broker.zone_reads import ZoneReads
 from controller.controller import Controller
 from controller.image import Applied
+from controller.lease import ALWAYS, Lease, Serving
 from controller.node_metadata import NodeMetadata
+from controller.tables import NodeStatus
 from s3stream.errors import NodeFenced
 from s3stream.metered import Purpose
 from s3stream.object_reader import ObjectReader
@@ -79,6 +82,13 @@ class Registered:
 
     node_epoch: int
     metadata: NodeMetadata
+    lease: Lease | None
+    """None where it is alone."""
+
+    @property
+    def serving(self) -> Serving:
+        """What is asked before anything is answered."""
+        return ALWAYS if self.lease is None else self.lease
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +131,7 @@ async def come_up(
     broker, reader = assemble(settings, around, opened, registered, metrics)
     broker.advertised = advertised
     damage = DamageReport(image=opened.controller.image, objects=reader.damage, offline=offline)
-    await _recover(stack, settings, opened, broker, reader, server, offline)
+    await _recover(stack, settings, opened, registered, broker, reader, server, offline)
     return Up(registered=registered, broker=broker, reader=reader, damage=damage)
 
 
@@ -143,11 +153,26 @@ async def _register(
         rack=settings.broker_rack,
         wal_uri=wal_uri,
         wal_host=wal_host,
+        lease_ms=0 if opened.controller.is_alone else settings.broker_lease_ms,
+        controller_address=opened.controller.address,
     )
-    return Registered(
-        node_epoch=registration.node_epoch,
-        metadata=opened.controller.bind(settings.node_id, registration.node_epoch),
+    metadata = opened.controller.bind(settings.node_id, registration.node_epoch)
+    if opened.controller.is_alone:
+        return Registered(node_epoch=registration.node_epoch, metadata=metadata, lease=None)
+    lease = Lease(
+        opened.controller,
+        metadata,
+        settings=opened.controller.settings,
+        complete_registration=partial(
+            metadata.complete_registration,
+            lease_ms=settings.broker_lease_ms,
+            controller_address=opened.controller.address,
+            wal_uri=wal_uri,
+            wal_host=wal_host,
+        ),
+        clock=around.boottime,
     )
+    return Registered(node_epoch=registration.node_epoch, metadata=metadata, lease=lease)
 
 
 def assemble(
@@ -179,7 +204,7 @@ def assemble(
     )
     said = layers(settings, controller)
     reader.budget.limit(said.current.catch_up_bytes_per_s)
-    topics = Topics(controller.image, said.current, metrics)
+    topics = Topics(controller.image, said.current, metrics, registered.serving)
     partitions = Partitions(
         node_id=settings.node_id,
         storage=storage,
@@ -196,6 +221,7 @@ def assemble(
         partitions=partitions,
         storage=storage,
         controller=controller,
+        serving=registered.serving,
         now_ms=around.now_ms,
     )
     partitions.on_changed = groups.sync
@@ -228,6 +254,7 @@ def assemble(
             storage=storage,
             clock=around.clock,
         ),
+        serving=registered.serving,
         metrics=metrics,
         now_ms=around.now_ms,
         rng=around.rng,
@@ -239,6 +266,7 @@ async def _recover(
     stack: AsyncExitStack,
     settings: BrokerSettings,
     opened: Opened,
+    registered: Registered,
     broker: Broker,
     reader: ObjectReader,
     server: Server,
@@ -268,10 +296,11 @@ async def _recover(
     async def close_storage() -> None:
         await broker.storage.close(timeout_s=settings.shutdown_timeout_ms / 1000)
 
+    stack.push_async_callback(leave_cluster, opened.controller, registered.metadata)
     stack.push_async_callback(close_storage)
     stack.push_async_callback(broker.partitions.close)
     stack.push_async_callback(broker.groups.close)
-    stack.callback(opened.controller.subscribe(partial(_applied, settings, broker, reader, server)))
+    stack.callback(opened.controller.subscribe(partial(_applied, settings, registered, broker, reader, server)))
     broker.topics.sync_all()
     broker.partitions.adopt(streams.values())
     broker.storage.run()
@@ -280,8 +309,15 @@ async def _recover(
 
 
 def stop_where_superseded(settings: BrokerSettings, registered: Registered, broker: Broker) -> None:
-    """Serve nothing more once the metadata tells that another process runs as this node, also where the WAL is idle."""
+    """Serve nothing more once the metadata tells that another process runs as this node, or that it is taken for dead, also where
+    the WAL is idle."""
     node = broker.controller.image.node(settings.node_id)
+    if node is not None and node.node_epoch == registered.node_epoch and node.status is NodeStatus.DEAD:
+        broker.storage.supersede(
+            NodeFenced(
+                f"node {settings.node_id} was not heard from for so long that others took it for dead. It comes back when it is started again"
+            )
+        )
     if node is not None and node.node_epoch > registered.node_epoch:
         broker.storage.supersede(
             NodeFenced(
@@ -291,8 +327,17 @@ def stop_where_superseded(settings: BrokerSettings, registered: Registered, brok
         )
 
 
-def _applied(settings: BrokerSettings, broker: Broker, reader: ObjectReader, server: Server, change: Applied) -> None:
+def _applied(
+    settings: BrokerSettings,
+    registered: Registered,
+    broker: Broker,
+    reader: ObjectReader,
+    server: Server,
+    change: Applied,
+) -> None:
     """The metadata changed: every part takes notice, in this order."""
+    if registered.lease is not None:
+        registered.lease.metadata_changed()
     topics = broker.topics
     if change.broker_configs:
         broker.layers = layers(settings, broker.controller)

@@ -43,6 +43,9 @@ log = logging.getLogger("tidelog.node")
 LOAD_WAIT_S = 0.5
 """How long a start waits for producer state before it serves: clients then see no retriable error at all, as a rule."""
 
+LEASE_WAIT_S = 5.0
+"""Likewise for its lease, which takes one look at the bucket."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Running:
@@ -106,6 +109,8 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
         broker.partitions.want(broker.topics.by_id.values())
         await broker.partitions.wait_loaded(LOAD_WAIT_S)
         await broker.groups.wait_loaded(LOAD_WAIT_S)
+        if registered.lease is not None:
+            await registered.lease.wait_held(LEASE_WAIT_S)
         await server.serve(Dispatch(broker))
         stack.callback(server.stop_requests)
         monitoring.serving(
@@ -118,6 +123,7 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
                 reader=reader,
                 damage=up.damage,
                 controller=opened.controller,
+                lease=registered.lease,
                 peer_traffic=opened.peer_traffic,
                 topics=broker.topics,
                 partitions=broker.partitions,

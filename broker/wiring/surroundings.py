@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from controller.lease import boottime_s
 from s3stream.objectstore import ObjectStore
 
 __all__ = ["Surroundings"]
@@ -27,6 +28,8 @@ class Surroundings:
     """Asked when it stops: whether others are there to take its partitions, or stop at the same time."""
     clock: Callable[[], float] = time.perf_counter
     """Seconds, for figures only."""
+    boottime: Callable[[], float] = boottime_s
+    """Seconds that go on while the machine sleeps, for leases."""
     host: str = ""
     """Identity of the machine; empty: none that others could be on."""
 

@@ -62,6 +62,7 @@ class Work:
         broker: Broker,
     ) -> None:
         self._broker = broker
+        self._lease = registered.lease
         self._ruled = opened.ruled
         self._background = Background()
         self.compactor = _compactor(settings, around, opened, registered)
@@ -115,6 +116,8 @@ class Work:
         """Start all of it; the lag of groups only where somebody can see it."""
         for bucket, paths in self._ruled:
             self._background.start("a look at the bucket's rules", tell_rules(bucket, paths))
+        if self._lease is not None:
+            self._background.start("the lease", self._lease.run())
         self._background.start("partitions that leave", self._broker.handover.run())
         self._background.start("retention", self.retention.run())
         controller = self._broker.controller

@@ -76,7 +76,9 @@ def test_settings_are_called_as_they_are() -> None:
 def test_events_are_called_as_they_are() -> None:
     """What the guide tells to search the log for is what the code logs."""
     root = Path(__file__).parents[2]
-    code = "".join(path.read_text() for package in ("broker", "s3stream") for path in (root / package).rglob("*.py"))
+    code = "".join(
+        path.read_text() for package in ("broker", "controller", "s3stream") for path in (root / package).rglob("*.py")
+    )
     events = re.findall(r"[Ee]vent `([^`]+)`", GUIDE.replace("\n", " "))
     assert len(events) > 5
     for event in events:

@@ -49,6 +49,7 @@ def running_brokers(
     count: int = 3,
     *,
     started: int | None = None,
+    program: str = "broker",
     of_each: Callable[[int], Mapping[str, object]] = lambda node_id: {},
     **settings: object,
 ) -> Iterator[Brokers]:
@@ -69,6 +70,7 @@ def running_brokers(
                     **settings,
                     **of_each(node_id),
                 },
+                program=program,
             )
             stack.callback(_killed, broker)
             if started is None or node_id <= started:

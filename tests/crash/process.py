@@ -29,10 +29,12 @@ class BrokerProcess:
         *,
         environment: Mapping[str, str] | None = None,
         port: int | None = None,
+        program: str = "broker",
     ) -> None:
         self.directory = directory
         self.environment = {**os.environ, **(environment or {})}
         self.port = free_port() if port is None else port
+        self._program = program
         self.code: Path | None = None
         """Where the packages are loaded from at the next start, if not from here."""
         self.log_path = directory / "broker.log"
@@ -56,7 +58,9 @@ class BrokerProcess:
         """Start it; see `wait_ready`. A `crash_point` works once `arm` was called."""
         assert self._process is None, "it runs already"
         self._arming_file.unlink(missing_ok=True)
-        program = ["broker"] if crash_point is None else ["tests.crash.launch", crash_point, str(self._arming_file)]
+        program = (
+            [self._program] if crash_point is None else ["tests.crash.launch", crash_point, str(self._arming_file)]
+        )
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", *program, "serve", "-c", str(self.config)],

@@ -1,0 +1,146 @@
+"""Brokers that are not heard from: who is taken for dead tells nothing and takes nothing when it wakes, and who is only busy is not taken for dead."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from protocol.messages.list_offsets import ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic
+from tests.broker.wire import Wire, batch, fetch_request, produce_request
+from tests.cluster.blockable import BLOCKED_S
+from tests.cluster.brokers import TIMEOUT_S, Brokers, Load, all_of, leaders, leading, run_tool, running_brokers, shared
+from tests.crash.process import BrokerProcess
+
+pytestmark = pytest.mark.crash
+
+NOT_LEADER_OR_FOLLOWER = 6
+LATEST = -1
+
+
+async def status_of(node_id: int, asked: BrokerProcess, wanted: str) -> None:
+    """Return when the metadata say so of a node."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while True:
+            _, text = await asyncio.to_thread(run_tool, asked, "inspect", "metadata")
+            (line,) = [line for line in text.splitlines() if line.startswith(f"node {node_id}: ")]
+            found = next((status for status in ("SUSPECT", "DEAD") if f", {status} since" in line), "ALIVE")
+            if found == wanted:
+                return
+            await asyncio.sleep(0.2)
+
+
+async def answer(wire: Wire) -> Any:
+    """What is answered to the one request under way; None where the connection is closed instead."""
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            return await wire.receive()
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+
+
+async def test_a_paused_broker_that_was_taken_for_dead_tells_and_takes_nothing_when_it_wakes(
+    brokers: Brokers, tmp_path: Path
+) -> None:
+    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
+    admin.create_topics([NewTopic("t", num_partitions=3)])["t"].result(TIMEOUT_S)
+    await shared(brokers, "t", {1: 1, 2: 1, 3: 1})
+    controller = await leading(tmp_path / "objects", brokers)
+    paused_id = next(node_id for node_id in brokers if node_id != controller)
+    paused = brokers[paused_id]
+    others = {node_id: broker for node_id, broker in brokers.items() if node_id != paused_id}
+    (partition,) = [index for index, leader in leaders(brokers, "t").items() if leader == paused_id]
+    async with (
+        await Wire.connect(paused.bootstrap_servers) as reader,
+        await Wire.connect(paused.bootstrap_servers) as asker,
+        await Wire.connect(paused.bootstrap_servers) as writer,
+    ):
+        for number in range(5):
+            assert (await writer.produce("t", batch(b"%d" % number), partition=partition)).error_code == 0
+        assert (await reader.fetch("t", 5, partition=partition)).error_code == 0
+        assert (await asker.list_offset("t", LATEST, partition=partition)).offset == 5
+
+        os.kill(paused.pid, signal.SIGSTOP)
+        paused_s = time.monotonic()
+        # Questions that it finds when it wakes, before anything tells it what happened meanwhile.
+        reader.send("Fetch", 12, fetch_request("t", 5, partition=partition))
+        wanted = ListOffsetsPartition(partition_index=partition, timestamp=LATEST)
+        topics = [ListOffsetsTopic(name="t", partitions=[wanted])]
+        asker.send("ListOffsets", 9, ListOffsetsRequest(replica_id=-1, topics=topics))
+        writer.send("Produce", 9, produce_request("t", batch(b"late"), partition=partition))
+
+        async with asyncio.timeout(TIMEOUT_S):  # others go on with its partition
+            while leaders(others, "t")[partition] not in others:
+                await asyncio.sleep(0.05)
+        print(f"served elsewhere {time.monotonic() - paused_s:.2f} s after the pause began")
+        asking = AdminClient({"bootstrap.servers": all_of(others)})
+        told = await asyncio.to_thread(asking.list_topics, "t", TIMEOUT_S)
+        assert paused_id not in told.brokers, "clients are not sent to the dead"
+        producer = Producer({"bootstrap.servers": all_of(others)})
+        for number in range(5, 10):
+            producer.produce("t", b"%d" % number, partition=partition)
+        assert await asyncio.to_thread(producer.flush, TIMEOUT_S) == 0
+
+        os.kill(paused.pid, signal.SIGCONT)
+        fetched, listed, produced = await answer(reader), await answer(asker), await answer(writer)
+    if fetched is not None:
+        (data,) = fetched.responses[0].partitions
+        assert (data.error_code, data.high_watermark, list(data.records or ())) == (NOT_LEADER_OR_FOLLOWER, -1, [])
+    if listed is not None:
+        assert listed.topics[0].partitions[0].error_code == NOT_LEADER_OR_FOLLOWER
+    if produced is not None:
+        assert produced.responses[0].partition_responses[0].error_code == NOT_LEADER_OR_FOLLOWER
+    async with asyncio.timeout(TIMEOUT_S):
+        while not paused.has_ended():
+            await asyncio.sleep(0.1)
+    assert "others took it for dead" in paused.log_path.read_text()
+
+    paused.kill()  # reaps it
+    paused.start()
+    await asyncio.to_thread(paused.wait_ready)
+    await status_of(paused_id, brokers[controller], "ALIVE")
+    async with await Wire.connect(brokers[leaders(brokers, "t")[partition]].bootstrap_servers) as wire:
+        assert await wire.fetch_all("t", partition=partition) == [b"%d" % number for number in range(10)]
+
+
+async def test_a_broker_whose_event_loop_is_blocked_is_not_taken_for_dead(tmp_path: Path) -> None:
+    with running_brokers(tmp_path, program="tests.cluster.blockable") as brokers:
+        admin = AdminClient({"bootstrap.servers": all_of(brokers)})
+        admin.create_topics([NewTopic("t", num_partitions=3)])["t"].result(TIMEOUT_S)
+        await shared(brokers, "t", {1: 1, 2: 1, 3: 1})
+        controller = await leading(tmp_path / "objects", brokers)
+        follower = next(node_id for node_id in brokers if node_id != controller)
+        with Load(all_of(brokers), "t", 3) as load:
+            for blocked in (follower, controller):
+                async with await Wire.connect(brokers[blocked].bootstrap_servers) as wire:
+                    os.kill(brokers[blocked].pid, signal.SIGUSR1)
+                    await asyncio.sleep(0.5)
+                    blocked_s = time.monotonic()
+                    await wire.list_offset("t", LATEST)
+                    assert time.monotonic() - blocked_s > BLOCKED_S / 2, "it was blocked indeed"
+                await asyncio.sleep(2.0)
+        assert load.errors == []
+        print(f"the longest gap between acknowledgements was {load.longest_gap_s:.2f} s")
+        for broker in brokers.values():
+            assert "a node is taken for dead" not in broker.log_path.read_text()
+            assert not broker.has_ended(), broker.log_tail()
+
+
+async def test_a_broker_that_stops_in_order_is_gone_at_once(brokers: Brokers) -> None:
+    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
+    assert sorted(admin.list_topics(timeout=TIMEOUT_S).brokers) == [1, 2, 3]
+    await asyncio.to_thread(brokers[2].stop)
+    await status_of(2, brokers[1], "DEAD")
+    for broker in (brokers[1], brokers[3]):
+        assert "not heard from" not in broker.log_path.read_text(), "it said so itself"
+        assert sorted(AdminClient({"bootstrap.servers": broker.bootstrap_servers}).list_topics(timeout=TIMEOUT_S).brokers) == [1, 3]  # fmt: skip
+    brokers[2].start()
+    await asyncio.to_thread(brokers[2].wait_ready)
+    await status_of(2, brokers[1], "ALIVE")
