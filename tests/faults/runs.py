@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
 from tests.checker.history import History, check
 from tests.crash.load import create_topic, read_topic
 from tests.faults.cluster import PREFIX, Cluster, FaultyNode, running_cluster
@@ -24,6 +27,7 @@ __all__ = ["Report", "faulty_run"]
 TOPIC = "t"
 PARTITIONS = 6
 _VERIFIED_WITHIN_S = 120.0
+_TAKEN_OVER_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +133,11 @@ def _perform(cluster: Cluster, step: Step) -> None:
             node.broker.kill()
             time.sleep(step.lasts_s)
             _start(node)
+        case Fault.LOSE:
+            node.broker.kill()
+            _wait_taken_over(cluster, node.node_id)
+            time.sleep(step.lasts_s)
+            _start(node)
         case Fault.PAUSE:
             node.pause()
             time.sleep(step.lasts_s)
@@ -175,6 +184,21 @@ def _restart(node: FaultyNode, away_s: float) -> None:
     node.broker.stop()
     time.sleep(away_s)
     _start(node)
+
+
+def _wait_taken_over(cluster: Cluster, node_id: int) -> None:
+    """Return when clients are told of other leaders for all that a node led."""
+    others = ",".join(node.broker.bootstrap_servers for node in cluster.nodes.values() if node.node_id != node_id)
+    admin = AdminClient({"bootstrap.servers": others, "log_level": 0})
+    deadline = time.monotonic() + _TAKEN_OVER_WITHIN_S
+    while True:
+        with contextlib.suppress(KafkaException):  # the one that was asked is away as well
+            topic = admin.list_topics(TOPIC, timeout=2.0).topics[TOPIC]
+            led = {partition.leader for partition in topic.partitions.values()}
+            if topic.error is None and not led & {node_id, -1}:
+                return
+        assert time.monotonic() < deadline, f"nobody took over from node {node_id} within {_TAKEN_OVER_WITHIN_S} s"
+        time.sleep(0.1)
 
 
 def _start(node: FaultyNode) -> None:

@@ -18,6 +18,7 @@ class Fault(enum.StrEnum):
     """What may happen to a node."""
 
     KILL = "kill -9, and a start after a while"
+    LOSE = "kill -9, and a start when others serve its partitions"
     PAUSE = "SIGSTOP, and SIGCONT after a while"
     RESTART = "SIGTERM, and a start"
     ROLL = "a restart of every node, one after the other"
@@ -31,7 +32,7 @@ class Fault(enum.StrEnum):
     CUT_STORE = "nothing passes between it and the store"
 
 
-PROCESS_FAULTS = (Fault.KILL, Fault.PAUSE, Fault.RESTART, Fault.ROLL)
+PROCESS_FAULTS = (Fault.KILL, Fault.LOSE, Fault.PAUSE, Fault.RESTART, Fault.ROLL)
 NETWORK_FAULTS = (
     Fault.SLOW_CLIENTS,
     Fault.RESET_CLIENTS,
@@ -45,6 +46,7 @@ NETWORK_FAULTS = (
 
 _LONGEST_S = {
     Fault.KILL: 4.0,
+    Fault.LOSE: 1.0,
     Fault.PAUSE: 6.0,
     Fault.RESTART: 1.0,
     Fault.ROLL: 0.5,
