@@ -50,6 +50,7 @@ from broker.handlers import (
     offset_for_leader_epoch,
     produce,
     sync_group,
+    unregister_broker,
 )
 from protocol.apis import API, api_named, decode_request, encode_response, request_decoder
 from protocol.compiler import MAX_REQUEST_ELEMENTS
@@ -92,6 +93,7 @@ MODULES: tuple[ModuleType, ...] = (
     offset_fetch,
     offset_for_leader_epoch,
     sync_group,
+    unregister_broker,
 )
 
 

@@ -139,7 +139,7 @@ class RaiseMetadataVersion(Command[None]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnregisterNode(Command[None]):
-    """Remove a node that leads nothing. Raises NodeRefused where it still does."""
+    """Remove a node that leads nothing. Raises NodeRefused where it still does, or where it runs as far as the cluster knows."""
 
     node_id: int
 
@@ -280,9 +280,22 @@ def raise_metadata_version(tables: Tables, command: RaiseMetadataVersion) -> Dec
 def unregister_node(tables: Tables, command: UnregisterNode) -> Decision[None]:
     if command.node_id not in tables.nodes:
         return Decision((), None)
-    led = sum(1 for stream in tables.streams.values() if stream.node_id == command.node_id)
+    led = [stream for stream in tables.streams.values() if stream.node_id == command.node_id]
+    held = sum(1 for stream in led if stream.wal_id)
+    if held:
+        raise NodeRefused(
+            f"node {command.node_id} has {held} partitions open, whose last records may be in its WAL alone: start it and stop it in order; "
+            f"or let others recover its WAL; or, if that is lost for good, give it up with `tidelog wal abandon {tables.nodes[command.node_id].wal_id}`"
+        )
     if led:
-        raise NodeRefused(f"node {command.node_id} leads {led} partitions: let another node open them first")
+        raise NodeRefused(
+            f"node {command.node_id} is to open {len(led)} partitions: others take them once it is known to be gone, "
+            "or by kafka-reassign-partitions"
+        )
+    if tables.nodes[command.node_id].lease_ms and tables.node_status(command.node_id) is not NodeStatus.DEAD:
+        raise NodeRefused(
+            f"node {command.node_id} runs, as far as the cluster knows: stop it first, and wait for some seconds if it was killed"
+        )
     return Decision((NodeUnregistered(node_id=command.node_id),), None)
 
 

@@ -52,6 +52,7 @@ from protocol.messages import (
     offset_for_leader_epoch,
     produce,
     sync_group,
+    unregister_broker,
 )
 from protocol.types import Api, Buffer, Parts
 
@@ -102,6 +103,7 @@ _MODULES = (
     list_transactions,
     list_config_resources,
     describe_topic_partitions,
+    unregister_broker,
 )
 
 API: Mapping[int, Api] = MappingProxyType({module.API.key: module.API for module in _MODULES})

@@ -33,7 +33,7 @@ from broker.wiring.outside import Opened
 from broker.wiring.surroundings import Surroundings
 from broker.zone_reads import ZoneReads
 from controller.controller import Controller
-from controller.image import Applied
+from controller.image import Applied, Image
 from controller.lease import ALWAYS, Lease, Serving
 from controller.node_metadata import NodeMetadata
 from controller.tables import NodeStatus
@@ -156,6 +156,7 @@ async def _register(
         lease_ms=0 if opened.controller.is_alone else settings.broker_lease_ms,
         controller_address=opened.controller.address,
     )
+    _tell_shared_addresses(settings.node_id, opened.controller.image, set(map(str, advertised.values())))
     metadata = opened.controller.bind(settings.node_id, registration.node_epoch)
     if opened.controller.is_alone:
         return Registered(node_epoch=registration.node_epoch, metadata=metadata, lease=None)
@@ -173,6 +174,18 @@ async def _register(
         clock=around.boottime,
     )
     return Registered(node_epoch=registration.node_epoch, metadata=metadata, lease=lease)
+
+
+def _tell_shared_addresses(node_id: int, image: Image, addresses: set[str]) -> None:
+    """Not refused: the other one may be about to be taken for dead, and its address is free."""
+    for other in image.nodes.values():
+        shared = sorted(addresses & set(other.address.split(",")))
+        if other.node_id != node_id and shared and image.node_status(other.node_id) is not NodeStatus.DEAD:
+            log.warning(
+                "clients are told one address for two nodes: %(address)s is that of node %(other)d as well. Unless that one is gone, "
+                "give each its own in advertised.listeners",
+                {"address": ",".join(shared), "other": other.node_id},
+            )
 
 
 def assemble(

@@ -158,6 +158,8 @@ def test_without_a_node_nobody_would_lead_an_added_partition() -> None:
     topic_id = machine.state.tables.topic_ids["orders"]
     machine.register(2, "wal-2")
     machine.stream(streams[0]).node_id = 2
+    machine.suspect(1)
+    machine.declare_dead(1)
     machine.do(UnregisterNode(node_id=1))
     machine.do(AddPartitions(topic_id=topic_id, partition_count=2, max_partitions=100))
     assert machine.stream(machine.state.tables.topics[topic_id].stream_ids[1]).node_id == 2

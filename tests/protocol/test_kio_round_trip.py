@@ -106,6 +106,7 @@ def test_every_api_is_spoken_in_its_versions() -> None:
         ("IncrementalAlterConfigs", 0, 1),
         ("ListConfigResources", 0, 1),
         ("DescribeCluster", 0, 2),
+        ("UnregisterBroker", 0, 0),
         ("DescribeTopicPartitions", 0, 0),
         ("DescribeLogDirs", 1, 5),
         ("DescribeProducers", 0, 0),
