@@ -42,6 +42,8 @@ async def _unregister(broker: Broker, node_id: int) -> UnregisterBrokerResponse:
     try:
         if broker.controller.image.node(node_id) is None:
             raise KafkaError(ErrorCode.BROKER_ID_NOT_REGISTERED, f"there is no broker {node_id}")
+        if node_id == broker.settings.node_id:
+            raise KafkaError(ErrorCode.INVALID_REQUEST, f"broker {node_id} is the one that was asked, so it runs")
         async with asyncio.timeout(broker.settings.request_timeout_ms / 1000):
             await broker.controller.unregister_node(node_id)
     except NodeRefused as error:

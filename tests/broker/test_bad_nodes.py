@@ -17,9 +17,11 @@ from controller.config import ControllerSettings
 from controller.entry import EntryHeader
 from controller.errors import NodeRefused
 from controller.log import MetadataLog
+from controller.nodes import DescribeNode
 from controller.records import METADATA_VERSION, encode_records
 from controller.tables import NodeStatus
 from protocol.errors import ErrorCode
+from protocol.messages.create_topics import CreatableTopic, CreateTopicsRequest
 from protocol.messages.metadata import MetadataRequest
 from protocol.messages.unregister_broker import UnregisterBrokerRequest, UnregisterBrokerResponse
 from s3stream.open import open_object_store
@@ -60,6 +62,18 @@ async def unregistered(node: Node, node_id: int) -> UnregisterBrokerResponse:
             "UnregisterBroker", 0, UnregisterBrokerRequest(broker_id=node_id)
         )
         return response
+
+
+async def taking_leases(node: Node, node_id: int) -> None:
+    """Return when a node is one of which the cluster can tell whether it runs."""
+    controller = node.running.broker.controller
+    known = controller.image.node(node_id)
+    assert known is not None
+    if not known.lease_ms:
+        described = DescribeNode(
+            node_id=node_id, node_epoch=known.node_epoch, lease_ms=3_000, controller_address=known.controller_address
+        )
+        await controller.submit(described)
 
 
 async def told_of(node: Node) -> set[int]:
@@ -125,13 +139,21 @@ async def test_a_node_that_is_gone_is_forgotten_and_no_other(start: Any) -> None
     async with start(1) as node:
         async with start(2) as other:
             await eventually(lambda: set(node.running.broker.controller.image.nodes) == {1, 2}, "both are known")
+            await taking_leases(node, 2)
             response = await unregistered(node, 2)
             assert response.error_code == ErrorCode.INVALID_REQUEST
             assert "runs, as far as the cluster knows: stop it first" in str(response.error_message)
+            response = await unregistered(node, 1)
+            assert response.error_code == ErrorCode.INVALID_REQUEST
+            assert "is the one that was asked" in str(response.error_message)
             response = await unregistered(other, 7)
             assert response.error_code == ErrorCode.BROKER_ID_NOT_REGISTERED
-        image = node.running.broker.controller.image
-        await eventually(lambda: image.state.tables.node_status(2) is NodeStatus.DEAD, "it said that it stops")
+        controller, image = node.running.broker.controller, node.running.broker.controller.image
+        former = image.node(2)
+        assert former is not None
+        while image.node_status(2) is not NodeStatus.DEAD:  # it said so itself, or the leader finds out
+            await controller.suspect_node(2, former.node_epoch)
+            await controller.declare_dead(2, former.node_epoch)
         assert (await unregistered(node, 2)).error_code == ErrorCode.NONE
         assert await told_of(node) == {1}
         assert (await unregistered(node, 2)).error_code == ErrorCode.BROKER_ID_NOT_REGISTERED
@@ -157,7 +179,11 @@ async def test_a_node_that_reads_of_a_newer_metadata_version_stops_and_says_so(
         )
         assert await log.append(header, encode_records([]))
         async with await Wire.connect(node.bootstrap_servers) as wire:
-            wire.send("UnregisterBroker", 0, UnregisterBrokerRequest(broker_id=1))
+            wire.send(
+                "CreateTopics",
+                7,
+                CreateTopicsRequest(topics=[CreatableTopic(name="u", num_partitions=1, replication_factor=1)]),
+            )
             async with asyncio.timeout(TIMEOUT_S):
                 error = await node.wait_failed()
         assert (
