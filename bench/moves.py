@@ -1,10 +1,12 @@
 """Partitions that go from broker to broker under load: `python -m bench moves`.
 
 Always true:
-- Three brokers in processes of their own, with default settings but for their memory, on one local directory for objects; clients are
-  librdkafka's with default settings.
-- Producers send 50 MB/s in records of 10 KB all the time, idempotent. The pause of a partition is the longest time from produce to acknowledgement
-  among its records, from just before the move to a second after it; a consumer's is the longest from produce to delivery.
+- Three brokers in processes of their own, with default settings but for their memory, on one local directory for objects.
+- Where one partition at a time is moved, clients are librdkafka's with default settings, the producer idempotent. Where a broker is drained, the client is one
+  that costs little and follows the leader that a refusal names (`bench.following`), as Java's does: librdkafka's takes seconds of processor time to be
+  told of a thousand new leaders, whatever the brokers do.
+- Producers send 50 MB/s in records of 10 KB all the time. The pause of a partition is the longest time from when a record was due to its
+  acknowledgement, from just before the move to a second after it; a consumer's is the longest from produce to delivery.
 - A drain is one of `tidelog drain`: its time is from the command's being given to the last partition's being open elsewhere, as that tells it.
 - What goes between brokers is counted by them (`tidelog_peer_bytes_total`); what was produced meanwhile is told beside it.
 """
@@ -31,6 +33,7 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, Message, Producer,
 from confluent_kafka.admin import AdminClient
 
 from bench.broker import Broker, BrokerFailed, running_broker
+from bench.following import Following
 from bench.load import LoadFailed
 from protocol.apis import api_named, decode_response, encode_request
 from protocol.frames import parse_response_header
@@ -53,8 +56,6 @@ _BETWEEN_MOVES_S = 0.7
 _DRAINED = 1_000
 """Partitions of the broker that is drained."""
 _IN_A_TOPIC = 100
-"""librdkafka goes through all partitions of a topic whenever it is told of another leader of one: with thousands in one topic that
-takes it seconds, whatever the brokers do."""
 _WARM_UP_S = 6.0
 _AFTER_S = 1.5
 _TIMEOUT_S = 60.0
@@ -266,8 +267,10 @@ def _drain(nodes: Mapping[int, _Node]) -> None:
     topics = [f"many-{number}" for number in range(_DRAINED * _NODES // _IN_A_TOPIC)]
     for topic in topics:
         nodes[1].broker.create_topic(topic, _IN_A_TOPIC)
-    own = [(topic, index) for topic in topics for index, leader in _leaders(nodes, topic).items() if leader == 1]
-    with _Load(_all_of(nodes), own) as load:
+    leaders = {(topic, index): leader for topic in topics for index, leader in _leaders(nodes, topic).items()}
+    own = [each for each, leader in leaders.items() if leader == 1]
+    addresses = {node_id: node.broker.bootstrap for node_id, node in nodes.items()}
+    with Following(addresses, dict.fromkeys(own, 1), rate_bytes=_RATE_BYTES, record_bytes=_RECORD_BYTES) as load:
         time.sleep(_WARM_UP_S)
         unuploaded = nodes[1].metric("tidelog_wal_unuploaded_bytes")
         peer_bytes, sent_bytes = _peer_bytes(nodes), load.sent_bytes
@@ -284,15 +287,18 @@ def _drain(nodes: Mapping[int, _Node]) -> None:
         ended_at = time.perf_counter()
         peer_bytes, sent_bytes = _peer_bytes(nodes) - peer_bytes, load.sent_bytes - sent_bytes
         time.sleep(_AFTER_S)
-        pauses = [load.longest(each, at - 0.2, ended_at + 1.0) for each in own]
-    _fail_on(load.errors)
     row = json.loads(done.stdout.splitlines()[-1])
+    took_s = ended_at - at
     print(
         f"{_RATE_BYTES // 1_000_000} MB/s into the {len(own):,} partitions of one broker, which is drained:\n"
         f"  {row['moved']:,} partitions in {row['seconds']:.2f} s, {unuploaded / _MIB:.0f} MiB were not uploaded when that began"
     )
-    _print("  pause of each partition's producers", pauses)
-    print(f"  between brokers {peer_bytes / 1e3:,.0f} KB, produced {sent_bytes / 1e6:,.0f} MB", flush=True)
+    _print("  pause of each partition's producer", [load.longest(each, at - 0.2, ended_at + 1.0) for each in own])
+    _print("  the same for as long before that", [load.longest(each, at - 1.2 - took_s, at - 0.2) for each in own])
+    print(
+        f"  between brokers {peer_bytes / 1e3:,.0f} KB, produced {sent_bytes / 1e6:,.0f} MB; {load.refused:,} requests were refused",
+        flush=True,
+    )
 
 
 def _peer_bytes(nodes: Mapping[int, _Node]) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from broker.abandon import abandon, add_wal
+from broker.balance import add_balance, balance
 from broker.config import BrokerSettings, InvalidSettings, settings_from
 from broker.config_reference import as_json, as_text
 from broker.drain import add_drain, drain
@@ -75,7 +76,7 @@ examples:
 """
 
 
-_TOOLS = {"drain": drain, "inspect": inspect, "restore": restore, "verify": verify, "wal": abandon}
+_TOOLS = {"balance": balance, "drain": drain, "inspect": inspect, "restore": restore, "verify": verify, "wal": abandon}
 """Commands that look at what brokers keep; see each for its exit status."""
 
 
@@ -117,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     dev.add_argument("--port", type=int, default=9092, help="port on localhost; 0 takes any free one (default: 9092)")
     config = commands.add_parser("config", help="list every setting with type, default, unit and meaning")
     config.add_argument("--json", action="store_true", help="as an array of objects, for programs")
+    add_balance(commands)
     add_drain(commands)
     add_inspect(commands)
     add_verify(commands)

@@ -240,6 +240,28 @@ class BrokerSettings:
         "Have the broker that leads move partitions to make brokers even. Without it they stay where they are put; what a broker that stops, "
         "is drained or is away gives up goes to others all the same. The same on all brokers: any of them may lead.",
     )
+    balance_max_moves: int = _balance(
+        1_000, "Partitions that are moved at a time to make brokers even.", unit="partitions", least=1, most=INT32_MAX
+    )
+    balance_load_interval_ms: int = _balance(
+        10_000,
+        "How often each broker tells the leader what goes in and out of its partitions. Three reports in a row since partitions last "
+        "moved decide, so loads are looked at every four intervals at most.",
+        unit="ms",
+        least=100,
+        most=INT32_MAX,
+    )
+    balance_load_tolerance_percent: int = _balance(
+        20,
+        "A broker may have so much more bytes in, or bytes out, than the average, before partitions are moved away from it; then half of "
+        "that is aimed at.",
+        unit="percent",
+        least=1,
+        most=10_000,
+    )
+    balance_load_tolerance_bytes_per_second: int = _balance(
+        1 << 20, "And at least so much more.", unit="bytes", least=1
+    )
 
     compaction_process_enable: bool = _compaction(
         True,

@@ -6,7 +6,8 @@ next leader epoch, and goes on there. Many partitions go in waves, so that each 
 
 Always true:
 - Fetch is served until the close is committed; nothing is acknowledged after that (I4), and nothing that was is missing (I1).
-- A wave goes as one: one upload, one entry of the metadata log. It begins only when little is left to be uploaded.
+- A wave goes as one: one upload, one entry of the metadata log. It begins when little is left to be uploaded; where that does not come
+  about, since producers are as fast as uploads, all go as one wave: that ends it.
 - What cannot be done now is tried again. A reassignment that is ended in time leaves the partition alone; later it is closed, and opened here again.
 """
 
@@ -36,7 +37,7 @@ RETRY_DELAY_S = 1.0
 WAVE_PARTITIONS = 128
 """What goes at a time. The fixed costs of a wave are some tenths of a second; what grows with it is states to be read at the other end."""
 
-SMALL_UPLOAD_BYTES = 4 << 20
+SMALL_UPLOAD_BYTES = 8 << 20
 """So much is uploaded in less time than the round trips of a wave take."""
 
 MAX_UPLOADS_BEFORE = 4
@@ -87,23 +88,24 @@ class Handover:
 
     async def _give(self) -> None:
         while self._wanted or self._leaving:
-            await self._upload_most()
-            if not await self._give_wave():
+            most = WAVE_PARTITIONS if await self._upload_most() else len(self._wanted) + len(self._leaving)
+            if not await self._give_wave(most):
                 return
 
-    async def _upload_most(self) -> None:
-        """Leave little to be uploaded, while partitions are served."""
+    async def _upload_most(self) -> bool:
+        """Leave little to be uploaded, while partitions are served; False: producers are too fast for that."""
         storage = self._storage
         for _ in range(MAX_UPLOADS_BEFORE):
             storage.seal()
             await storage.uploads.drain()
             if storage.unuploaded_bytes <= SMALL_UPLOAD_BYTES:
-                return
+                return True
+        return False
 
-    async def _give_wave(self) -> bool:
-        """Give away some partitions; False: there are none that can go now."""
+    async def _give_wave(self, most: int) -> bool:
+        """Give away so many partitions; False: there are none that can go now."""
         for stream_id in sorted(self._wanted):
-            if len(self._leaving) >= WAVE_PARTITIONS:
+            if len(self._leaving) >= most:
                 break
             partition = self._partitions.get(stream_id)
             if partition is not None:

@@ -87,6 +87,8 @@ class Partition:
         "_producer_budget",
         "_storage",
         "_waiters",
+        "bytes_in",
+        "bytes_out",
         "config",
         "index",
         "leader_epochs",
@@ -121,6 +123,10 @@ class Partition:
         self._producer_budget = producer_budget
         self.traffic = traffic
         """Where handlers count what goes in and out."""
+        self.bytes_in = 0
+        """Of record batches that clients sent, since it was opened here."""
+        self.bytes_out = 0
+        """Of those that they got."""
         self.producers = ProducerStates()
         self.leader_epochs = LeaderEpochs()
         self.leaving = False

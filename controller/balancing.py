@@ -11,15 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
-from controller.balancer import NodePlace, plan_moves
+from controller.balancer import NodePlace, Plan, Tolerances, plan_moves
 from controller.config import ControllerSettings
 from controller.errors import UnknownNode
 from controller.image import Applied, Image
-from controller.peers import Balance, Following, NodeBalance
-from controller.records import NodeDrained
+from controller.loads import Loads
+from controller.peers import Balance, Following, NodeBalance, NodeLoad, PlannedMove
+from controller.records import NodeDrained, StreamsReassigned
 from controller.tables import NodeStatus, StreamStatus
 from s3stream.errors import MetadataUnavailable
 from s3stream.metadata import StreamId
@@ -63,6 +64,11 @@ class Balancing:
         self._settings = settings
         self._heard_s: dict[int, float] = {}
         self._leaving: set[int] = set()
+        # A report goes with the next question of a follower.
+        self._loads = Loads(interval_s=(settings.load_interval_ms + settings.follow_wait_ms) / 1_000)
+        self._tolerances = Tolerances(
+            share=settings.load_tolerance_percent / 100, bytes_per_s=settings.load_tolerance_bytes_per_s
+        )
         self._wake = asyncio.Event()
         """Set where somebody waits for partitions to go."""
         self._judges_from_s = 0.0
@@ -81,6 +87,12 @@ class Balancing:
                 self._wake.set()
         else:
             self._leaving.discard(following.node_id)
+        if following.load is not None:
+            self.loaded(following.node_id, following.load)
+
+    def loaded(self, node_id: int, load: NodeLoad) -> None:
+        """A node, or this one, tells what goes through it."""
+        self._loads.report(node_id, load, asyncio.get_running_loop().time())
 
     def leave(self) -> None:
         """This node itself is about to stop."""
@@ -90,6 +102,8 @@ class Balancing:
     def _applied(self, change: Applied) -> None:
         if change.is_reset or any(isinstance(record, NodeDrained) for record in change.records):
             self._wake.set()
+        if change.is_reset or any(isinstance(record, StreamsReassigned) for record in change.records):
+            self._loads.forget()
 
     async def run(self) -> None:
         """Balance whenever this node leads, until cancelled."""
@@ -108,7 +122,13 @@ class Balancing:
             while self._office.is_leader:
                 await self._pause()
                 may_judge = loop.time() >= self._judges_from_s
-                now = (self._office.applied_index, self.living(), frozenset(self._leaving), may_judge)
+                now = (
+                    self._office.applied_index,
+                    self.living(),
+                    frozenset(self._leaving),
+                    may_judge,
+                    self._loads.count,
+                )
                 if now != seen and self._office.is_leader and not self.is_over:
                     seen = now
                     await self._balance()
@@ -131,7 +151,8 @@ class Balancing:
         return may_judge and not any(place.takes for place in self.places())
 
     async def _balance(self) -> None:
-        moves = plan_moves(self.places(), max_moves=self._settings.max_moves if self._settings.balances else 0)
+        plan = self._plan(self.places(), max_moves=self._settings.max_moves if self._settings.balances else 0)
+        moves = plan.targets
         if not moves:
             return
         try:
@@ -142,13 +163,21 @@ class Balancing:
             self.moves += len(moves)
             _log.info(
                 "partitions are moved: %(count)d, to nodes %(nodes)s",
-                {"count": len(moves), "nodes": ",".join(map(str, sorted(set(moves.values()))))},
+                {
+                    "count": len(moves),
+                    "nodes": ",".join(map(str, sorted(set(moves.values())))),
+                    "why": plan.moves[0].why,
+                },
             )
+
+    def _plan(self, places: Sequence[NodePlace], *, max_moves: int) -> Plan:
+        return plan_moves(places, max_moves=max_moves, tolerances=self._tolerances)
 
     def balance(self) -> Balance:
         """How partitions lie, for people."""
         may_judge = asyncio.get_running_loop().time() >= self._judges_from_s
-        known = {place.node_id: place for place in self.places()}
+        places = self.places()
+        known = {place.node_id: place for place in places}
         tables = self._office.image.state.tables
         return Balance(
             nodes=tuple(
@@ -158,10 +187,17 @@ class Balancing:
                     leaves=node_id in self._leaving or node_id in tables.drained,
                     open_count=0 if place is None else len(place.open_streams),
                     closed_count=0 if place is None else len(place.closed_streams),
+                    bytes_in=-1 if place is None or place.load is None else round(place.load.bytes_in),
+                    bytes_out=-1 if place is None or place.load is None else round(place.load.bytes_out),
                 )
                 for node_id in sorted(tables.nodes)
                 for place in (known.get(node_id),)
-            )
+            ),
+            moves=tuple(
+                PlannedMove(stream_id=move.stream_id, source=move.source, target=move.target, why=move.why)
+                for move in self._plan(places, max_moves=self._settings.max_moves).moves
+            ),
+            balances=self._settings.balances,
         )
 
     def places(self) -> list[NodePlace]:
@@ -179,6 +215,8 @@ class Balancing:
             node_id = stream.target_node_id if stream.target_node_id in takers else stream.node_id
             kind = closed_streams if stream.status is StreamStatus.CLOSED else open_streams
             kind.setdefault(node_id, []).append(stream.stream_id)
+        now_s = asyncio.get_running_loop().time()
+        loads = {node_id: self._loads.of(node_id, now_s) for node_id in tables.nodes}
         return [
             NodePlace(
                 node_id=node_id,
@@ -186,7 +224,10 @@ class Balancing:
                 leaves=node_id in leaving,
                 open_streams=open_streams.get(node_id, ()),
                 closed_streams=closed_streams.get(node_id, ()),
+                load=None if found is None else found[0],
+                busy={} if found is None else found[1],
             )
             for node_id in sorted(open_streams.keys() | closed_streams.keys())
             if may_judge or node_id in living
+            for found in (loads.get(node_id),)
         ]

@@ -36,7 +36,13 @@ class ControllerSettings:
     balance_interval_ms: int = 500
     """How often the leader looks whether partitions should move."""
     max_moves: int = 1_000
-    """Partitions that move at a time only to make counts even."""
+    """Partitions that move at a time only to make nodes even."""
+    load_interval_ms: int = 10_000
+    """How often nodes tell the leader what goes through them; it goes by three reports in a row."""
+    load_tolerance_percent: int = 20
+    """A node may have so much more bytes in or out than the average …"""
+    load_tolerance_bytes_per_s: int = 1 << 20
+    """… and at least so many bytes a second, before partitions are moved away from it."""
     leader_check_interval_ms: int = 2_000
     """How often a leader that has nothing to write looks whether it still is the one."""
     start_timeout_ms: int = 120_000

@@ -42,7 +42,7 @@ from controller.lease import boottime_s
 from controller.log import Claim, Floor, LeaderObject, MetadataLog
 from controller.node_metadata import NodeMetadata
 from controller.operations import Operations, TopicSpec, random_uuid
-from controller.peers import Balance, Followed, Following, NotLeader, Peers, PeerUnavailable
+from controller.peers import Balance, Followed, Following, NodeLoad, NotLeader, Peers, PeerUnavailable
 from controller.recent import RecentEntries
 from controller.records import LeaderChanged, Record, encode_records
 from controller.replica import Replica
@@ -411,6 +411,13 @@ class Controller(Operations):
             if following.next_index != self.next_index or left_s <= 0:
                 return Followed(entries=self._recent.since(following.next_index), next_index=self.next_index)
             await self._until_changed(left_s * 1_000)
+
+    def report_load(self, load: NodeLoad) -> None:
+        """What went through this node since the last time: for the node that leads."""
+        if self.is_leader and self.balancing is not None:
+            self.balancing.loaded(self._node_id, load)
+        elif self._follower is not None:
+            self._follower.load = load
 
     async def balance(self) -> Balance:
         """See PeerService."""

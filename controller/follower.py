@@ -22,7 +22,7 @@ from controller.config import ControllerSettings
 from controller.entry import Entry, decode_entry
 from controller.errors import MetadataCorrupt
 from controller.log import LeaderObject
-from controller.peers import Following, NotLeader, Peers, PeerUnavailable
+from controller.peers import Following, NodeLoad, NotLeader, Peers, PeerUnavailable
 from controller.records import METADATA_VERSION
 from s3stream.errors import MetadataUnavailable
 
@@ -70,6 +70,8 @@ class Follower:
         self._rng = rng
         self.leaves = False
         """This node is about to stop; the leader is told with the next question."""
+        self.load: NodeLoad | None = None
+        """What the leader is told with the next question, once."""
 
     async def run(self) -> None:
         """Follow, and lead when nobody else does, until cancelled."""
@@ -119,6 +121,7 @@ class Follower:
         """Wait for news and apply them."""
         next_index = self._node.next_index
         wait_ms = self._settings.follow_wait_ms if not self.leaves else self._settings.retry_backoff_ms
+        load, self.load = self.load, None
         followed = await self._peers.follow(
             address,
             Following(
@@ -126,6 +129,7 @@ class Follower:
                 next_index=next_index,
                 wait_ms=wait_ms,
                 leaves=self.leaves,
+                load=load,
                 metadata_version=METADATA_VERSION,
             ),
         )

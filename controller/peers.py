@@ -15,8 +15,20 @@ from typing import Any, Protocol
 from controller.commands import Command
 from controller.errors import ControllerError
 from controller.wire import Outcome
+from s3stream.metadata import StreamId
 
-__all__ = ["Balance", "Followed", "Following", "NodeBalance", "NotLeader", "PeerService", "PeerUnavailable", "Peers"]
+__all__ = [
+    "Balance",
+    "Followed",
+    "Following",
+    "NodeBalance",
+    "NodeLoad",
+    "NotLeader",
+    "PeerService",
+    "PeerUnavailable",
+    "Peers",
+    "PlannedMove",
+]
 
 
 class NotLeader(ControllerError):
@@ -33,6 +45,16 @@ class PeerUnavailable(ControllerError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodeLoad:
+    """What goes through a node in a second, as clients send and get it."""
+
+    bytes_in: int
+    bytes_out: int
+    busy: Sequence[tuple[StreamId, int, int]] = ()
+    """Its busiest partitions: stream, bytes in, bytes out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Following:
     """A node asks for what comes next, and shows by it that it lives."""
 
@@ -43,6 +65,8 @@ class Following:
     """Time within which it wants an answer, be it an empty one."""
     leaves: bool = False
     """It is about to stop, and wants to be rid of its partitions."""
+    load: NodeLoad | None = None
+    """Since it told the last time, where it is time to tell."""
     metadata_version: int = 3
     """The newest that it knows; those that knew no more than 3 did not say."""
 
@@ -69,6 +93,19 @@ class NodeBalance:
     """Partitions that it has open, or that are on their way to it."""
     closed_count: int
     """Partitions that it is to open."""
+    bytes_in: int = -1
+    """In a second; -1: not known (yet)."""
+    bytes_out: int = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedMove:
+    """A partition that the leader would have moved."""
+
+    stream_id: StreamId
+    source: int
+    target: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +113,10 @@ class Balance:
     """How partitions lie, as the leader sees it."""
 
     nodes: Sequence[NodeBalance]
+    moves: Sequence[PlannedMove] = ()
+    """What is to move next; the leader does that by itself where `balances` is set, and loads had time to settle."""
+    balances: bool = True
+    """Whether partitions are moved only to make nodes even."""
 
 
 class PeerService(Protocol):

@@ -33,6 +33,7 @@ from broker.fetch_session import (
     SessionPartition,
     TopicKey,
 )
+from broker.partition import Partition
 from broker.zones import client_rack
 from protocol.errors import ErrorCode
 from protocol.messages.fetch import (
@@ -248,6 +249,8 @@ def _partition_data(
         # the send budget, lets a slow consumer keep its connection.
         payloads = [b"".join(payloads)]
         entry.block = None
+    if isinstance(partition, Partition):  # what others lead is not this node's to give away
+        partition.bytes_out += entry.size_bytes
     partition.traffic.bytes_out += entry.size_bytes
     if entry.preferred >= 0:
         broker.metrics.fetch_redirects["zone"] += 1

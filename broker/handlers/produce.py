@@ -102,7 +102,9 @@ def submit(broker: Broker, connection: Connection, version: int, correlation_id:
                 stream = partition.stream
                 response.log_start_offset = stream.log_start_offset
                 traffic = partition.traffic
-                traffic.bytes_in += len(records)
+                size = len(records)
+                partition.bytes_in += size
+                traffic.bytes_in += size
                 traffic.records_in += stream.next_offset - base_offset
                 pending.appended.append(response)
                 pending.outstanding += 1

@@ -12,6 +12,7 @@ from broker.compaction.process import CompactionProcess
 from broker.config import BrokerSettings
 from broker.failover import Failover
 from broker.group_lag import GroupLag
+from broker.load_meter import LoadMeter
 from broker.retention import Retention
 from broker.salvage import take_out
 from broker.shares import recovery_settings, worker_settings
@@ -104,6 +105,11 @@ class Work:
             ),
         )
         self._unsubscribe = opened.controller.subscribe(lambda change: self.failover.look())
+        self.load_meter = LoadMeter(
+            partitions=broker.partitions.__iter__,
+            interval_s=settings.balance_load_interval_ms / 1_000,
+            report=opened.controller.report_load,
+        )
         self.group_lag = GroupLag(
             groups=broker.groups,
             topics=broker.topics,
@@ -124,6 +130,8 @@ class Work:
         self._background.start("compaction", while_leading(controller, self.compactor.run))
         self._background.start("collection", while_leading(controller, self.collector.run))
         self._background.start("recovery of other nodes' WALs", self.failover.run())
+        if not controller.is_alone:
+            self._background.start("load of partitions", self.load_meter.run())
         self._background.start("expiry of offsets", self._broker.groups.expire())
         if with_lag:
             self._background.start("lag of groups", self.group_lag.run())

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Producer, TopicPartition
@@ -119,7 +119,12 @@ def run_tool(broker: BrokerProcess, *arguments: str) -> tuple[int, str]:
 class Load:
     """An idempotent producer with default settings that goes on whatever happens, and what came of its records."""
 
-    def __init__(self, bootstrap_servers: str, topic: str, partitions: int) -> None:
+    def __init__(
+        self, bootstrap_servers: str, topic: str, partitions: int, *, only: Sequence[int] = (), size_bytes: int = 0
+    ) -> None:
+        """Produce to all partitions in turn, or `only` to some, in records of at least so many bytes."""
+        self._only = only or range(partitions)
+        self._size_bytes = size_bytes
         self._producer = Producer({"bootstrap.servers": bootstrap_servers, "enable.idempotence": True, "linger.ms": 5})
         self._topic = topic
         self._partitions = partitions
@@ -143,7 +148,10 @@ class Load:
         number = 0
         while not self._stopping.is_set():
             self._producer.produce(
-                self._topic, b"%d" % number, partition=number % self._partitions, on_delivery=self._delivered
+                self._topic,
+                b"%d" % number + b" " * self._size_bytes,
+                partition=self._only[number % len(self._only)],
+                on_delivery=self._delivered,
             )
             number += 1
             self._producer.poll(0.002)

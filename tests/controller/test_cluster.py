@@ -17,7 +17,7 @@ from controller.controller import Controller, TopicSpec
 from controller.errors import TopicExists
 from controller.log import LeaderObject
 from controller.nodes import DrainNode
-from controller.peers import Balance, Followed, Following, NotLeader, PeerUnavailable
+from controller.peers import Balance, Followed, Following, NodeLoad, NotLeader, PeerUnavailable
 from controller.snapshot import digest
 from controller.tcp import PeerServer, TcpPeers
 from controller.wire import Outcome, decode_command, decode_outcome, encode_command, encode_outcome
@@ -415,6 +415,50 @@ def test_a_drained_node_gets_nothing_back_until_that_is_taken_back() -> None:
         await openers[0].start()
         await asyncio.sleep(5)
         assert held(third) == {1: 4, 2: 4, 3: 4}, "it was started anew"
+        for opener in openers:
+            await opener.stop()
+
+    run(scenario)
+
+
+def test_a_hot_node_gives_busy_partitions_away_once_that_is_certain() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        openers = []
+        for node_id in (1, 2):
+            openers.append(Opener(await cluster.start(load_interval_ms=1_000), node_id))
+            await openers[-1].start()
+        first, second = cluster.nodes
+        await first.create_topics([TopicSpec(name="t", partition_count=8)])
+        await asyncio.sleep(1)
+        streams = first.image.state.tables.streams
+        busy = {stream_id for stream_id, stream in streams.items() if stream.node_id == 2}
+        assert len(busy) == 4
+
+        async def tell(seconds: int) -> None:
+            """Each of those that node 2 had first has 10 MB/s, wherever it is."""
+            for _ in range(seconds):
+                for node_id, node in ((1, first), (2, second)):
+                    own = [stream_id for stream_id in busy if streams[stream_id].node_id == node_id]
+                    node.report_load(
+                        NodeLoad(
+                            bytes_in=10_000_000 * len(own),
+                            bytes_out=0,
+                            busy=tuple((stream_id, 10_000_000, 0) for stream_id in own),
+                        )
+                    )
+                await asyncio.sleep(1)
+
+        await tell(3)
+        assert held(first) == {1: 4, 2: 4}
+        assert all(streams[stream_id].node_id == 2 for stream_id in busy), "not before it was told three times"
+        await tell(6)
+        assert sorted(streams[stream_id].node_id for stream_id in busy) == [1, 1, 2, 2]
+        entries = first.applied_index
+        await tell(30)
+        assert first.applied_index == entries, "then nothing more moves"
+        told = await cluster.network.balance("node1:9093")
+        assert [(node.bytes_in, node.bytes_out) for node in told.nodes] == [(20_000_000, 0)] * 2
+        assert told.moves == ()
         for opener in openers:
             await opener.stop()
 
