@@ -52,6 +52,7 @@ def test_brokers_have_settings_that_make_a_cluster(project: Project) -> None:
     found = {name: settings_of(project["services"][name]) for name in BROKERS}
     assert sorted(settings.node_id for settings in found.values()) == [1, 2, 3]
     assert len({settings.object_store_uri for settings in found.values()}) == 1
+    assert len({settings.broker_rack for settings in found.values()}) == 3, "consumers may say client.rack=zone2"
     for name, settings in found.items():
         advertised = {listener.name: listener for listener in parse_listeners(settings.advertised_listeners)}
         (peers,) = parse_listeners(settings.controller_listeners)
