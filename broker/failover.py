@@ -171,13 +171,15 @@ class Failover:
                 return
             async with asyncio.timeout(FIND_TIMEOUT_S):
                 await found.fence()
+            fenced_s = loop.time()
             assessment = await self._take_out(found)
+            taken_s = loop.time()
         finally:
             await found.close()
         left = next((each for each in self._lost() if each.wal_id == wal.wal_id), None)
         if left is None:
             if self._is_dead(wal):
-                self._done(wal, found, loop.time() - began_s)
+                self._done(wal, found, fence_s=fenced_s - began_s, take_out_s=taken_s - fenced_s)
             return
         incomplete = assessment.incomplete
         problem = "; ".join(f"stream {stream_id}: {lost_text(loss.lost)}" for stream_id, loss in incomplete.items())
@@ -189,7 +191,7 @@ class Failover:
         node = self._directory.image.state.tables.nodes.get(wal.node_id)
         return node is not None and node.node_epoch == wal.node_epoch
 
-    def _done(self, wal: LostWal, found: ForeignWal, took_s: float) -> None:
+    def _done(self, wal: LostWal, found: ForeignWal, *, fence_s: float, take_out_s: float) -> None:
         self.recovered_wals += 1
         self.recovered_partitions += len(wal.stream_ids)
         log.info(
@@ -197,7 +199,9 @@ class Failover:
             {
                 "partitions": len(wal.stream_ids),
                 "node_id": wal.node_id,
-                "took_ms": round(took_s * 1_000),
+                "took_ms": round((fence_s + take_out_s) * 1_000),
+                "fence_ms": round(fence_s * 1_000),
+                "take_out_ms": round(take_out_s * 1_000),
                 "wal_id": wal.wal_id,
                 "place": found.place,
             },

@@ -24,11 +24,18 @@ __all__ = ["StoreForWal"]
 
 
 class StoreForWal:
-    """`WalObjects` under a prefix of an object store, which it takes over."""
+    """`WalObjects` under a prefix of an object store."""
 
-    def __init__(self, store: ObjectStore, prefix: str = "") -> None:
+    def __init__(self, store: ObjectStore, prefix: str = "", *, is_shared: bool = False) -> None:
+        """A store that is shared is left open by `close`."""
         self._store = store
+        self._is_shared = is_shared
+        self.is_closed = False
         self._root = f"{prefix}/" if prefix else ""
+
+    def shared(self) -> StoreForWal:
+        """The same, for somebody who needs it for a shorter time."""
+        return StoreForWal(self._store, self._root.rstrip("/"), is_shared=True)
 
     @property
     def uri(self) -> str:
@@ -74,7 +81,9 @@ class StoreForWal:
 
     async def close(self) -> None:
         """See `WalObjects`."""
-        await self._store.close()
+        self.is_closed = True
+        if not self._is_shared:
+            await self._store.close()
 
 
 @contextmanager

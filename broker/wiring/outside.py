@@ -90,8 +90,14 @@ async def open_outside(stack: AsyncExitStack, settings: BrokerSettings, around: 
             ruled.append((opened.store, opened.paths))
         return store, opened.paths
 
+    own_wal_store: dict[str, StoreForWal] = {}
+    """By its URI: to make a client of S3 takes longer than to recover a WAL."""
+
     async def open_foreign(config: ObjectWalConfig) -> WalObjects:
         settings = wal_store_settings(config)
+        own = own_wal_store.get(config.store_uri)
+        if own is not None and not own.is_closed:
+            return own.shared()
         opened = open_object_store(config.store_uri, rng=around.rng, settings=settings)
         inner = opened.store if around.wrap_store is None else around.wrap_store(opened.store)
         return StoreForWal(metered(inner, usage, Purpose.WAL, settings), opened.paths.prefix)
@@ -99,7 +105,11 @@ async def open_outside(stack: AsyncExitStack, settings: BrokerSettings, around: 
     async def open_objects(config: ObjectWalConfig) -> WalObjects:
         settings = wal_store_settings(config)
         store, paths = await open_store(config.store_uri, settings)
-        return StoreForWal(metered(store, usage, Purpose.WAL, settings), paths.prefix)
+        objects = StoreForWal(metered(store, usage, Purpose.WAL, settings), paths.prefix)
+        former = own_wal_store.get(config.store_uri)
+        if former is None or former.is_closed:
+            own_wal_store[config.store_uri] = objects
+        return objects
 
     store, paths = await open_store(absolute_uri(settings.object_store_uri), config.object_store)
     stack.push_async_callback(store.close)
