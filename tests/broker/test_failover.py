@@ -15,7 +15,6 @@ from broker.inspect.wal import open_wal_disk
 from broker.node import Node
 from broker.salvage import streams_on
 from controller.lost_wals import lost_wals
-from controller.nodes import DescribeNode
 from controller.tables import NodeStatus
 from protocol.errors import ErrorCode
 from protocol.messages.metadata import MetadataRequest, MetadataRequestTopic
@@ -64,17 +63,6 @@ async def take_for_dead(node_id: int, told: Node) -> None:
     controller = told.running.broker.controller
     node = controller.image.node(node_id)
     assert node is not None
-    if not node.lease_ms:
-        await controller.submit(
-            DescribeNode(
-                node_id=node_id,
-                node_epoch=node.node_epoch,
-                lease_ms=3_000,
-                controller_address="",
-                wal_uri=node.wal_uri,
-                wal_host=node.wal_host,
-            )
-        )
     # At once: the leader hears of it, and would trust it again.
     while not all(
         await asyncio.gather(

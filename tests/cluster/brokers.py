@@ -51,6 +51,7 @@ def running_brokers(
     started: int | None = None,
     program: str = "broker",
     of_each: Callable[[int], Mapping[str, object]] = lambda node_id: {},
+    environment: Mapping[str, str] | None = None,
     **settings: object,
 ) -> Iterator[Brokers]:
     """Brokers 1, 2, 3 … that serve, or the first of them only; their objects are in `objects`. `of_each` gives settings by node id."""
@@ -71,6 +72,7 @@ def running_brokers(
                     **of_each(node_id),
                 },
                 program=program,
+                environment=environment,
             )
             stack.callback(_killed, broker)
             if started is None or node_id <= started:

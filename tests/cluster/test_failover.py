@@ -1,0 +1,230 @@
+"""Brokers in processes of their own that die, or sleep for too long, under load: others recover their WALs, nothing is lost, doubled or reordered."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from protocol.errors import ErrorCode
+from tests.broker.wire import Wire, batch
+from tests.cluster.brokers import TIMEOUT_S, Brokers, Load, all_of, leaders, running_brokers, values_in
+from tests.cluster.test_moves import committed_offset
+from tests.stores.s3_server import S3Server
+
+pytestmark = pytest.mark.crash
+
+PARTITIONS = 6
+
+
+@pytest.fixture(params=["on disks", "in a bucket"])
+def anywhere(
+    request: pytest.FixtureRequest, tmp_path: Path, s3_server_named: Callable[[str], S3Server]
+) -> Iterator[tuple[Brokers, Sequence[int]]]:
+    """Three brokers whose WALs others can reach: on disks of one machine, or in a bucket of MinIO, where everything else is too. And which
+    are to die: node 1 leads, as a rule, since it was there first."""
+    if request.param == "on disks":
+        with running_brokers(tmp_path) as found:
+            yield found, (2, 1)
+        return
+    server = s3_server_named("minio")
+    uri = server.uri(server.new_bucket(), "cluster")
+    settings: dict[str, Any] = {"object.store.uri": uri, "wal.uri": f"{uri}&batch_interval_ms=5&capacity=64MiB"}
+    with running_brokers(tmp_path, environment=server.environment, **settings) as found:
+        yield found, (2,)
+
+
+def created(brokers: Brokers, topic: str, partitions: int) -> None:
+    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
+    admin.create_topics([NewTopic(topic, num_partitions=partitions)])[topic].result(TIMEOUT_S)
+
+
+def others(brokers: Brokers, node_id: int) -> Brokers:
+    return {other: broker for other, broker in brokers.items() if other != node_id}
+
+
+def led_when(brokers: Brokers, topic: str, condition: Callable[[Mapping[int, int]], bool], what: str) -> dict[int, int]:
+    """Who leads each partition, once that is as it should be."""
+    deadline = time.monotonic() + TIMEOUT_S
+    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
+    while True:
+        told = admin.list_topics(topic, timeout=TIMEOUT_S).topics[topic].partitions
+        found = {index: partition.leader for index, partition in told.items()}
+        if condition(found):
+            return found
+        assert time.monotonic() < deadline, f"{what} did not come about: {found}"
+        time.sleep(0.02)
+
+
+def all_led_without(node_id: int) -> Callable[[Mapping[int, int]], bool]:
+    return lambda found: not {-1, node_id} & set(found.values())
+
+
+def test_partitions_of_a_killed_broker_go_on_elsewhere(anywhere: tuple[Brokers, Sequence[int]]) -> None:
+    """I1, I2, I11; and groups, whose commits are records. It is started again, and gets its share."""
+    brokers, victims = anywhere
+    created(brokers, "t", PARTITIONS)
+    with Load(all_of(brokers), "t", PARTITIONS) as load:
+        group = Group(all_of(brokers), "t")
+        committed = group.go_on(100)
+        for victim in victims:
+            began_s = time.monotonic()
+            brokers[victim].kill()
+            rest = others(brokers, victim)
+            led_when(rest, "t", all_led_without(victim), "its partitions go on")
+            led_when(rest, "__consumer_offsets", all_led_without(victim), "its groups have coordinators")
+            took_s = time.monotonic() - began_s
+            line = until_said(rest, "the WAL of a dead node was recovered", f"node_id={victim}")
+            took_ms = line.partition("took_ms=")[2].split()[0]
+            print(f"node {victim} was killed: led again after {took_s:.2f} s, of which the recovery took {took_ms} ms")
+            assert group.committed() == committed, "none is lost with the broker that confirmed it"
+            committed = group.go_on(100)
+            brokers[victim].start()
+            brokers[victim].wait_ready()
+            led_when(
+                brokers, "__consumer_offsets", lambda found, its=victim: its in found.values(), "it gets its share"
+            )
+        group.close()
+    print(f"the longest gap between acknowledgements was {load.longest_gap_s:.2f} s")
+    assert load.errors == []
+    assert values_in(all_of(brokers), "t", PARTITIONS) == load.acknowledged, "each record once, in order"
+    for broker in brokers.values():
+        assert not broker.has_ended(), broker.log_tail()
+
+
+class Group:
+    """A group of one consumer, which commits what it has read."""
+
+    def __init__(self, bootstrap_servers: str, topic: str) -> None:
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": bootstrap_servers,
+                "group.id": "g",
+                "auto.offset.reset": "earliest",
+                "enable.auto.commit": False,
+            }
+        )
+        self._consumer.subscribe([topic])
+        self.close = self._consumer.close
+
+    def go_on(self, count: int) -> int:
+        """Read so many records more, and commit; what is committed of partition 0 by then."""
+        read = 0
+        deadline = time.monotonic() + TIMEOUT_S
+        while read < count:
+            read += sum(message.error() is None for message in self._consumer.consume(count, 0.5))
+            assert time.monotonic() < deadline, f"{read} records were read"
+        self._consumer.commit(asynchronous=False)
+        return self.committed()
+
+    def committed(self) -> int:
+        """What the coordinator says of partition 0."""
+        return committed_offset(self._consumer)
+
+
+async def test_a_broker_that_slept_acknowledges_nothing_more(brokers: Brokers) -> None:
+    """I4. What was sent to it while it slept is in its socket when it wakes up, and it still holds its WAL open."""
+    created(brokers, "t", PARTITIONS)
+    sleeper = 2
+    led = leaders(brokers, "t")
+    its = [index for index, leader in led.items() if leader == sleeper]
+    with Load(all_of(brokers), "t", PARTITIONS) as load:
+        async with await Wire.connect(brokers[sleeper].bootstrap_servers) as wire:
+            await asyncio.sleep(0.5)
+            os.kill(brokers[sleeper].pid, signal.SIGSTOP)
+            late = [asyncio.ensure_future(wire.produce("t", batch(b"-1"), partition=its[0]))]
+            rest = others(brokers, sleeper)
+            await asyncio.to_thread(led_when, rest, "t", all_led_without(sleeper), "its partitions go on")
+            await asyncio.sleep(0.5)
+            os.kill(brokers[sleeper].pid, signal.SIGCONT)
+            await asyncio.wait(late, timeout=TIMEOUT_S)
+            assert late[0].done(), "it answers, or hangs up"
+            if late[0].exception() is None:
+                assert late[0].result().error_code in (
+                    ErrorCode.NOT_LEADER_OR_FOLLOWER,
+                    ErrorCode.KAFKA_STORAGE_ERROR,
+                    ErrorCode.FENCED_LEADER_EPOCH,
+                )
+        await asyncio.sleep(1.0)
+    print(f"the longest gap between acknowledgements was {load.longest_gap_s:.2f} s")
+    assert load.errors == []
+    found = await asyncio.to_thread(values_in, all_of(rest), "t", PARTITIONS)
+    assert found == load.acknowledged, "each record once, in order, and not the one that came too late"
+
+
+def test_what_only_an_unreachable_wal_holds_is_given_up_by_an_operator_alone(brokers: Brokers, tmp_path: Path) -> None:
+    created(brokers, "t", PARTITIONS)
+    victim = 2
+    led = leaders(brokers, "t")
+    its = {index for index, leader in led.items() if leader == victim}
+    producer = Producer({"bootstrap.servers": all_of(brokers), "enable.idempotence": True})
+    for index in led:
+        producer.produce("t", b"before", partition=index)
+    assert producer.flush(TIMEOUT_S) == 0
+    brokers[victim].kill()
+    (tmp_path / "node2" / "wal").rename(tmp_path / "burnt")
+    rest = others(brokers, victim)
+
+    led_when(rest, "t", lambda found: {index for index, leader in found.items() if leader == -1} == its, "it says so")
+    told = tidelog(rest[1].directory, "inspect", "metadata", "--json")
+    line = until_said(rest, "partitions of a dead node are offline")
+    wal_id = line.partition("tidelog wal abandon ")[2].split()[0]
+    assert f" wal_id={wal_id}" in line
+    assert wal_id in told
+    time.sleep(1.0)
+    assert {index for index, leader in leaders(rest, "t").items() if leader == -1} == its, "nobody guesses"
+    assert "nothing was done" in tidelog(rest[1].directory, "wal", "abandon", wal_id, status=2)
+    assert "are given up" in tidelog(rest[1].directory, "wal", "abandon", wal_id, "--yes")
+
+    led_when(rest, "t", all_led_without(victim), "they go on past the gap")
+    producer = Producer({"bootstrap.servers": all_of(rest), "enable.idempotence": True})
+    for index in led:
+        producer.produce("t", b"after", partition=index)
+    assert producer.flush(TIMEOUT_S) == 0
+    consumer = Consumer({"bootstrap.servers": all_of(rest), "group.id": "any"})
+    for index in its:
+        low, high = consumer.get_watermark_offsets(TopicPartition("t", index), timeout=TIMEOUT_S)
+        assert (low, high) == (0, 1_000_000_001)
+    consumer.close()
+
+
+def tidelog(directory: Path, *arguments: str, status: int = 0) -> str:
+    """Run the command line with a broker's settings; what it prints."""
+    settings = {
+        name: value
+        for line in (directory / "broker.toml").read_text().splitlines()
+        for name, _, value in [line.replace('"', "").partition(" = ")]
+        if name in ("object.store.uri", "wal.uri", "node.id")
+    }
+    places = ["--bucket", settings["object.store.uri"], "--set", f"wal.uri={settings['wal.uri']}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "broker", *arguments, *places],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout
+
+
+def until_said(brokers: Brokers, *texts: str) -> str:
+    """The first log line of any broker that says something."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        for broker in brokers.values():
+            for line in broker.log_path.read_text(errors="replace").splitlines():
+                if all(text in line for text in texts):
+                    return line
+        time.sleep(0.05)
+    raise AssertionError(f"nobody says: {texts}")
