@@ -347,6 +347,7 @@ DASHBOARDS: Mapping[str, tuple[str, Sequence[Row]]] = {
                         "short",
                         {
                             "registered": f"max({_gauge('tidelog_nodes')})",
+                            "{{status}}": f"max by (status) ({_gauge('tidelog_registered_nodes')})",
                             "heard of by the leader": f"max({_gauge('tidelog_nodes_living')})",
                             "scraped": f"sum({_gauge('up')})",
                         },
@@ -362,12 +363,44 @@ DASHBOARDS: Mapping[str, tuple[str, Sequence[Row]]] = {
                         "Partitions that take no records",
                         "short",
                         {
-                            f"offline {_I}": _gauge("tidelog_offline_partitions"),
+                            f"offline, {{{{reason}}}} {_I}": _gauge("tidelog_offline_partitions"),
                             f"loading {_I}": _gauge("tidelog_partitions_loading"),
                         },
                     ),
                     Panel("Bytes in", "Bps", {_I: _rate("tidelog_received_bytes_total")}, stacked=True),
                     Panel("Bytes out", "Bps", {_I: _rate("tidelog_sent_bytes_total")}, stacked=True),
+                ),
+            ),
+            Row(
+                "Failures",
+                (
+                    Panel(
+                        "Brokers suspected, and taken for dead",
+                        "short",
+                        {
+                            "suspected": f"sum(increase(tidelog_node_suspicions_total{{{WHERE}}}{PER}))",
+                            "taken for dead": f"sum(increase(tidelog_node_deaths_total{{{WHERE}}}{PER}))",
+                        },
+                    ),
+                    Panel(
+                        "Left of the lease",
+                        "s",
+                        {_I: _gauge("tidelog_lease_remaining_seconds")},
+                        "Without one a broker answers neither readers nor groups. Infinite where a broker is alone.",
+                    ),
+                    Panel(
+                        "Recovered of dead brokers",
+                        "short",
+                        {
+                            f"WALs {_I}": f"increase(tidelog_recovered_wals_total{{{WHERE}}}{PER})",
+                            f"partitions {_I}": f"increase(tidelog_recovered_partitions_total{{{WHERE}}}{PER})",
+                        },
+                    ),
+                    Panel(
+                        "Between brokers",
+                        "Bps",
+                        {f"{{{{direction}}}} {_I}": _rate("tidelog_peer_bytes_total", "instance, direction")},
+                    ),
                 ),
             ),
             Row(

@@ -144,9 +144,9 @@ CASES = [
     ),
     Case(
         "TidelogPartitionsOffline",
-        *gauge("tidelog_offline_partitions", "2x9", "0x9"),
+        *gauge("tidelog_offline_partitions", "2x9", "0x9", ',reason="damage"'),
         at="5m",
-        labels=ON,
+        labels={**ON, "reason": "damage"},
     ),
     Case(
         "TidelogControllerAbsent",
