@@ -24,6 +24,7 @@ _LEADER_CHANGED, _TOPIC_CREATED = 2, 5
 class LogEntry:
     """One object below metadata/log."""
 
+    metadata_version: int
     index: int
     controller_epoch: int
     nonce: bytes
@@ -36,13 +37,21 @@ def read_log(server: S3Server, bucket: str, prefix: str) -> list[LogEntry]:
     found: list[LogEntry] = []
     for key in sorted(server.keys(bucket, f"{prefix}/metadata/log/")):
         data = server.client.get_object(Bucket=bucket, Key=key)["Body"].read()
-        magic, _, _, index, controller_epoch, nonce, crc = _HEAD.unpack_from(data)
+        magic, _, version, index, controller_epoch, nonce, crc = _HEAD.unpack_from(data)
         head, body = data[: _HEAD.size - 4], data[_HEAD.size :]
         assert magic == b"TLML", key
         assert crc == crc32c(body, crc32c(head)), key
         assert index == len(found) == int(key.rpartition("/")[2]), f"{key}: the log has no gap"
         records = msgspec.msgpack.decode(body)
-        found.append(LogEntry(index=index, controller_epoch=controller_epoch, nonce=nonce, records=records))
+        found.append(
+            LogEntry(
+                metadata_version=version,
+                index=index,
+                controller_epoch=controller_epoch,
+                nonce=nonce,
+                records=records,
+            )
+        )
     assert len({entry.nonce for entry in found}) == len(found), "each was written by one attempt"
     return found
 

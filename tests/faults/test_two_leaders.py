@@ -6,6 +6,7 @@ Real processes on MinIO. What counts is read in the bucket by code of the tests'
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tests.stores.s3_server import S3Server
 pytestmark = [pytest.mark.crash, pytest.mark.slow]
 
 TIMEOUT_S = 60.0
-ROUNDS = 4
+ROUNDS = 2 * int(os.environ.get("FAULTS_CONTROLLER_ROUNDS", "1"))
 
 
 async def leader_other_than(cluster: Cluster, former: int) -> int:
