@@ -1,11 +1,12 @@
 """What the metadata of a large cluster costs: `python -m bench controller`.
 
-10,000 partitions, 100,000 objects of 10 ranges each, one object an entry: rates at which a leader decides and others apply, memory, snapshot, the
+10,000 partitions, 100,000 objects of 10 ranges each: rates at which a leader decides and others apply, memory, snapshot, the
 start of a node, and for how long the event loop stands still meanwhile. Then what three brokers that have nothing to do ask of the bucket.
 
 Always true:
 - The state machine runs in this process, on an object store in memory: figures are of the processor, requests take no time.
 - The event loop's longest pause is processor time, as a task sees it that wants to run each millisecond.
+- Garbage is collected as rarely as in a broker.
 - A start is a process of its own, on a local directory with the snapshot and as many entries as there can be behind it.
 - The brokers that idle are processes with default settings but for their memory, with all partitions of a topic spread over them; requests are
   those of `tidelog_object_store_billed_requests_total`, each S3's way of counting.
@@ -33,6 +34,7 @@ from pathlib import Path
 
 from bench.broker import Broker, running_broker
 from bench.cpu import cpu_seconds, resident_bytes
+from broker.__main__ import GC_THRESHOLDS
 from controller.config import ControllerSettings
 from controller.controller import Controller, TopicSpec
 from controller.image import Applied
@@ -52,6 +54,8 @@ _PARTITIONS = 10_000
 _OBJECTS = 100_000
 _RANGES = 10
 """Of each object."""
+_RECORDS = 10
+"""Of an entry that several commits share."""
 _NODES = 3
 _IDLE_S = 120.0
 _SETTLE_S = 20.0
@@ -59,10 +63,12 @@ _TICK_S = 0.001
 _TIMEOUT_S = 60.0
 _MIB = 1 << 20
 _NOW_MS = 1_700_000_000_000
+_NO_SNAPSHOTS = ControllerSettings(snapshot_interval_entries=1 << 60, snapshot_interval_bytes=1 << 60)
 
 
 def run(work_dir: Path) -> None:
     """Prints a line for each figure."""
+    gc.set_threshold(*GC_THRESHOLDS)
     asyncio.run(_scale(work_dir / "start", _PARTITIONS, _OBJECTS, _RANGES))
     _start_alone(work_dir / "start")
     _idle(work_dir / "idle", _PARTITIONS, _IDLE_S)
@@ -105,9 +111,7 @@ async def _pauses() -> AsyncIterator[_Pauses]:
 async def _scale(directory: Path, partition_count: int, object_count: int, ranges_per_object: int) -> None:
     store = MemoryObjectStore()
     rng = random.Random(1)
-    controller = await _controller(
-        store, ControllerSettings(snapshot_interval_entries=1 << 60, snapshot_interval_bytes=1 << 60)
-    )
+    controller = await _controller(store, _NO_SNAPSHOTS)
     registration = await controller.register_node(1, "wal")
     metadata = controller.bind(1, registration.node_epoch)
     async with _pauses() as pauses:
@@ -126,16 +130,23 @@ async def _scale(directory: Path, partition_count: int, object_count: int, range
 
     gc.collect()
     before_mib = resident_bytes(os.getpid()) / _MIB
-    costs = []
-    for object_id in await metadata.new_object_ids(object_count):
-        chosen = rng.sample(stream_ids, ranges_per_object)
-        costs.append(await _commit(metadata, [_object(object_id, ends, chosen, leader_epoch)]))
+    object_ids = list(await metadata.new_object_ids(object_count))
+
+    def new(object_id: ObjectId) -> NewObject:
+        return _object(object_id, ends, rng.sample(stream_ids, ranges_per_object), leader_epoch)
+
+    singly, together = object_ids[: object_count // 10], object_ids[object_count // 10 :]
+    costs = [await _commit(metadata, [new(object_id)]) for object_id in singly]
     _report(
         f"commit an object of {ranges_per_object} ranges: decide, check, write, apply; p50",
         statistics.median(costs) * 1e6,
         "us CPU",
     )
-    _report("  entries of one such record in a second", object_count / sum(costs), "")
+    _report("  entries of one such record in a second", len(singly) / sum(costs), "")
+    took = 0.0
+    for first in range(0, len(together), _RECORDS):
+        took += await _commit(metadata, [new(object_id) for object_id in together[first : first + _RECORDS]])
+    _report(f"  records in a second, {_RECORDS} an entry", len(together) / took, "")
     range_count = object_count * ranges_per_object
     gc.collect()
     _report(
@@ -228,7 +239,7 @@ async def _apply_all(store: MemoryObjectStore, expected: str) -> None:
 
 async def _snapshot(store: MemoryObjectStore) -> None:
     """Taking office, and the snapshot that the log's length makes due."""
-    controller = await _controller(store, ControllerSettings(retained_entries=0))
+    controller = await _controller(store, ControllerSettings(snapshot_interval_entries=1, retained_entries=0))
     async with _pauses() as pauses:
         await controller.register_node(2, "another wal")
     _report("take office with a large state: longest pause of the event loop", pauses.longest_s * 1e3, "ms")
@@ -241,6 +252,8 @@ async def _snapshot(store: MemoryObjectStore) -> None:
     _report("  longest pause of the event loop", pauses.longest_s * 1e3, "ms")
     _report("  its size", controller.snapshot_size_bytes / _MIB, "MiB")
     assert controller.snapshot_size_bytes
+    await controller.close()
+    controller = await _controller(store, _NO_SNAPSHOTS)
     metadata = controller.bind(1, controller.image.nodes[1].node_epoch)
     for _ in range(ControllerSettings().snapshot_interval_entries - 10):
         await metadata.new_object_ids(1000)  # an entry each
@@ -373,6 +386,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--start", type=Path, help="measure a start on this directory, and print JSON")
     arguments = parser.parse_args()
+    gc.set_threshold(*GC_THRESHOLDS)
     asyncio.run(_start(arguments.start))
     return 0
 

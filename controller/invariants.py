@@ -233,11 +233,12 @@ def check_change(
         wrong = topic_holds_its_streams(tables, topic_id)
         if wrong is not None:
             raise InvariantViolated(f"topic_holds_its_streams: {wrong}, by {record!r:.200}")
+    is_restored = isinstance(record, MetadataRestored)
     for stream_id, (low, high) in touched.streams.items():
         stream = tables.streams.get(stream_id)
         if stream is not None:
             facts = before.get(stream_id)
-            if facts is not None and isinstance(record, MetadataRestored):
+            if is_restored and facts is not None:
                 facts = facts._replace(log_start_offset=0)  # nothing else brings back what was trimmed
             for predicate in STREAM_PREDICATES:
                 wrong = predicate(facts, stream)

@@ -94,7 +94,10 @@ class StreamState:
 
     def index_of(self, offset: int) -> int:
         """Index of the first range that ends past `offset` (the one that holds it, outside gaps)."""
-        return bisect_right(self.ranges, offset, key=_end_offset)
+        ranges = self.ranges
+        if ranges and ranges[-1].base_offset <= offset:  # as it is with all that was just appended
+            return len(ranges) if ranges[-1].end_offset <= offset else len(ranges) - 1
+        return bisect_right(ranges, offset, key=_end_offset)
 
     @property
     def newest_state_is_detached(self) -> bool:
