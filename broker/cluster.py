@@ -18,6 +18,7 @@ from controller.controller import Controller
 from controller.node_metadata import NodeMetadata
 from controller.nodes import HEALTH_SINCE
 from controller.pulse import Pulse
+from controller.tables import NodeStatus
 from controller.tcp import PeerServer, PeerTraffic, TcpPeers
 from s3stream.errors import MetadataUnavailable, NodeFenced
 
@@ -93,7 +94,11 @@ async def _beat(pulse: Pulse, controller: Controller) -> None:
     while True:
         leader = controller.leader_address
         nodes = controller.image.nodes.values()
-        others = [node.controller_address for node in nodes if node.controller_address not in ("", controller.address)]
+        others = [
+            node.controller_address
+            for node in nodes
+            if node.status is not NodeStatus.DEAD and node.controller_address not in ("", controller.address)
+        ]
         pulse.beat(leads=controller.is_leader, addresses=[leader, *others] if leader else others)
         await asyncio.sleep(BEAT_INTERVAL_S)
 

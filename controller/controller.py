@@ -111,6 +111,8 @@ class Controller(Operations):
         """While it works with others."""
         self.detection: Detection | None = None
         """Likewise."""
+        self.replaced_address = ""
+        """Of the node that held the office before this one ran for it the last time, since that did not answer."""
         self.office_seen_s = float("-inf")
         """When the newest look at the leader object began that found this node in office, by the clock of leases."""
 
@@ -613,6 +615,7 @@ class Controller(Operations):
         waiting, self._running_for_office = self._running_for_office, []
         if self._claim is None:
             await self._replica.catch_up()
+            self.replaced_address = next((former.leader for former, _ in waiting if former is not None), "")
             await self._take_office(lambda holder: any(holder == instead_of for instead_of, _ in waiting))
         for _, future in waiting:
             if not future.done():

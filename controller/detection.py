@@ -6,7 +6,7 @@ have had before has surely run out, it is dead, in the metadata log: others may 
 
 Always true:
 - `dead` follows no sooner than the node's `lease_ms` and a margin after `suspect` was committed, measured by this leader: a new one starts to
-  wait anew, and first gives everybody a whole detection period. Time that this process did not see pass is not held against anybody.
+  wait anew, and first gives everybody a whole detection period, but for the one that it replaced, which is silent already. Time that this process did not see pass is not held against anybody.
 - A leader that hears from none of several others doubts itself first: they have the time to put another in its place.
 - A node that is heard from while it is suspected is trusted again. One without a lease (it works alone) is never suspected.
 - The newest metadata version is put in force when every registered node was heard to know it, and not before.
@@ -70,14 +70,16 @@ class Watch:
         self._lease_ms = settings.lease_ms
         self._margin_ms = settings.lease_margin_ms
         self._patient_from_s = 0.0
+        self._replaced = -1
         self._heard_s: dict[int, float] = {}
         self._versions: dict[int, int] = {}
         self._epochs: dict[int, int] = {}
         self._suspect_from_s: dict[tuple[int, int], float] = {}
 
-    def begin(self, now_s: float) -> None:
-        """The office was taken: what was heard before, or seen of suspicions, is of no account."""
-        self._heard_s.clear()
+    def begin(self, now_s: float, *, replaced: int = -1) -> None:
+        """The office was taken: what was seen of suspicions before is of no account, and everybody is given time. But for the one that was
+        `replaced`, since it did not answer: where no sign of life came from it either, its silence counts from the last one on."""
+        self._replaced = replaced
         self._versions.clear()
         self._epochs.clear()
         self._suspect_from_s.clear()
@@ -86,6 +88,10 @@ class Watch:
     def be_patient(self, now_s: float) -> None:
         """This process stood still, so it may not have heard what was said: everybody gets a whole detection period."""
         self._patient_from_s = now_s
+        self._replaced = -1
+
+    def _given_time_from_s(self, node_id: int) -> float:
+        return 0.0 if node_id == self._replaced else self._patient_from_s
 
     def heard(self, node_id: int, now_s: float, metadata_version: int | None = None) -> None:
         """A node shows that it lives, and perhaps which metadata version it knows."""
@@ -107,7 +113,7 @@ class Watch:
             key = node.node_id, node.node_epoch
             if self._epochs.get(node.node_id) != node.node_epoch:
                 self._epochs[node.node_id] = node.node_epoch
-                if node.status is NodeStatus.ALIVE:
+                if node.status is NodeStatus.ALIVE and node.node_id != self._replaced:
                     self.heard(node.node_id, now_s)  # it has just registered, or is seen for the first time
             if node.status is not NodeStatus.SUSPECT:
                 self._suspect_from_s.pop(key, None)
@@ -121,19 +127,21 @@ class Watch:
             if lives and self._is_heard(node.node_id):
                 yield Judged(Verdict.TRUST, *key)
                 continue
-            from_s = self._suspect_from_s.setdefault(key, max(now_s, self._patient_from_s + self._timeout_s))
+            from_s = self._suspect_from_s.setdefault(
+                key, max(now_s, self._given_time_from_s(node.node_id) + self._timeout_s)
+            )
             if not lives and (now_s - from_s) * 1_000 >= max(node.lease_ms, self._lease_ms) + self._margin_ms:
                 yield Judged(Verdict.DEAD, *key)
 
     def _lives(self, node_id: int, now_s: float) -> bool:
-        return now_s - max(self._heard_s.get(node_id, 0.0), self._patient_from_s) < self._timeout_s
+        return now_s - max(self._heard_s.get(node_id, 0.0), self._given_time_from_s(node_id)) < self._timeout_s
 
     def _newest_sign_s(self, node_ids: Iterable[int]) -> float:
         return max(self._patient_from_s, *(self._heard_s.get(node_id, 0.0) for node_id in node_ids))
 
     def _is_heard(self, node_id: int) -> bool:
         """Whether it was heard from, and is not just given time."""
-        return node_id == self._node_id or self._heard_s.get(node_id, 0.0) >= self._patient_from_s
+        return node_id == self._node_id or self._heard_s.get(node_id, 0.0) >= self._given_time_from_s(node_id)
 
     def all_know(self, nodes: Mapping[int, Node], metadata_version: int, now_s: float) -> bool:
         """Whether every registered node is there, and knows a metadata version."""
@@ -154,6 +162,10 @@ class Office(Protocol):
     @property
     def image(self) -> Image:
         """What is committed."""
+
+    @property
+    def replaced_address(self) -> str:
+        """Of the node that was in office before, and did not answer; empty where there was none."""
 
     async def until_in_office(self) -> None:
         """Return when this node leads."""
@@ -186,7 +198,7 @@ class Detection:
         loop = asyncio.get_running_loop()
         while True:
             await self._office.until_in_office()
-            self._watch.begin(loop.time())
+            self._watch.begin(loop.time(), replaced=self._replaced())
             while self._office.is_leader:
                 due_s = loop.time() + self._interval_s
                 await asyncio.sleep(self._interval_s)
@@ -201,6 +213,11 @@ class Detection:
                     _log.warning(
                         "what was detected of other nodes cannot be committed now: %(error)s", {"error": error}
                     )
+
+    def _replaced(self) -> int:
+        address = self._office.replaced_address
+        nodes = self._office.image.nodes.values()
+        return next((node.node_id for node in nodes if address and node.controller_address == address), -1)
 
     async def _look(self, now_s: float) -> None:
         image = self._office.image

@@ -1,8 +1,9 @@
 """Signs of life from a thread of its own, so that a node whose event loop is busy for seconds is not taken for dead.
 
 Theory of operation. The event loop tells the thread now and then that it moves (`beat`), and where the other nodes are. The thread says
-"alive" to the one that leads, over a connection of its own with blocking calls; where that one does not lead any more, or does not
-answer, it asks the others in turn. So it finds a new leader though its own event loop does not hear of it.
+"alive" to the one that leads, over connections of its own with blocking calls; where that one does not lead any more, or does not
+answer, it asks the others in turn. So it finds a new leader though its own event loop does not hear of it. The one that leads says so to
+all others, which know by it that it lives, though it may not answer.
 
 Always true:
 - A node whose event loop has not moved for `HUNG_AFTER_S` is silent: it hangs, and others are to take over.
@@ -45,8 +46,8 @@ class Pulse:
         self._interval_s = interval_ms / 1_000
         self._numbers = itertools.count()
         self._beat: tuple[float, bool, tuple[str, ...]] = (time.monotonic(), False, ())
-        self._socket: socket.socket | None = None
-        self._address = ""
+        self._connections: dict[str, socket.socket] = {}
+        self._led_by = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="signs of life", daemon=True)
 
@@ -66,35 +67,42 @@ class Pulse:
     def _run(self) -> None:
         while not self._stop.wait(self._interval_s):
             self._show()
-        self._disconnect()
+        for address in list(self._connections):
+            self._disconnect(address)
 
     def _show(self) -> None:
         moved_s, leads, addresses = self._beat
         silent_s = time.monotonic() - moved_s
-        if silent_s > HUNG_AFTER_S or (leads and silent_s < _FRESH_S):
+        if silent_s > HUNG_AFTER_S:
             return
         deadline_s = time.monotonic() + self._interval_s + _TIMEOUT_S
-        # Whom it reached last time comes first, unless the loop says that another one leads.
-        first = [self._address] if self._address in addresses and (silent_s >= _FRESH_S or not addresses) else []
+        is_fresh = silent_s < _FRESH_S
+        # Whom it found to lead comes first, unless the loop says who does.
+        first = [self._led_by] if self._led_by in addresses and not is_fresh else []
         for address in dict.fromkeys((*first, *addresses)):
-            if self._stop.is_set() or time.monotonic() > deadline_s or self._say(address):
+            if self._stop.is_set() or time.monotonic() > deadline_s:
                 return
+            if self._say(address) and not (leads and is_fresh):
+                self._led_by = address
+                return
+        for address in self._connections.keys() - set(addresses):
+            self._disconnect(address)
 
     def _say(self, address: str) -> bool:
         """Whether a node leads, and was told."""
         try:
-            if self._socket is None or self._address != address:
-                self._disconnect()
-                self._socket = socket.create_connection(split_address(address), _TIMEOUT_S)
-                self._address = address
-                self._socket.sendall(self._greeting)
+            connection = self._connections.get(address)
+            if connection is None:
+                connection = socket.create_connection(split_address(address), _TIMEOUT_S)
+                self._connections[address] = connection
+                connection.sendall(self._greeting)
             number = next(self._numbers)
             body = msgspec.msgpack.encode((number, ALIVE, msgspec.msgpack.encode(self._node_id)))
-            self._socket.sendall(_SIZE.pack(len(body)) + body)
-            answered, state, _ = msgspec.msgpack.decode(self._answer(self._socket), type=tuple[int, int, bytes])
+            connection.sendall(_SIZE.pack(len(body)) + body)
+            answered, state, _ = msgspec.msgpack.decode(self._answer(connection), type=tuple[int, int, bytes])
             return answered == number and state == DONE
         except (OSError, EOFError, ValueError):  # of msgspec, too
-            self._disconnect()
+            self._disconnect(address)
             return False
 
     def _answer(self, connection: socket.socket) -> bytes:
@@ -112,7 +120,7 @@ class Pulse:
             found += part
         return found
 
-    def _disconnect(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+    def _disconnect(self, address: str) -> None:
+        connection = self._connections.pop(address, None)
+        if connection is not None:
+            connection.close()

@@ -77,6 +77,30 @@ def test_a_new_leader_waits_a_whole_detection_period_before_it_counts() -> None:
     assert list(watch.judge([suspect], 205.3)) == [Judged(Verdict.DEAD, 2, 1)]
 
 
+def test_a_leader_that_was_replaced_since_it_is_silent_gets_no_more_time() -> None:
+    watch = Watch(1, SETTINGS)
+    watch.heard(2, 98.0)
+    watch.heard(3, 98.0)
+    watch.begin(100.0, replaced=2)
+    assert list(watch.judge([node(2), node(3)], 100.1)) == [Judged(Verdict.SUSPECT, 2, 1)]
+    suspect = node(2, status=NodeStatus.SUSPECT)
+    watch.heard(3, 100.2)
+    assert list(watch.judge([suspect, node(3)], 100.2)) == []
+    watch.heard(3, 103.0)
+    assert list(watch.judge([suspect, node(3)], 103.3)) == []
+    assert list(watch.judge([suspect, node(3)], 103.5)) == [Judged(Verdict.DEAD, 2, 1)]
+
+
+def test_a_leader_that_was_replaced_and_shows_life_is_not_suspected() -> None:
+    watch = Watch(1, SETTINGS)
+    watch.heard(2, 99.8)
+    watch.begin(100.0, replaced=2)
+    assert list(watch.judge([node(2)], 100.1)) == []
+    watch.heard(2, 100.3)
+    assert list(watch.judge([node(2)], 102.2)) == []
+    assert list(watch.judge([node(2)], 102.4)) == [Judged(Verdict.SUSPECT, 2, 1)]
+
+
 def test_time_in_which_the_leader_itself_stood_still_is_held_against_nobody() -> None:
     watch = watch_of_node_1(100.0)
     list(watch.judge([node(2)], 100.0))
