@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -40,8 +41,10 @@ WAVE_PARTITIONS = 128
 SMALL_UPLOAD_BYTES = 8 << 20
 """So much is uploaded in less time than the round trips of a wave take."""
 
-MAX_UPLOADS_BEFORE = 4
-"""Each leaves what came in meanwhile, which is less each time unless producers are as fast as uploads: then no more helps."""
+MAX_UPLOADS_BEFORE = 16
+PROGRESS = 0.8
+"""Each leaves what came in meanwhile, which should be at most so much of what there was before: else producers are about as fast as uploads,
+and no more of them helps."""
 
 
 class Handover:
@@ -95,11 +98,16 @@ class Handover:
     async def _upload_most(self) -> bool:
         """Leave little to be uploaded, while partitions are served; False: producers are too fast for that."""
         storage = self._storage
+        before_bytes = math.inf
         for _ in range(MAX_UPLOADS_BEFORE):
             storage.seal()
             await storage.uploads.drain()
-            if storage.unuploaded_bytes <= SMALL_UPLOAD_BYTES:
+            left_bytes = storage.unuploaded_bytes
+            if left_bytes <= SMALL_UPLOAD_BYTES:
                 return True
+            if left_bytes > before_bytes * PROGRESS:
+                break
+            before_bytes = left_bytes
         return False
 
     async def _give_wave(self, most: int) -> bool:
