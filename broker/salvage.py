@@ -163,6 +163,7 @@ async def take_out(
         settings=settings,
         rng=rng,
         on_failed=failures.append,
+        uploads_at_once=True,
     )
     try:
         await storage.start([opened.stream_id for opened in claimed])

@@ -36,6 +36,9 @@ COMPACTION_BASE_BYTES = 256 << 20
 """What the process of compaction may take before it reads anything. Three eighths of the memory on top: for the metadata, which every
 process holds whole, and its buffers twice."""
 
+RECOVERY_UPLOAD_BYTES = 16 << 20
+"""Of a WAL of another node: so much is put while the next is read. Smaller objects would cost more commits than they save time."""
+
 RECOVERY_RUN_BYTES = 8 << 20
 """Of a WAL: frames that are recovered together take less."""
 
@@ -106,7 +109,7 @@ def recovery_settings(storage: StorageSettings) -> StorageSettings:
     return replace(
         storage,
         arena_bytes=min(arena_bytes // ALIGNMENT_BYTES * ALIGNMENT_BYTES, storage.arena_bytes),
-        upload_size_bytes=min(storage.upload_size_bytes, storage.arena_bytes // 8),
+        upload_size_bytes=min(storage.upload_size_bytes, storage.arena_bytes // 8, RECOVERY_UPLOAD_BYTES),
     )
 
 

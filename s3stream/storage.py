@@ -109,8 +109,15 @@ class Storage:
         rng: random.Random,
         on_failed: Callable[[BaseException], None],
         clock: Callable[[], float] | None = None,
+        uploads_at_once: bool = False,
     ) -> None:
-        """Take the parts over. `clock` gives seconds, for figures only; None takes the event loop's, which may be coarse."""
+        """Take the parts over.
+
+        Args:
+            clock: Gives seconds, for figures only; None takes the event loop's, which may be coarse.
+            uploads_at_once: What is recovered is uploaded while recovery goes on, without state: for a log that takes no appends, so that
+                nobody rebuilds states here.
+        """
         self.arena = arena
         self.metadata = metadata
         self.reader = reader
@@ -146,6 +153,7 @@ class Storage:
         self._pending: deque[tuple[int, Stream, int, OnDone | None]] = deque()
         """Appends that are not durable yet: (WAL end offset, stream, stream end offset, callback)."""
         self._room: asyncio.Event | None = None
+        self._uploads_at_once = uploads_at_once
         self._trim_wanted: int = wal.trim_offset
         self._trim_event = asyncio.Event()
         self._reserved_bytes = 0
@@ -630,9 +638,8 @@ class Storage:
             self.recovered_bytes += part.size_bytes - size_before
         self._block.wal_end_offset = run.end_offset
         # Not what it holds, but what it keeps from others: much of the memory is padding where every payload had a write of its own.
-        if (
-            self.arena.head - self._block.start_position >= self._upload_size_bytes
-            and self.arena.free_bytes < self.arena.size_bytes // 2
+        if self.arena.head - self._block.start_position >= self._upload_size_bytes and (
+            self._uploads_at_once or self.arena.free_bytes < self.arena.size_bytes // 2
         ):
             self.seal()
             self.uploads.durable(run.end_offset)
