@@ -30,7 +30,6 @@ __all__ = [
     "all_of",
     "leaders",
     "leading",
-    "replaced",
     "run_tool",
     "running_brokers",
     "shared",
@@ -200,11 +199,3 @@ async def leading(objects: Path, brokers: Brokers) -> int:
             ):
                 return node_id
         await asyncio.sleep(0.05)
-
-
-async def replaced(objects: Path, brokers: Brokers, former: int) -> int:
-    """Return when another node than the former leader leads."""
-    async with asyncio.timeout(TIMEOUT_S):
-        while (found := await leading(objects, brokers)) == former:
-            await asyncio.sleep(0.05)
-    return found
