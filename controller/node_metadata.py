@@ -43,6 +43,9 @@ class CommandPort(Protocol):
     async def submit(self, command: Command[R]) -> R:
         """Have a command decided and committed, and the image brought up to it. Raises its errors."""
 
+    async def refresh(self) -> None:
+        """Read the log to its tail. Raises MetadataUnavailable."""
+
 
 class NodeMetadata(CommittedMetadata):
     """Implements `StreamMetadata`; and what the collector and producer id allocation need; inherits the reads."""
@@ -55,6 +58,10 @@ class NodeMetadata(CommittedMetadata):
         self._object_id_block_size = object_id_block_size
         self._object_ids = range(0)
         self._allocation = asyncio.Lock()
+
+    async def catch_up(self) -> None:
+        """Read the metadata log to its tail. Raises MetadataUnavailable."""
+        await self._port.refresh()
 
     def node_status(self, node_id: int) -> NodeStatus:
         """Whether a node serves, as far as this one has read the metadata."""

@@ -93,6 +93,9 @@ class CompactionMetadata(Protocol):
     async def commit_objects(self, commit: CommitObjects) -> CommitResult:
         """Put objects in the place of their sources."""
 
+    async def catch_up(self) -> None:
+        """Read the metadata log to its tail. Raises MetadataUnavailable."""
+
     def live_objects(self) -> Sequence[NewObject]:
         """Every referenced object with its live ranges, by object id."""
 
@@ -427,9 +430,12 @@ class Compactor:
                 on_received=self._received,
             )
         except NotFound as error:
+            await self._metadata.catch_up()
+            if all(each.object_id != object_id for each in self._metadata.live_objects()):
+                raise  # it was compacted or trimmed away meanwhile
             self._missing[object_id] += 1
             if self._missing[object_id] < _MISSING_ATTEMPTS:
-                raise  # it was compacted or trimmed away, as a rule, and the metadata here does not know yet
+                raise
             self._suspected.add(object_id)
             raise DamagedSource(object_id) from error
 

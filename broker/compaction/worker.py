@@ -87,6 +87,9 @@ class Follower:
         self._known_index = -1
         """The log reaches as far as this, surely."""
         self._work = asyncio.Event()
+        self._looks = 0
+        """How often the bucket was looked at because somebody wanted that."""
+        self._look_wanted = self._looking = False
         self._advanced = asyncio.Condition()
         self._started = False
 
@@ -104,6 +107,14 @@ class Follower:
         async with self._advanced:
             await self._advanced.wait_for(lambda: self._started and self._replica.next_index > index)
 
+    async def look(self) -> None:
+        """Return when the log was read to its tail in the bucket, whatever was told."""
+        self._look_wanted = True
+        self._work.set()
+        looks = self._looks + (2 if self._looking else 1)  # one that has begun may have missed what is wanted
+        async with self._advanced:
+            await self._advanced.wait_for(lambda: self._looks >= looks)
+
     async def run(self) -> None:
         """Apply until cancelled. What was not told, or told too early, is read in the bucket."""
         replica = self._replica
@@ -120,6 +131,13 @@ class Follower:
                 await replica.catch_up()
                 if self._known_index >= replica.next_index:
                     raise LinkBroken(f"entry {self._known_index} of the metadata log was told, and is not there")
+            elif self._look_wanted:
+                self._look_wanted, self._looking = False, True
+                await replica.catch_up()
+                async with self._advanced:
+                    self._looking = False
+                    self._looks += 1
+                    self._advanced.notify_all()
             else:
                 self._work.clear()
                 async with self._advanced:
@@ -192,6 +210,10 @@ class LinkedMetadata(CommittedMetadata):
         assert isinstance(answer, Committed), "answers match questions"
         await self._follower.reached(answer.index)
         return CommitResult(skipped={})  # compaction has no use for it
+
+    async def catch_up(self) -> None:
+        """Read the metadata log to its tail."""
+        await self._follower.look()
 
 
 async def _work(connection: socket.socket) -> int:

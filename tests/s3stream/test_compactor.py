@@ -295,6 +295,27 @@ async def test_a_source_that_is_gone_means_somebody_was_faster() -> None:
     assert world.compactor.discarded_jobs == 1
 
 
+async def test_who_is_behind_reads_the_metadata_before_it_takes_an_object_for_lost() -> None:
+    class Behind(DictMetadata):
+        caught_up = 0
+
+        async def catch_up(self) -> None:
+            self.caught_up += 1
+            self.stream_ranges[1] = [
+                (object_id, each) for object_id, each in self.stream_ranges[1] if object_id != gone
+            ]
+
+    world = World()
+    world.metadata = behind = Behind()
+    world.compactor._metadata = behind
+    world.metadata.create(1, 2, 3)
+    await world.fill(3, 1)
+    gone = world.metadata.live_objects()[1].object_id
+    await world.store.delete_many([PATHS.data_object(gone)])
+    assert await world.compactor.run_once()
+    assert (behind.caught_up, world.compactor.discarded_jobs, world.compactor._missing) == (1, 1, {})
+
+
 def test_a_job_that_was_discarded_is_tried_again_only_after_a_rest() -> None:
     # A source that is gone, and still referenced as far as this node knows, is planned again some times.
     with contextlib.closing(VirtualLoop()) as loop:

@@ -76,6 +76,8 @@ class World:
     now_ms: Callable[[], int]
     problems: list[str] = field(default_factory=list)
     finishing: bool = False
+    lull: float = 1.0
+    """How much longer than usually clients pause: while nothing is waited for but a process that stands still for hours."""
     """Send nothing new, but bring to an end what was begun."""
     high_watermarks: dict[str, int] = field(default_factory=dict)
     """The highest that any client was told, by partition."""
@@ -187,7 +189,7 @@ class Producer:
                 elif self._world.finishing and not any(state.outgoing for state in self._partitions):
                     return
                 else:
-                    await asyncio.sleep(_BACK_OFF_S)
+                    await asyncio.sleep(_BACK_OFF_S * self._world.lull)
         finally:
             for state in self._partitions:
                 state.retrying = bool(state.outgoing)
@@ -308,7 +310,7 @@ class Hoarder:
     async def run(self) -> None:
         """Again and again, until the world is finishing."""
         while not self._world.finishing:
-            await asyncio.sleep(self._rng.expovariate(0.5))
+            await asyncio.sleep(self._rng.expovariate(0.5) * self._world.lull)
             await asyncio.gather(*(self._begin_a_request(index) for index in range(_HOARDED)))
 
     async def _begin_a_request(self, index: int) -> None:
@@ -356,7 +358,7 @@ class Reader:
                     offset = await self._client.offset_at(
                         self._topic.name, self._partition, self._rng.choice((EARLIEST, LATEST))
                     )
-                _, offset = await self.read_from(offset, max_wait_ms=500)
+                _, offset = await self.read_from(offset, max_wait_ms=int(500 * self._world.lull))
                 if self._slow:
                     await asyncio.sleep(self._rng.expovariate(1))
             except ConnectionReset:
@@ -378,7 +380,7 @@ class Reader:
                 pass
             except KafkaError as error:
                 await self._failed(error, offset)
-            await asyncio.sleep(self._rng.expovariate(0.5))
+            await asyncio.sleep(self._rng.expovariate(0.5) * self._world.lull)
         self._client.close()
 
     async def read_from(self, offset: int, *, max_wait_ms: int) -> tuple[list[Found], int]:

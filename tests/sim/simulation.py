@@ -47,6 +47,8 @@ PORT = 9092
 _LOGGER = logging.getLogger()
 _FINISHED_WITHIN_S = 600.0
 """Virtual time that clients get to finish in once everything is healed."""
+_LULL = 20.0
+"""Else simulations in which something stands still for hours would take as long as a hundred others."""
 _SETTLED_AFTER_S = 90.0
 """Virtual time after which nothing unreferenced is left in the bucket."""
 _PROBLEMS_ENOUGH = 20
@@ -217,7 +219,9 @@ class _Simulation:
         weather = asyncio.gather(self._weather(), self._suspend(), self._take_over(), self._fight_for_office())
         clients = asyncio.ensure_future(self._clients())
         await asyncio.sleep(self.scenario.duration_s)
+        self.world.lull = _LULL
         await asyncio.sleep(max(0.0, self.asleep_until_s - self.loop.time()))
+        self.world.lull = 1.0
         weather.cancel()
         self._heal()
         try:
@@ -511,7 +515,7 @@ class _Simulation:
             reader = asyncio.ensure_future(
                 Reader(self.world, topic, 0, f"churn-{incarnation}", self._rng("churn-reader"), slow=False).follow()
             )
-            await asyncio.sleep(rng.expovariate(0.3))
+            await asyncio.sleep(rng.expovariate(0.3) * self.world.lull)
             if self.world.finishing:
                 # This one stays, and is read at the end.
                 self.topics.append(topic)
@@ -534,7 +538,7 @@ class _Simulation:
         """Raise log start offsets now and then, to what is below the high watermark by some."""
         rng = self._rng("trim")
         while not self.world.finishing:
-            await asyncio.sleep(rng.expovariate(0.5))
+            await asyncio.sleep(rng.expovariate(0.5) * self.world.lull)
             partition = rng.randrange(topic.partitions)
             high_watermark = self.world.high_watermarks.get(topic.key(partition), 0)
             await self.machine.trim(topic.name, partition, rng.randint(0, high_watermark))

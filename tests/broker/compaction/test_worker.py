@@ -108,6 +108,16 @@ async def world() -> AsyncIterator[World]:
         await controller.close()
 
 
+async def test_who_looks_finds_what_was_not_told() -> None:
+    async with world() as made:
+        assert await made.followed() == ["a"]
+        made.deaf = True
+        await made.create("b")
+        assert list(made.replica.image.topic_names()) == ["a"]
+        await asyncio.gather(made.follower.look(), made.follower.look())
+        assert list(made.replica.image.topic_names()) == ["a", "b"]
+
+
 async def test_what_is_told_costs_no_request() -> None:
     async with world() as made:
         assert await made.followed() == ["a"]
