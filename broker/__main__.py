@@ -177,7 +177,8 @@ def _run(coroutine: Coroutine[Any, Any, int]) -> int:
 
 
 async def _serve(settings: BrokerSettings, file_descriptor: int | None) -> int:
-    """Serve until a signal, or the supervisor at the other end of a link, says stop; or until the broker cannot acknowledge any more."""
+    """Serve until a signal, or the supervisor at the other end of a link, says stop; or until the broker cannot acknowledge any more. One that
+    others took for dead, since it stood still, comes back by itself."""
     loop = asyncio.get_running_loop()
     settings = settings.replace(max_connections=connections_that_fit(settings.max_connections))
     gc.set_threshold(*GC_THRESHOLDS)  # for recovery, too
@@ -202,25 +203,31 @@ async def _serve(settings: BrokerSettings, file_descriptor: int | None) -> int:
         if link is not None:
             stack.push_async_callback(link.close)
             _begun(stack, stop_with_all(link))
-        starting = _begun(stack, stack.enter_async_context(node))
-        await asyncio.wait((stopped, starting), return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():
-            return 0  # nobody was served yet
-        starting.result()
-        if link is None:
-            _announce(node)
-        else:
-            link.serving(node)
-        gc.collect()
-        gc.freeze()
-        failed = _begun(stack, node.wait_failed())
-        await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
-        if failed.done():
-            stop_in_order()
-            print(f"tidelog: stopping: {failed.result()}", file=sys.stderr)
-            return 1
-        if link is None:
-            print("tidelog: uploading and closing", flush=True)
+        while True:
+            async with contextlib.AsyncExitStack() as life:
+                starting = _begun(life, life.enter_async_context(node))
+                await asyncio.wait((stopped, starting), return_when=asyncio.FIRST_COMPLETED)
+                if not starting.done():
+                    return 0  # nobody was served yet
+                starting.result()
+                if link is None:
+                    _announce(node)
+                else:
+                    link.serving(node)
+                gc.collect()
+                gc.freeze()
+                failed = _begun(life, node.wait_failed())
+                await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
+                if not failed.done():
+                    if link is None:
+                        print("tidelog: uploading and closing", flush=True)
+                    break
+                if link is not None or not await node.is_taken_for_dead():  # a supervisor starts it again
+                    stop_in_order()
+                    print(f"tidelog: stopping: {failed.result()}", file=sys.stderr)
+                    return 1
+                print(f"tidelog: starting again: {failed.result()}", file=sys.stderr, flush=True)
+            gc.unfreeze()
     if link is None:
         with contextlib.suppress(BrokenPipeError):
             print("tidelog: stopped", flush=True)

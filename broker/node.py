@@ -10,6 +10,7 @@ Always true:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -20,9 +21,14 @@ from broker.config import BrokerSettings, Listener
 from broker.host import host_identity
 from broker.wiring.start import Running, start_broker
 from broker.wiring.surroundings import Surroundings
+from controller.tables import NodeStatus
+from s3stream.errors import MetadataUnavailable
 from s3stream.objectstore import ObjectStore
 
 __all__ = ["Node", "wall_clock_ms"]
+
+REFRESH_TIMEOUT_S = 5.0
+"""How long the metadata are waited for when a node that failed asks whether it is dead."""
 
 
 def wall_clock_ms() -> int:
@@ -92,6 +98,14 @@ class Node:
         """The parts, for tests and tools that look inside."""
         assert self._running is not None, "the node runs inside `async with` only"
         return self._running
+
+    async def is_taken_for_dead(self) -> bool:
+        """Whether the metadata say that this node is dead: it may start again, as after a crash. What failed first may have been that its
+        WAL was fenced, so the metadata are read."""
+        with contextlib.suppress(MetadataUnavailable, TimeoutError):
+            async with asyncio.timeout(REFRESH_TIMEOUT_S):
+                await self.running.broker.controller.refresh()
+        return self.running.broker.controller.image.node_status(self.settings.node_id) is NodeStatus.DEAD
 
     @property
     def listeners(self) -> tuple[Listener, ...]:

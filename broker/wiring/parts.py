@@ -328,7 +328,7 @@ def stop_where_superseded(settings: BrokerSettings, registered: Registered, brok
     if node is not None and node.node_epoch == registered.node_epoch and node.status is NodeStatus.DEAD:
         broker.storage.supersede(
             NodeFenced(
-                f"node {settings.node_id} was not heard from for so long that others took it for dead. It comes back when it is started again"
+                f"node {settings.node_id} was not heard from for so long that others took it for dead. It comes back as after a crash"
             )
         )
     if node is not None and node.node_epoch > registered.node_epoch:
