@@ -135,6 +135,9 @@ class Load:
         self.acknowledged: dict[int, list[int]] = {number: [] for number in range(partitions)}
         """Values by partition, in the order of their acknowledgements."""
         self.longest_gap_s = 0.0
+        self.longest_gap_of_one_s = 0.0
+        """Between acknowledgements of the same partition."""
+        self._last_of_s: dict[int, float] = {}
         self._last_s = time.monotonic()
 
     def __enter__(self) -> Load:
@@ -166,7 +169,10 @@ class Load:
         if error is not None:
             self.errors.append(str(error))
         else:
-            self.acknowledged[message.partition() or 0].append(int(message.value() or b""))
+            partition = message.partition() or 0
+            self.longest_gap_of_one_s = max(self.longest_gap_of_one_s, now_s - self._last_of_s.get(partition, now_s))
+            self._last_of_s[partition] = now_s
+            self.acknowledged[partition].append(int(message.value() or b""))
 
 
 def values_in(bootstrap_servers: str, topic: str, partitions: int) -> dict[int, list[int]]:
