@@ -18,6 +18,7 @@ import broker.background
 import broker.retention
 import controller.state
 import controller.tables
+import s3stream.compaction_source
 import s3stream.object_reader
 import wal.recovery
 from broker.producer_state import ProducerStates
@@ -124,6 +125,11 @@ def recovered_frames_not_synced(patch: pytest.MonkeyPatch) -> None:
 
 def block_crc_skipped(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(s3stream.object_reader, "check_block", lambda *arguments: None)
+
+
+def block_crc_skipped_by_compaction(patch: pytest.MonkeyPatch) -> None:
+    """What was read wrong is written with a CRC that makes it right."""
+    patch.setattr(s3stream.compaction_source, "check_block", lambda *arguments: None)
 
 
 def memory_reused_before_commit(patch: pytest.MonkeyPatch) -> None:
@@ -286,6 +292,7 @@ PLANTS: tuple[Plant, ...] = (
     hole_ignored_in_recovery,
     recovered_frames_not_synced,
     block_crc_skipped,
+    block_crc_skipped_by_compaction,
     memory_reused_before_commit,
     committed_out_of_order,
     duplicates_not_checked,
