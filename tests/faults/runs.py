@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,8 @@ __all__ = ["Report", "faulty_run"]
 TOPIC = "t"
 PARTITIONS = 6
 _VERIFIED_WITHIN_S = 120.0
+_STARTS = 5
+_DEPOSED = ("was fenced: somebody else recovers it", "is taken for dead with node epoch", "was registered again")
 _TAKEN_OVER_WITHIN_S = 30.0
 """Then the broker that was killed comes back anyway: how soon others take over is tested elsewhere."""
 
@@ -102,7 +104,8 @@ def _suffer(cluster: Cluster, seed: int, seconds: float, happened: Counter[Fault
     began = time.monotonic()
     failures: list[BaseException] = []
 
-    def track(schedule: Iterator[Step]) -> None:
+    def track(faults: Sequence[Fault]) -> None:
+        schedule = steps(seed, faults, sorted(cluster.nodes))
         try:
             while time.monotonic() < began + seconds and not failures:
                 step = next(schedule)
@@ -112,18 +115,19 @@ def _suffer(cluster: Cluster, seed: int, seconds: float, happened: Counter[Fault
                 else:
                     say("nobody took over in time")
                 time.sleep(step.quiet_s)
+                if faults is PROCESS_FAULTS:  # the track that starts brokers
+                    _revive(cluster)
         except BaseException as failure:
             failures.append(failure)
 
-    threads = [
-        threading.Thread(target=track, args=(steps(seed, faults, sorted(cluster.nodes)),))
-        for faults in (PROCESS_FAULTS, NETWORK_FAULTS)
-    ]
+    threads = [threading.Thread(target=track, args=(faults,)) for faults in (PROCESS_FAULTS, NETWORK_FAULTS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     cluster.network.heal()
+    if not failures:
+        _revive(cluster)
     if failures:
         raise failures[0]
 
@@ -187,9 +191,30 @@ def _lasting(cluster: Cluster, node: FaultyNode, step: Step) -> Iterator[None]:
 
 
 def _restart(node: FaultyNode, away_s: float) -> None:
-    node.broker.stop()
+    try:
+        node.broker.stop()
+    except AssertionError:
+        if not _was_deposed(node):
+            raise
     time.sleep(away_s)
     _start(node)
+
+
+def _was_deposed(node: FaultyNode) -> bool:
+    """Whether a broker ended since it was taken for dead, though it lived: its last words say so, and that it is to be started again."""
+    last = next(
+        line for line in reversed(node.broker.log_path.read_text().splitlines()) if line.startswith("tidelog: ")
+    )
+    return any(reason in last for reason in _DEPOSED)
+
+
+def _revive(cluster: Cluster) -> None:
+    """Start brokers again that were deposed, as whoever supervises them does. Raises AssertionError where one ended otherwise."""
+    for node in cluster.nodes.values():
+        if node.broker.running and node.broker.has_ended():
+            assert _was_deposed(node), f"node {node.node_id} ended by itself:\n{node.broker.log_tail()}"
+            node.broker.kill()
+            _start(node)
 
 
 def _wait_taken_over(cluster: Cluster, node_id: int) -> bool:
@@ -209,8 +234,18 @@ def _wait_taken_over(cluster: Cluster, node_id: int) -> bool:
 
 
 def _start(node: FaultyNode) -> None:
-    node.broker.start()
-    node.broker.wait_ready()
+    for _ in range(_STARTS):
+        node.broker.start()
+        try:
+            node.broker.wait_ready()
+        except AssertionError:
+            # Others began to recover its WAL just before it came up: it is fenced, and the next start is not.
+            if not node.broker.has_ended() or not _was_deposed(node):
+                raise
+            node.broker.kill()
+        else:
+            return
+    raise AssertionError(f"node {node.node_id} did not come up in {_STARTS} starts:\n{node.broker.log_tail()}")
 
 
 def _verify(server: S3Server, cluster: Cluster) -> None:
