@@ -177,7 +177,12 @@ def test_kafkas_own_tool_moves_partitions(brokers: Brokers, tmp_path: Path) -> N
 
 
 async def test_clients_are_told_where_to_go_and_are_awaited_there(brokers: Brokers) -> None:
-    """KIP-951: the refusal names the next leader, its epoch and its address, before that one has opened the partition."""
+    """KIP-951: the refusal names the next leader, its epoch and its address, before that one has opened the partition. And a batch that
+    was acknowledged by the one before is known there (I11)."""
+
+    def record(sequence: int) -> bytes:
+        return batch(b"%d" % sequence, producer_id=7, producer_epoch=0, base_sequence=sequence)
+
     admin = AdminClient({"bootstrap.servers": all_of(brokers)})
     admin.create_topics([NewTopic("t", num_partitions=1)])["t"].result(TIMEOUT_S)
     home = (await asyncio.to_thread(leaders, brokers, "t"))[0]
@@ -192,7 +197,7 @@ async def test_clients_are_told_where_to_go_and_are_awaited_there(brokers: Broke
             epoch = (await wire.list_offset("t", -1)).leader_epoch
             assert await reassign(brokers, "t", {0: [target]}) == {0: 0}
             while True:
-                response = await wire.call("Produce", 11, produce_request("t", batch(b"%d" % expected)))
+                response = await wire.call("Produce", 11, produce_request("t", record(expected)))
                 answer = response.responses[0].partition_responses[0]
                 if answer.error_code:
                     break
@@ -202,7 +207,11 @@ async def test_clients_are_told_where_to_go_and_are_awaited_there(brokers: Broke
             assert answer.current_leader == LeaderIdAndEpoch(leader_id=target, leader_epoch=epoch + 1)
             (endpoint,) = response.node_endpoints
             assert (endpoint.node_id, f"{endpoint.host}:{endpoint.port}") == (target, brokers[target].bootstrap_servers)
-            answer = await next_wire.produce("t", batch(b"%d" % expected), version=11)
+            if expected:
+                answer = await next_wire.produce("t", record(expected - 1), version=11)
+                assert (answer.error_code, answer.base_offset) == (0, expected - 1), "a retry of what was acknowledged"
+            assert (await next_wire.produce("t", record(expected + 1), version=11)).error_code == 45, "one is missing"
+            answer = await next_wire.produce("t", record(expected), version=11)
             assert (answer.error_code, answer.base_offset) == (0, expected), "it waited until it was served"
             expected += 1
             # No longer here: consumers are sent there as well.
