@@ -304,6 +304,7 @@ def apply_object_committed(tables: Tables, record: ObjectCommitted, touched: Tou
 
 
 def apply_objects_compacted(tables: Tables, record: ObjectsCompacted, touched: Touched) -> None:
+    gone: dict[ObjectId, set[StreamId]] = {}
     for new in record.objects:
         tables.objects[new.object_id] = new
         tables.live_counts[new.object_id] = len(new.ranges)
@@ -320,10 +321,14 @@ def apply_objects_compacted(tables: Tables, record: ObjectsCompacted, touched: T
             if value.has_state:
                 _set_newest_state(tables, stream, new.object_id, value, new.committed_at_ms, touched)
             for object_id, _ in replaced:
+                gone.setdefault(object_id, set()).add(value.stream_id)
                 release(tables, object_id, new.committed_at_ms, touched)
             touched.stream(value.stream_id, value.base_offset, value.end_offset)
         if not new.ranges:
             _retire(tables, new.object_id, new.committed_at_ms)
+    for object_id, stream_ids in gone.items():
+        if object_id in tables.objects:
+            tables.replaced[object_id] = tables.replaced.get(object_id, frozenset()) | stream_ids
 
 
 def _set_newest_state(
@@ -356,6 +361,7 @@ def release_all(tables: Tables, stream: StreamState, at_ms: int, touched: Touche
 
 def _retire(tables: Tables, object_id: ObjectId, at_ms: int) -> None:
     del tables.live_counts[object_id]
+    tables.replaced.pop(object_id, None)
     entry = tables.objects.pop(object_id)
     tables.unreferenced[object_id] = Unreferenced(
         size_bytes=entry.size_bytes, unreferenced_at_ms=at_ms, skipped=entry.skipped

@@ -450,6 +450,7 @@ def apply_metadata_restored(tables: Tables, record: MetadataRestored, touched: T
     for entry in record.objects:
         tables.unreferenced.pop(entry.object_id, None)
         tables.objects[entry.object_id] = entry
+        tables.replaced.pop(entry.object_id, None)  # it says exactly what is needed of it
         tables.live_counts[entry.object_id] = len(entry.ranges)
         touched.objects.add(entry.object_id)
         for value in entry.ranges:

@@ -4,7 +4,7 @@ Always true:
 - A capture shares only immutable values with the state, so that it can be encoded while the state goes on.
 - The encoding is canonical: equal states have equal snapshots, bit for bit, whoever takes them (I9).
 - Ranges are stored once, with their objects; which of them a stream still needs follows from its log start offset, since
-  retention drops ranges in offset order and compaction replaces whole objects.
+  retention drops ranges in offset order; those that compaction has replaced are left out of an object that is still needed for others.
 
 Layout: magic "TLMS", format version (1 byte), then frames of length (4 bytes, big-endian), CRC-32C of the payload
 (4 bytes) and payload (MessagePack): a head, topics, objects, and an empty frame at the end, by which a snapshot is whole.
@@ -163,7 +163,19 @@ def capture(state: State, index: int) -> Capture:
         ),
         drained=tuple(sorted(tables.drained)),
     )
-    return Capture(index, head, topics, [entry for _, entry in sorted(tables.objects.items())])
+    return Capture(
+        index, head, topics, [_captured_object(tables, entry) for _, entry in sorted(tables.objects.items())]
+    )
+
+
+def _captured_object(tables: Tables, entry: ObjectCommitted) -> ObjectCommitted:
+    """Without what compaction has replaced in it, where it is still needed for other streams."""
+    replaced = tables.replaced.get(entry.object_id)
+    if replaced is None:
+        return entry
+    return msgspec.structs.replace(
+        entry, ranges=tuple(value for value in entry.ranges if value.stream_id not in replaced)
+    )
 
 
 def _captured_stream(stream: StreamState) -> _Stream:

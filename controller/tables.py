@@ -207,6 +207,9 @@ class Tables:
     streams: dict[StreamId, StreamState] = field(default_factory=dict)
     objects: dict[ObjectId, ObjectCommitted] = field(default_factory=dict)
     live_counts: dict[ObjectId, int] = field(default_factory=dict)
+    replaced: dict[ObjectId, frozenset[StreamId]] = field(default_factory=dict)
+    """Of objects that are referenced: streams whose ranges in it were replaced by compaction, and whose other ranges were not yet. A snapshot leaves
+    them out, since they lie where the ranges are that took their place."""
     unreferenced: dict[ObjectId, Unreferenced] = field(default_factory=dict)
     expired: dict[ObjectId, None] = field(default_factory=dict)
     """Expired and perhaps not yet deleted from the store, in order of expiry."""

@@ -179,3 +179,27 @@ def test_a_snapshot_of_the_version_before_is_read() -> None:
     assert restored is not None
     assert restored[1] == 41
     assert digest(restored[0]) == digest(machine.state)
+
+
+def test_a_snapshot_between_two_steps_of_a_compaction_holds_each_range_once() -> None:
+    """A source is referenced until the last of its ranges was replaced: those that were are not its any more."""
+    machine, (s, t, u) = ready(partitions=3)
+    a, _ = machine.upload(1, *(stream_range(stream, 0, 10) for stream in (s, t, u)))
+    for stream in (s, t):
+        (new,) = machine.ids(1)
+        machine.commit(1, new_object(new, stream_range(stream, 0, 10)), sources=[a])
+        assert a in machine.referenced()
+        state, _ = read(encoded(machine))
+        check_all(state.tables)
+        assert digest(state) == digest(machine.state)
+        assert state.tables.live_counts == machine.state.tables.live_counts
+        assert len(state.tables.streams[stream].ranges) == 1
+    # Both go on alike.
+    twin = Machine()
+    twin.state, twin.now_ms = state, machine.now_ms
+    for each in (machine, twin):
+        (new,) = each.ids(1)
+        each.commit(1, new_object(new, stream_range(u, 0, 10)), sources=[a])
+        assert a in each.unreferenced()
+        assert each.state.tables.replaced == {}
+    assert digest(twin.state) == digest(machine.state)
