@@ -28,6 +28,7 @@ from typing import Final, Protocol
 
 from controller.config import ControllerSettings
 from controller.entry import Entry
+from controller.errors import ControllerError
 from controller.image import Image
 from controller.tables import NodeStatus
 from s3stream.errors import MetadataUnavailable, NodeFenced
@@ -205,8 +206,12 @@ class Lease:
                 self._until_s = self._cut_off_until_s = (
                     0.0  # the metadata, when it is read, says who is this node by now
                 )
-            except (MetadataUnavailable, TimeoutError) as error:
-                self._tell_lapse(f"the bucket does not answer in time ({error or type(error).__name__})")
+            except (
+                MetadataUnavailable,
+                ControllerError,
+                TimeoutError,
+            ) as error:  # an entry that cannot be read is no reason to give up
+                self._tell_lapse(f"the metadata log cannot be read in time ({str(error) or type(error).__name__})")
             pause_s = max(as_of_s + interval_s - self._clock(), _LEAST_PAUSE_S)
             if not self.serves:
                 self._tell_lapse("this node is suspected, or the bucket is slow")

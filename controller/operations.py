@@ -22,7 +22,6 @@ from controller.nodes import (
     RaiseMetadataVersion,
     RegisterNode,
     SuspectNode,
-    TrustNode,
     UnregisterNode,
 )
 from controller.restoration import RestorePlan, RestoreTopics
@@ -98,10 +97,6 @@ class Operations(ABC):
     async def suspect_node(self, node_id: int, node_epoch: int) -> bool:
         """Have a registration suspected that is not heard from; False: it cannot be (see `SuspectNode`)."""
         return await self.submit(SuspectNode(node_id=node_id, node_epoch=node_epoch, at_ms=self._now_ms()))
-
-    async def trust_node(self, node_id: int, node_epoch: int) -> None:
-        """Take a suspicion back."""
-        await self.submit(TrustNode(node_id=node_id, node_epoch=node_epoch))
 
     async def declare_dead(self, node_id: int, node_epoch: int) -> bool:
         """Take a suspected registration for dead, whose lease surely ran out; False: it was trusted again, or registered anew."""

@@ -16,7 +16,7 @@ from controller.peers import NotLeader, PeerUnavailable
 from controller.records import NodeDead, NodeRegistered, NodeSuspected, NodeTrusted
 from controller.tables import NodeStatus
 from s3stream.errors import NodeFenced
-from tests.controller.test_cluster import Cluster, Link, run
+from tests.controller.test_cluster import PATHS, Cluster, Link, run
 
 
 class Member:
@@ -204,6 +204,23 @@ def test_without_the_bucket_records_are_taken_and_nothing_is_told_that_could_be_
         await asyncio.sleep(3)
         assert {member.lease.state for member in found} == {LeaseState.HELD}
         assert statuses(cluster.nodes[0]) == dict.fromkeys((1, 2, 3), NodeStatus.ALIVE)
+        await stop(found)
+
+    run(scenario)
+
+
+def test_an_entry_that_is_damaged_in_the_bucket_costs_the_lease_until_it_is_whole() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        found = await members(cluster, 2)
+        leader, follower = found
+        assert leader.node.is_leader
+        key = PATHS.log_entry(follower.node.next_index)
+        cluster.bucket.write(key, b"nonsense", 0)
+        await asyncio.sleep(5)
+        assert not follower.lease.serves
+        cluster.bucket.delete([key])
+        await asyncio.sleep(2)
+        assert follower.lease.serves
         await stop(found)
 
     run(scenario)
