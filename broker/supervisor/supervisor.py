@@ -2,7 +2,8 @@
 
 Always true:
 - A node that ends is started again: at once where it stopped in order, as on a SIGTERM to it alone, else after a while that doubles each time.
-- Until all serve for the first time, a node that ends means a mistake in the settings or in the surroundings: all are stopped.
+- Until all serve for the first time, a node that ends twice means a mistake in the settings or in the surroundings: all are stopped. Once may be by
+  chance: after a crash of all, one that came up first may have begun to recover another's WAL.
 - A stop goes to all nodes at the same time, and each keeps its partitions: there is nobody to hand them over to.
 - Each node process is awaited. One that does not end within its time, or at all when asked a second time, is killed: its WAL keeps the rest.
 """
@@ -32,6 +33,9 @@ MAX_RESTART_DELAY_S: Final = 30.0
 STABLE_AFTER_S: Final = 60.0
 """One that lived so long is started again as soon as at first."""
 
+FIRST_STARTS: Final = 2
+"""Of each node, until all serve."""
+
 STOP_GRACE_S: Final = 30.0
 """What a stop may take besides twice `shutdown.timeout.ms`: answers under way, and the metadata."""
 
@@ -45,6 +49,8 @@ class _Kept:
         self.serving: Serving | None = None
         """As said by the newest process that came so far."""
         self.delay_s = FIRST_RESTART_DELAY_S
+        self.ends = 0
+        """Processes that ended and were not told to."""
         self.status = 0
         """Of the last process that ended."""
 
@@ -101,7 +107,8 @@ class Supervisor:
             node.status = await self._live(node)
             if self._stopping.is_set():
                 return
-            if not self._all_came_up:
+            node.ends += 1
+            if not self._all_came_up and node.ends >= FIRST_STARTS:
                 self._failed = True
                 print(
                     f"tidelog: node {node_id} did not come up ({cause(node.status)}): all nodes are stopped",
