@@ -72,6 +72,8 @@ examples:
   tidelog dev --nodes 3                   serve on three nodes, from localhost:9092 on
   tidelog inspect wal --data ./data       show what is in the WAL (see also: inspect --help)
   tidelog verify --data ./data            check everything in the bucket
+  tidelog drain 3 -c broker.toml          have broker 3 give all its partitions to the others
+  tidelog balance --dry-run -c broker.toml  tell what would move to make brokers even
   tidelog serve --set listeners=PLAINTEXT://0.0.0.0:9092 --set advertised.listeners=PLAINTEXT://kafka1:9092
 """
 
