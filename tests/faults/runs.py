@@ -202,10 +202,8 @@ def _restart(node: FaultyNode, away_s: float) -> None:
 
 def _was_deposed(node: FaultyNode) -> bool:
     """Whether a broker ended since it was taken for dead, though it lived: its last words say so, and that it is to be started again."""
-    last = next(
-        line for line in reversed(node.broker.log_path.read_text().splitlines()) if line.startswith("tidelog: ")
-    )
-    return any(reason in last for reason in _DEPOSED)
+    said = [line for line in node.broker.log_path.read_text().splitlines() if line.startswith("tidelog: ")]
+    return bool(said) and any(reason in said[-1] for reason in _DEPOSED)
 
 
 def _revive(cluster: Cluster) -> None:
