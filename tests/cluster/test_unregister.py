@@ -29,8 +29,10 @@ def test_kafkas_own_tool_unregisters_a_broker(tmp_path: Path) -> None:
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
             return done.returncode, done.stdout + done.stderr
 
-        status, told = unregister(2)
-        assert status != 0
+        told = "is the one that was asked"
+        while "is the one that was asked" in told:  # the tool asks any of them
+            status, told = unregister(2)
+            assert status != 0
         assert "partitions open" in told
         brokers[2].stop()
         deadline = time.monotonic() + TIMEOUT_S

@@ -74,10 +74,13 @@ class Link:
         return server
 
     async def close(self) -> None:
-        """End all connections."""
+        """End all connections, and what they still had to send."""
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)  # a transport is closed in the next turn of the loop
 
     def break_off(self) -> None:
         """Reset all connections. On the event loop."""
@@ -88,13 +91,13 @@ class Link:
             writer.transport.abort()
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
         task = asyncio.get_running_loop().create_task(self._connected(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        self._writers.add(writer)
         try:
             first, node_id = await _hello(reader) if self._among_nodes else (b"", -1)
             await self._passable(node_id)
@@ -104,16 +107,19 @@ class Link:
                 back.write(first)
                 await self._pump_both(reader, writer, there, back, node_id)
             finally:
-                self._writers.discard(back)
-                back.close()
+                self._end(back)
         except (OSError, EOFError):
-            self._writers.discard(writer)
             with contextlib.suppress(OSError):  # the server is away, or one of the two went: the other hears the same
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             writer.transport.abort()
         finally:
+            self._end(writer)
+
+    def _end(self, writer: asyncio.StreamWriter) -> None:
+        """Close once all is sent; what a peer that stands still never takes is given up with the link."""
+        writer.close()
+        if not writer.transport.get_write_buffer_size():
             self._writers.discard(writer)
-            writer.close()
 
     async def _pump_both(
         self,
