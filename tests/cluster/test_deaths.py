@@ -107,7 +107,9 @@ async def test_a_paused_broker_that_was_taken_for_dead_tells_and_takes_nothing_w
 
 
 async def test_a_broker_whose_event_loop_is_blocked_is_not_taken_for_dead(tmp_path: Path) -> None:
-    with running_brokers(tmp_path, program="tests.cluster.blockable") as brokers:
+    # Patience for a machine that is short of breath itself: still, a silence of BLOCKED_S would be a death.
+    patient = {"broker.session.timeout.ms": 4_000}
+    with running_brokers(tmp_path, program="tests.cluster.blockable", **patient) as brokers:
         admin = AdminClient({"bootstrap.servers": all_of(brokers)})
         admin.create_topics([NewTopic("t", num_partitions=3)])["t"].result(TIMEOUT_S)
         await shared(brokers, "t", {1: 1, 2: 1, 3: 1})
