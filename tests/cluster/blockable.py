@@ -9,7 +9,7 @@ from types import FrameType
 
 from broker.__main__ import main
 
-BLOCKED_S = 8.0
+BLOCKED_S = 12.0
 """More than it takes until a broker that is not heard from is taken for dead, by default."""
 
 
