@@ -67,7 +67,7 @@ class ControllerEndpoint:
         """Answer others, and work with them from now on."""
         if not self.address:
             return
-        server = PeerServer(controller, cluster_id=controller.cluster_id, traffic=self.traffic)
+        server = PeerServer(controller.membership, cluster_id=controller.cluster_id, traffic=self.traffic)
         self._stack.push_async_callback(server.close)
         await server.serve(self._sockets)
         peers = TcpPeers(cluster_id=controller.cluster_id, node_id=node_id, traffic=self.traffic)

@@ -92,7 +92,7 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
             gauge(
                 "tidelog_nodes_living",
                 "Nodes that this one hears from while it leads; 1 elsewhere, and where there are no others.",
-                lambda parts: parts.controller.living_count,
+                lambda parts: parts.controller.membership.living_count,
             ),
             labelled(
                 "gauge",
@@ -105,12 +105,12 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
             counter(
                 "tidelog_node_suspicions_total",
                 "How often this node, while it led, suspected another that it did not hear from.",
-                lambda parts: 0 if parts.controller.detection is None else parts.controller.detection.suspicions,
+                lambda parts: parts.controller.membership.suspicions,
             ),
             counter(
                 "tidelog_node_deaths_total",
                 "Nodes that this node, while it led, took for dead.",
-                lambda parts: 0 if parts.controller.detection is None else parts.controller.detection.deaths,
+                lambda parts: parts.controller.membership.deaths,
             ),
             gauge(
                 "tidelog_lease_remaining_seconds",
@@ -126,7 +126,7 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
             counter(
                 "tidelog_partition_reassignments_total",
                 "Partitions that this node, while it led, had moved to other nodes: from one that stopped, or to make counts even.",
-                lambda parts: parts.controller.moves,
+                lambda parts: parts.controller.membership.moves,
             ),
             counter(
                 "tidelog_partitions_given_total",

@@ -147,9 +147,9 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
 
         async def hand_over() -> None:
             if around.hands_over():
-                await opened.controller.give_away(settings.shutdown_timeout_ms)
+                await opened.controller.membership.give_away(settings.shutdown_timeout_ms)
             else:
-                opened.controller.keep_all()
+                opened.controller.membership.keep_all()
 
         # First of all when it stops: while it serves on, others take over.
         stack.push_async_callback(hand_over)

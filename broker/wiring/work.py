@@ -108,7 +108,7 @@ class Work:
         self.load_meter = LoadMeter(
             partitions=broker.partitions.__iter__,
             interval_s=settings.balance_load_interval_ms / 1_000,
-            report=opened.controller.report_load,
+            report=opened.controller.membership.report_load,
         )
         self.group_lag = GroupLag(
             groups=broker.groups,

@@ -133,7 +133,7 @@ class Cluster:
             on_failure=self.failures.append,
             clock=asyncio.get_running_loop().time,
         )
-        self.network.services[address] = node
+        self.network.services[address] = node.membership
         node.join(Link(self.network, address), node_id=number)
         self.nodes.append(node)
         self.stores.append(store)
@@ -369,17 +369,17 @@ def test_partitions_follow_the_nodes_that_come_and_go() -> None:
         await asyncio.sleep(60)
         assert first.applied_index == entries, "then nothing more moves"
 
-        assert await first.give_away(5_000), "also by the leader itself"
+        assert await first.membership.give_away(5_000), "also by the leader itself"
         await asyncio.sleep(0.5)
         assert held(second) == {2: 6, 3: 6}
         await openers[0].stop()
         await first.close()
-        assert await second.give_away(5_000)
+        assert await second.membership.give_away(5_000)
         await asyncio.sleep(0.5)
         assert held(third) == {3: 12}
         await openers[1].stop()
         await second.close()
-        assert not await third.give_away(5_000), "nobody is left to take them"
+        assert not await third.membership.give_away(5_000), "nobody is left to take them"
         assert held(third) == {3: 12}
         await openers[2].stop()
 
@@ -439,7 +439,7 @@ def test_a_hot_node_gives_busy_partitions_away_once_that_is_certain() -> None:
             for _ in range(seconds):
                 for node_id, node in ((1, first), (2, second)):
                     own = [stream_id for stream_id in busy if streams[stream_id].node_id == node_id]
-                    node.report_load(
+                    node.membership.report_load(
                         NodeLoad(
                             bytes_in=10_000_000 * len(own),
                             bytes_out=0,
@@ -585,7 +585,7 @@ async def test_nodes_talk_over_tcp() -> None:
             now_ms=lambda: T0_MS,
             rng=random.Random(number),
         )
-        server = PeerServer(node, cluster_id="c")
+        server = PeerServer(node.membership, cluster_id="c")
         await server.serve([listener])
         own = TcpPeers(cluster_id="c", node_id=number)
         node.join(own, node_id=number)

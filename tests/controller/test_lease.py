@@ -261,8 +261,8 @@ def test_a_node_of_the_version_before_is_waited_for_and_then_leases_are_told() -
         first = await cluster.start()
         await cluster.leader_among([first])
         first.image.state.tables.metadata_version = 3  # as if formatted by it
-        assert first._ahead is not None
-        first._ahead.tables.metadata_version = 3
+        assert first._tenure.ahead is not None
+        first._tenure.ahead.tables.metadata_version = 3
         old = await first.register_node(9, "w9")
         member = Member(cluster, first)
         await member.register()

@@ -35,7 +35,7 @@ def over_bounds(node: Node, scenario: Scenario) -> Iterator[str]:
         ("requests that arrive", received, server.budget.size_bytes + 2 * scenario.largest_request_bytes),
         # Beyond twice the budget nothing but Produce starts; until then a response has its allowance, or one batch.
         ("responses", server.unsent_bytes, 2 * server.send_budget_bytes + _LARGEST_RESPONSE_BYTES),
-        ("commands", len(controller._queue), controller._settings.max_pending_commands),
+        ("commands", controller.pending_count, controller.settings.max_pending_commands),
         ("fetch sessions", len(running.broker.fetch_sessions), node.settings.max_incremental_fetch_session_cache_slots),
         ("groups", running.broker.groups.memory_bytes, node.settings.memory_bytes // 16),
     ):
