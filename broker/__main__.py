@@ -32,7 +32,7 @@ from controller.errors import ControllerError
 from s3stream.config import InvalidSettings as InvalidStorageSettings
 from s3stream.errors import StorageError
 from s3stream.objectstore import ObjectStoreError
-from wal.errors import WalError
+from wal.errors import WalError, WalFencedByRecoverer
 
 __all__ = ["main"]
 
@@ -211,6 +211,9 @@ async def _serve(settings: BrokerSettings, file_descriptor: int | None) -> int:
                 await asyncio.wait((stopped, starting), return_when=asyncio.FIRST_COMPLETED)
                 if not starting.done():
                     return 0  # nobody was served yet
+                if link is None and isinstance(error := starting.exception(), WalFencedByRecoverer):
+                    print(f"tidelog: starting again: {error}", file=sys.stderr, flush=True)
+                    continue
                 starting.result()
                 if link is None:
                     _announce(node)
@@ -224,11 +227,13 @@ async def _serve(settings: BrokerSettings, file_descriptor: int | None) -> int:
                     if link is None:
                         print("tidelog: uploading and closing", flush=True)
                     break
-                if link is not None or not await node.is_taken_for_dead():  # a supervisor starts it again
+                error = failed.result()
+                comes_back = isinstance(error, WalFencedByRecoverer) or await node.is_taken_for_dead()
+                if link is not None or not comes_back:  # a supervisor starts it again
                     stop_in_order()
-                    print(f"tidelog: stopping: {failed.result()}", file=sys.stderr)
+                    print(f"tidelog: stopping: {error}", file=sys.stderr)
                     return 1
-                print(f"tidelog: starting again: {failed.result()}", file=sys.stderr, flush=True)
+                print(f"tidelog: starting again: {error}", file=sys.stderr, flush=True)
             gc.unfreeze()
     if link is None:
         with contextlib.suppress(BrokenPipeError):

@@ -9,6 +9,7 @@ __all__ = [
     "WalDamaged",
     "WalError",
     "WalFenced",
+    "WalFencedByRecoverer",
     "WalLocked",
     "WalMismatch",
     "WalUnavailable",
@@ -55,6 +56,10 @@ class WalDamaged(WalCorrupt):
 
 class WalFenced(WalError):
     """A write failed or somebody fenced this log: nothing more becomes durable here; restart to recover."""
+
+
+class WalFencedByRecoverer(WalFenced):
+    """Its node was taken for dead, so another one reads the log. There is no second process that writes here: the node may start again."""
 
 
 class PayloadTooLarge(WalError):

@@ -31,7 +31,7 @@ from functools import partial
 
 from wal.arena import Arena
 from wal.disk import Disk
-from wal.errors import PayloadTooLarge, WalCorrupt, WalFenced, WalMismatch
+from wal.errors import PayloadTooLarge, WalCorrupt, WalFenced, WalFencedByRecoverer, WalMismatch
 from wal.frame import (
     BLOCK_SIZE_BYTES,
     FRAME_ALIGNMENT_BYTES,
@@ -454,7 +454,7 @@ class FileWal:
         if self._failure is not None:
             return
         if error is None:
-            failure = WalFenced(
+            failure: WalFenced = WalFencedByRecoverer(
                 f"WAL {self.wal_id} of epoch {self.wal_epoch} was fenced: somebody else recovers it; nothing more is "
                 "acknowledged, restart this node"
             )

@@ -27,7 +27,7 @@ from wal.errors import WalDamaged, WalError, WalUnreachable
 from wal.identity import read_identity
 from wal.objects import WalObjects
 from wal.salvage import Finding
-from wal.slot import SLOT_HEADER_SIZE_BYTES, identity_key, log_prefix
+from wal.slot import SLOT_HEADER_SIZE_BYTES, identity_key, log_prefix, new_recoverer_id
 from wal.slot_log import End, Patience, SlotLog
 from wal.slot_salvage import close_off, in_batch, salvage_slots
 
@@ -64,8 +64,6 @@ _SHARED: Final = frozenset(
     ]
 )
 """File systems that several machines can write to at the same time."""
-
-_ID_BITS = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +249,7 @@ class ObjectForeign:
 
     async def fence(self) -> None:
         """See `ForeignWal`."""
-        writer_id = f"{self._rng.getrandbits(_ID_BITS):032x}"
+        writer_id = new_recoverer_id(self._rng)
         self._end = None
         try:
             self._end = await self._log.fence((await self._log.newest()).wal_epoch, writer_id)

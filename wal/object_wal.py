@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from wal.arena import Arena
 from wal.config import ObjectWalConfig
-from wal.errors import PayloadTooLarge, WalCorrupt, WalDamaged, WalFenced
+from wal.errors import PayloadTooLarge, WalCorrupt, WalDamaged, WalError, WalFenced, WalFencedByRecoverer
 from wal.frame import FRAME_HEADER_SIZE_BYTES, crc_seed, frame_size, pack_frame
 from wal.header import WalHeader
 from wal.histogram import SIZE_BOUNDS_BYTES, Histogram
@@ -37,7 +37,7 @@ from wal.identity import WalIdentity, pack_identity, read_identity
 from wal.log import RecoveredRun
 from wal.objects import WalObjects
 from wal.recovery import FrameScan, Hole
-from wal.slot import SLOT_HEADER_SIZE_BYTES, Position, SlotHeader, SlotKind, identity_key
+from wal.slot import SLOT_HEADER_SIZE_BYTES, Position, SlotHeader, SlotKind, identity_key, new_writer_id
 from wal.slot_log import End, Patience, SlotLog
 
 __all__ = ["ObjectWal"]
@@ -207,7 +207,7 @@ class ObjectWal:
             log=log,
             newest=await log.newest(),
             config=config,
-            writer_id=_new_id(rng),
+            writer_id=new_writer_id(rng),
             clock=clock,
         )
 
@@ -431,11 +431,18 @@ class ObjectWal:
             self._fail(error)
             return
         if not is_ours:
-            self._fail(None)
+            self._fail(None, recovered=await self._is_recovered(slot.header.position))
         elif self._failure is None:
             slot.filled = True
             if self._under_way[0] is slot:
                 self._settle()
+
+    async def _is_recovered(self, position: Position) -> bool:
+        """Whether it was a recoverer who took a slot away; False where that cannot be told."""
+        try:
+            return await self._log.is_recoverers(position)
+        except WalError:
+            return False
 
     def _settle(self) -> None:
         """Count the slots that are contiguous by now."""
@@ -461,11 +468,11 @@ class ObjectWal:
         if self.durable_offset > durable_before:
             self._on_durable(self.durable_offset)
 
-    def _fail(self, error: BaseException | None) -> None:
+    def _fail(self, error: BaseException | None, *, recovered: bool = False) -> None:
         if self._failure is not None:
             return
         if error is None:
-            failure = WalFenced(
+            failure = (WalFencedByRecoverer if recovered else WalFenced)(
                 f"WAL {self.wal_id} of epoch {self.wal_epoch} was fenced: somebody else recovers it; nothing more is acknowledged "
                 "here. If two processes run as this node, stop one of them; else restart this one"
             )

@@ -9,7 +9,8 @@ Always true:
 - A *batch* belongs to the writer of its epoch; a *fence* takes a slot away from that writer, and makes its own writer that
   of the next epoch. Which one a slot holds is settled by whoever creates the object first, for ever.
 - `writer id` is random and made anew at each opening, and a writer fills each slot once: an object with our writer
-  id is ours, whatever became of the reply.
+  id is ours, whatever became of the reply. A *recoverer* makes fences only, and writes nothing in the epoch that it begins: its id begins
+  with 32 bits of ones, by which the log's own node knows that it was not a second process like it that stopped it.
 - `confirmed slot` and `confirmed offset`: this slot and everything before it in the epoch was durable, and may have been
   acknowledged, when the batch was composed. A later batch proves by it whether something is missing.
 - `trim`: frames below the offset are given up; the slot (of that epoch) is the first that is still needed. It is at most the one
@@ -20,6 +21,7 @@ Always true:
 from __future__ import annotations
 
 import enum
+import random
 import struct
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -35,7 +37,10 @@ __all__ = [
     "SlotHeader",
     "SlotKind",
     "identity_key",
+    "is_recoverers",
     "log_prefix",
+    "new_recoverer_id",
+    "new_writer_id",
     "pack_slot_header",
     "parse_slot_key",
     "read_slot_header",
@@ -77,6 +82,26 @@ class Position(NamedTuple):
 FIRST_POSITION = Position(0, 1)
 """Nobody writes in epoch 0: its first slot is the fence of the first writer."""
 
+_RECOVERER = "ffffffff"
+_ID_DIGITS = 32
+
+
+def new_writer_id(rng: random.Random) -> str:
+    """Of who writes from now on: 32 hex digits."""
+    while (drawn := f"{rng.getrandbits(4 * _ID_DIGITS):0{_ID_DIGITS}x}").startswith(_RECOVERER):
+        pass
+    return drawn
+
+
+def new_recoverer_id(rng: random.Random) -> str:
+    """Of who makes fences only: 32 hex digits."""
+    return _RECOVERER + new_writer_id(rng)[len(_RECOVERER) :]
+
+
+def is_recoverers(header: SlotHeader) -> bool:
+    """Whether a slot holds the fence of somebody who only reads."""
+    return header.kind is SlotKind.FENCE and header.writer_id.startswith(_RECOVERER)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotHeader:
@@ -85,7 +110,7 @@ class SlotHeader:
     kind: SlotKind
     wal_id: str
     writer_id: str
-    """32 hex digits, of a fence that of the next epoch's writer."""
+    """32 hex digits, of a fence that of the next epoch's writer, or a recoverer's."""
     position: Position
     base_offset: int = 0
     end_offset: int = 0

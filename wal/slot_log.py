@@ -30,7 +30,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from wal.errors import WalDamaged, WalFenced, WalUnavailable
+from wal.errors import WalDamaged, WalFenced, WalFencedByRecoverer, WalUnavailable
 from wal.objects import Buffer, ObjectsRefused, ObjectsUnavailable, WalObjects
 from wal.slot import (
     FIRST_POSITION,
@@ -38,6 +38,7 @@ from wal.slot import (
     Position,
     SlotHeader,
     SlotKind,
+    is_recoverers,
     log_prefix,
     pack_slot_header,
     parse_slot_key,
@@ -289,6 +290,11 @@ class SlotLog:
             )
         return replace(before, wal_epoch=epoch, number=0, fence=None)
 
+    async def is_recoverers(self, position: Position) -> bool:
+        """Whether a slot is the fence of somebody who only reads."""
+        header = await self._header(position)
+        return header is not None and is_recoverers(header)
+
     async def _header(self, position: Position) -> SlotHeader | None:
         key = self.key(position)
         for attempts_left in reversed(range(READ_ATTEMPTS)):
@@ -308,7 +314,7 @@ class SlotLog:
         """End an epoch, and become the writer of the next one. What this returns is final.
 
         Raises:
-            WalFenced: somebody else did, since the epoch was looked up.
+            WalFenced: somebody else did, since the epoch was looked up; WalFencedByRecoverer where that one only reads.
             WalDamaged: slots that were durable are missing.
         """
         taken = 0
@@ -316,7 +322,8 @@ class SlotLog:
         while True:
             survey = await self._survey(Position(epoch, seen))
             if survey.newest_epoch > epoch:
-                raise self._superseded()
+                listed = survey.by_epoch.get(epoch)
+                raise self._superseded(await self._header(Position(epoch, listed[-1][0])) if listed else None)
             end = await self._end_of(epoch, survey)
             if end is None:
                 continue
@@ -346,7 +353,7 @@ class SlotLog:
             if not await self._ends_the_log(end.fence):
                 continue
             if end.fence.writer_id != writer_id:
-                raise self._superseded()
+                raise self._superseded(end.fence)
             return end
 
     async def _ends_the_log(self, fence: SlotHeader) -> bool:
@@ -373,7 +380,12 @@ class SlotLog:
             else:
                 return True
 
-    def _superseded(self) -> WalFenced:
+    def _superseded(self, fence: SlotHeader | None) -> WalFenced:
+        if fence is not None and is_recoverers(fence):
+            return WalFencedByRecoverer(
+                f"WAL {self._wal_id} was fenced while it was opened: this node was taken for dead, and another one recovers it; restart "
+                "this node"
+            )
         return WalFenced(
             f"another process opened WAL {self._wal_id} at the same time, and was faster: if two processes run as this node, stop "
             "one of them; then restart this one"
@@ -465,7 +477,7 @@ class SlotLog:
     async def _gone(self, end: End, position: Position) -> Exception:
         """Why a slot that we need is not there."""
         survey = await self._survey(Position(end.wal_epoch + 1, 0))
-        return self._superseded() if survey.by_epoch else self._missing(position)
+        return self._superseded(None) if survey.by_epoch else self._missing(position)
 
     # -- deleting
 

@@ -130,6 +130,39 @@ def test_dev_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
         assert "stopped" in process.stdout.read()
 
 
+def test_a_broker_that_is_fenced_while_it_starts_begins_anew(tmp_path: Path) -> None:
+    """It was taken for dead, and came back at the moment at which another one began to recover its WAL."""
+    fenced_once = """
+import sys
+from pathlib import Path
+from broker.__main__ import main
+from wal.directory import fence
+from wal.file_wal import FileWal
+
+begin = FileWal._begin
+
+async def fenced(self, end_offset):
+    FileWal._begin = begin
+    fence(Path(sys.argv[3], "wal"))
+    await begin(self, end_offset)
+
+FileWal._begin = fenced
+sys.exit(main(sys.argv[1:]))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", fenced_once, "dev", "--data", str(tmp_path / "data"), "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("Tidelog serves Kafka on PLAINTEXT://localhost:")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+        assert "tidelog: starting again: WAL " in process.stderr.read()
+
+
 def test_a_start_that_waits_for_its_bucket_can_be_stopped(tmp_path: Path) -> None:
     nobody = free_port()
     bucket = f"s3://bucket/cluster?region=us-east-1&path_style=true&endpoint=http://127.0.0.1:{nobody}"

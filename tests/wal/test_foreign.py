@@ -14,7 +14,7 @@ from tests.wal.driving import Listener, append, append_durably, recover, turns
 from wal.arena import Arena
 from wal.config import FileWalConfig, NullWalConfig, ObjectWalConfig, parse_wal_uri
 from wal.directory import fence, read_fence
-from wal.errors import WalFenced, WalUnreachable
+from wal.errors import WalFenced, WalFencedByRecoverer, WalUnreachable
 from wal.file_wal import FileWal
 from wal.foreign import ForeignWal, WalPlace, find_foreign, place_of
 from wal.log import RecoveredRun
@@ -37,15 +37,19 @@ async def own(path: Path) -> FileWal:
     return wal
 
 
-async def own_in(bucket: Bucket) -> ObjectWal:
-    wal = await ObjectWal.open(
+async def opened_in(bucket: Bucket) -> ObjectWal:
+    return await ObjectWal.open(
         arena=Arena(1 << 20),
         objects=StoreForWal(MemoryObjectStore(bucket)),
         cluster_id="tide",
         node_id=1,
         config=BUCKET,
-        rng=random.Random(1),
+        rng=RNG,
     )
+
+
+async def own_in(bucket: Bucket) -> ObjectWal:
+    wal = await opened_in(bucket)
     await recover(wal)
     return wal
 
@@ -147,9 +151,37 @@ async def test_a_fence_is_seen_by_a_node_that_is_just_starting(tmp_path: Path) -
         f"file://{tmp_path}?capacity=1MiB", arena=Arena(1 << 20), cluster_id="tide", node_id=1, rng=random.Random(1)
     )
     fence(tmp_path)
-    with pytest.raises(WalFenced):
+    with pytest.raises(WalFencedByRecoverer):
         await recover(starting)
     await starting.close()
+
+
+async def test_a_fence_in_a_bucket_is_seen_by_a_node_that_is_just_starting() -> None:
+    """That has nothing to do with a second process like it, so it may start again."""
+    bucket = Bucket()
+    wal = await own_in(bucket)
+    await append_durably(wal, b"before")
+    await wal.close()
+    for times in (1, 2):
+        starting = await opened_in(bucket)
+        foreign = await found(wal.wal_id, place_of(BUCKET, HOST)[0], host="", bucket=bucket)
+        for _ in range(times):
+            await foreign.fence()
+        assert await payloads(foreign) == [b"before"]
+        with pytest.raises(WalFencedByRecoverer, match="was taken for dead"):
+            await recover(starting)
+        await foreign.close()
+        await starting.close()
+    wal = await own_in(bucket)
+    foreign = await found(wal.wal_id, place_of(BUCKET, HOST)[0], host="", bucket=bucket)
+    await foreign.fence()
+    told = Listener().listen(wal)
+    append(wal, b"too late")
+    while not told.failures:
+        await turns()
+    assert isinstance(told.failures[0], WalFencedByRecoverer), "it was running, and may start again as well"
+    await foreign.close()
+    await wal.close()
 
 
 async def test_only_the_log_itself_counts_wherever_it_is_found(tmp_path: Path) -> None:
