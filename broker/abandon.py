@@ -152,9 +152,9 @@ async def _refuse_what_is_in_its_bucket(settings: BrokerSettings, wal_id: str, r
     config = parse_wal_uri(absolute_uri(settings.wal_uri)) if "://" in settings.wal_uri else None
     if not isinstance(config, ObjectWalConfig):
         return
+    key = identity_key(settings.known_node_id)
     opened = open_object_store(config.store_uri, rng=rng, settings=PATIENCE)
     objects = StoreForWal(opened.store, opened.paths.prefix)
-    key = identity_key(settings.node_id)
     aside = f"delete the object {key} below the prefix of wal.uri first; the node then begins a new WAL"
     try:
         data = await objects.read(key)
@@ -193,7 +193,7 @@ async def _plan(settings: BrokerSettings, image: Image, options: argparse.Namesp
         return {}
     rng = random.Random()
     async with open_wal_objects(config, rng, read_only=True) as objects:
-        return await _plan_of(await slot_asides(objects, settings.node_id, rng), image, options)
+        return await _plan_of(await slot_asides(objects, settings.known_node_id, rng), image, options)
 
 
 async def _plan_of(asides: Sequence[AsideWal], image: Image, options: argparse.Namespace) -> dict[StreamId, _Loss]:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
-from broker.config import BrokerSettings, InvalidSettings, Listener, parse_listeners
+from broker.allotment import allot
+from broker.config import ALLOTTED, BrokerSettings, InvalidSettings, Listener, parse_listeners
 from broker.listening import advertised_listeners, bind
+from controller.allotment import AllotNode
 from controller.controller import Controller
 from controller.node_metadata import NodeMetadata
-from controller.nodes import HEALTH_SINCE
+from controller.nodes import HEALTH_SINCE, NodeRegistration
 from controller.pulse import Pulse
 from controller.tables import NodeStatus
 from controller.tcp import PeerServer, PeerTraffic, TcpPeers
@@ -63,13 +66,25 @@ class ControllerEndpoint:
             told = advertised_listeners(settings, tuple(bound))[bound[0].name]
             self.address = f"[{told.host}]:{told.port}" if ":" in told.host else f"{told.host}:{told.port}"
 
+    async def serve(self, controller: Controller) -> None:
+        """Answer others from now on."""
+        if self.address:
+            server = PeerServer(controller.membership, cluster_id=controller.cluster_id, traffic=self.traffic)
+            self._stack.push_async_callback(server.close)
+            await server.serve(self._sockets)
+
+    async def be_given_an_id(self, controller: Controller, command: AllotNode, rng: random.Random) -> NodeRegistration:
+        """Have an id given to this node, which has none. To be served before: it may find itself in office. Raises what `allot` does."""
+        peers = TcpPeers(cluster_id=controller.cluster_id, node_id=ALLOTTED, traffic=self.traffic)
+        try:
+            return await allot(controller, peers, command, rng)
+        finally:
+            await peers.close()
+
     async def join(self, controller: Controller, node_id: int) -> None:
-        """Answer others, and work with them from now on."""
+        """Work with others from now on, which are answered already."""
         if not self.address:
             return
-        server = PeerServer(controller.membership, cluster_id=controller.cluster_id, traffic=self.traffic)
-        self._stack.push_async_callback(server.close)
-        await server.serve(self._sockets)
         peers = TcpPeers(cluster_id=controller.cluster_id, node_id=node_id, traffic=self.traffic)
         self._stack.push_async_callback(peers.close)
         controller.join(peers, node_id=node_id)

@@ -11,6 +11,7 @@ Always true:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -23,8 +24,12 @@ from typing import Any
 
 from broker.logs import FORMATS, LEVELS
 from broker.setting import INT32_MAX, INT64_MAX, Kind, Setting, Value, nearest
+from broker.uris import absolute_uri
+from wal.config import ObjectWalConfig, parse_wal_uri
+from wal.errors import WalConfigInvalid
 
 __all__ = [
+    "ALLOTTED",
     "ENVIRONMENT_PREFIX",
     "SETTINGS",
     "BrokerSettings",
@@ -37,6 +42,10 @@ __all__ = [
 ]
 
 ENVIRONMENT_PREFIX = "TIDELOG_"
+
+
+ALLOTTED = -1
+"""`node.id` of a broker that is given one at its start; Kafka's `broker.id` has the same value for that."""
 
 
 class InvalidSettings(Exception):
@@ -156,7 +165,20 @@ _process = partial(_setting, section="The process")
 class BrokerSettings:
     """Everything that an operator can set on one broker."""
 
-    node_id: int = _identity(1, "Identity of this broker in the cluster. Never change it.", least=0, most=INT32_MAX)
+    node_id: int = _identity(
+        1,
+        "Identity of this broker in the cluster. Never change it. -1: one is given to it at each start, that of a broker which is gone or a new "
+        "one above reserved.broker.max.id; for brokers that keep nothing on their machine, so wal.uri is in a bucket, and that are several "
+        "(controller.listeners).",
+        least=ALLOTTED,
+        most=INT32_MAX,
+    )
+    reserved_broker_max_id: int = _identity(
+        1_000,
+        "Ids up to this one are not given to brokers whose node.id is -1: they are those of brokers that have one. The same on all brokers.",
+        least=0,
+        most=INT32_MAX - 1,
+    )
     cluster_id: str = _identity("", "Refuse the bucket of any other cluster. Empty: take the bucket's, or make one up.")
     broker_rack: str = _identity(
         "",
@@ -556,6 +578,8 @@ class BrokerSettings:
                     yield f"metrics.listeners: {listener} is not of the form HTTP://host:port"
         except InvalidSettings as error:
             yield str(error)
+        if self.node_id == ALLOTTED:
+            yield from self._problems_of_allotted()
         if self.broker_session_timeout_ms < 2 * self.broker_heartbeat_interval_ms:
             yield (
                 f"broker.session.timeout.ms = {self.broker_session_timeout_ms} is less than twice "
@@ -573,6 +597,28 @@ class BrokerSettings:
             )
         if 0 <= self.queued_max_request_bytes < 1 << 20:
             yield f"queued.max.request.bytes = {self.queued_max_request_bytes} is below 1 MiB; -1: from memory.bytes"
+
+    def _problems_of_allotted(self) -> Iterable[str]:
+        if not self.controller_listeners:
+            yield (
+                "node.id = -1 has an id given by the brokers of a cluster, and controller.listeners is empty: say where others reach this "
+                "broker, or give it a node.id"
+            )
+        with contextlib.suppress(WalConfigInvalid):  # said where it is opened
+            if not isinstance(parse_wal_uri(absolute_uri(self.wal_uri)), ObjectWalConfig):
+                yield (
+                    f"node.id = -1 is for brokers that keep nothing on their machine, and wal.uri = {self.wal_uri} does: whoever is given "
+                    "the id next would not find that log. Put it into a bucket, or give this broker a node.id"
+                )
+
+    @property
+    def known_node_id(self) -> int:
+        """`node.id`, for tools that look at what one broker keeps. Raises InvalidSettings where it is given at each start."""
+        if self.node_id == ALLOTTED:
+            raise InvalidSettings(
+                "node.id = -1 tells no broker from others: say whose WAL is meant, --set node.id=N, as `tidelog inspect metadata` lists them"
+            )
+        return self.node_id
 
     @property
     def receive_budget_bytes(self) -> int:

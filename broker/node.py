@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
 
-from broker.config import BrokerSettings, Listener
+from broker.config import ALLOTTED, BrokerSettings, Listener
 from broker.host import host_identity
 from broker.wiring.start import Running, start_broker
 from broker.wiring.surroundings import Surroundings
@@ -100,12 +100,20 @@ class Node:
         return self._running
 
     async def is_taken_for_dead(self) -> bool:
-        """Whether the metadata say that this node is dead: it may start again, as after a crash. What failed first may have been that its
-        WAL was fenced, so the metadata are read."""
+        """Whether the metadata say that this node is dead, or was, and its id was given to another since: it may start again, as after a
+        crash. What failed first may have been that its WAL was fenced, so the metadata are read."""
         with contextlib.suppress(MetadataUnavailable, TimeoutError):
             async with asyncio.timeout(REFRESH_TIMEOUT_S):
                 await self.running.broker.controller.refresh()
-        return self.running.broker.controller.image.node_status(self.settings.node_id) is NodeStatus.DEAD
+        node = self.running.broker.controller.image.node(self.node_id)
+        if self.settings.node_id == ALLOTTED and (node is None or node.node_epoch != self.running.node_epoch):
+            return True
+        return node is not None and node.status is NodeStatus.DEAD
+
+    @property
+    def node_id(self) -> int:
+        """As configured, or as it was given at this start."""
+        return self.running.broker.settings.node_id
 
     @property
     def listeners(self) -> tuple[Listener, ...]:

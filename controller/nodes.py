@@ -66,12 +66,15 @@ class NodeRegistration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisterNode(Command[NodeRegistration]):
-    """A node came up. Raises NodeRefused where its WAL is not the one its streams are open on, or an older state of it."""
+    """A node came up. Raises NodeRefused where its WAL is not the one its streams are open on, or an older state of it; or where its id was
+    only given to it, and is another's by now."""
 
     node_id: int
     wal_id: str
     wal_epoch: int = 0
     """As found in the WAL's header before recovery raises it."""
+    allotted_epoch: int = -1
+    """Node epoch under which the node was given its id (`controller.allotment`); -1: an operator gave it."""
     set_aside: tuple[str, ...] = ()
     """WALs that the node still has besides, which are damaged."""
     address: str = ""
@@ -171,6 +174,13 @@ class ConfigureBroker(Command[None]):
 
 def register_node(tables: Tables, command: RegisterNode) -> Decision[NodeRegistration]:
     former = tables.nodes.get(command.node_id)
+    if command.allotted_epoch >= 0 and (former is None or former.node_epoch != command.allotted_epoch):
+        if former is not None and _is_of(former, command):
+            return Decision((), NodeRegistration(node_id=former.node_id, node_epoch=former.node_epoch))
+        raise NodeRefused(
+            f"node id {command.node_id} was given to this process, which was silent for so long since that it was taken for dead, and the id "
+            "is another's now: start again, which gets it one of its own"
+        )
     if former is not None and former.wal_id == command.wal_id and command.wal_epoch < former.wal_epoch:
         raise NodeRefused(
             f"the WAL {command.wal_id} of node {command.node_id} has epoch {command.wal_epoch} in its header, but was "
@@ -207,6 +217,14 @@ def register_node(tables: Tables, command: RegisterNode) -> Decision[NodeRegistr
         wal_host=command.wal_host,
     )
     return Decision((record,), NodeRegistration(node_id=command.node_id, node_epoch=node_epoch))
+
+
+def _is_of(node: NodeRegistered, command: RegisterNode) -> bool:
+    """Whether it was this command that made a registration: its answer was lost, and it is given again."""
+    fields = ("wal_id", "wal_epoch", "address", "controller_address")
+    return node.registered_at_ms == command.at_ms and all(
+        getattr(node, name) == getattr(command, name) for name in fields
+    )
 
 
 def describe_node(tables: Tables, command: DescribeNode) -> Decision[None]:

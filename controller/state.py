@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, TypeVar, cast
 
-from controller import nodes, objects, records, restoration, streams, topics
+from controller import allotment, nodes, objects, records, restoration, streams, topics
 from controller.commands import Command, Decision
 from controller.invariants import StreamFacts, check_change, facts_of, growing_ids, node_facts
 from controller.records import Record
@@ -156,6 +156,7 @@ _HANDLERS: Final[Mapping[type, Callable[[Tables, Any], Decision[Any]]]] = {
     FormatCluster: _format_cluster,
     nodes.RaiseMetadataVersion: nodes.raise_metadata_version,
     nodes.RegisterNode: nodes.register_node,
+    allotment.AllotNode: allotment.allot_node,
     nodes.DescribeNode: nodes.describe_node,
     nodes.SuspectNode: nodes.suspect_node,
     nodes.TrustNode: nodes.trust_node,

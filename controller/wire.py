@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
+from controller.allotment import AllotNode
 from controller.commands import Command
 from controller.errors import (
     ConfigsChanged,
@@ -148,6 +149,7 @@ COMMANDS: Final[Mapping[type[Command[Any]], _Reply]] = {
     FormatCluster: _NOTHING,
     RaiseMetadataVersion: _NOTHING,
     RegisterNode: _Reply(NodeRegistration),
+    AllotNode: _Reply(NodeRegistration),
     DescribeNode: _NOTHING,
     SuspectNode: _YES_OR_NO,
     TrustNode: _NOTHING,

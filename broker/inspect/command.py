@@ -134,7 +134,8 @@ async def _rows(stack: AsyncExitStack, options: argparse.Namespace, settings: Br
         config = None if wal is not None else parse_wal_uri(absolute_uri(settings.wal_uri))
         if wal is None and not isinstance(config, ObjectWalConfig):
             raise InvalidSettings(f"{settings.wal_uri} keeps nothing that could be looked at")
-        return _wal_rows(uri, wal or config, node_id=settings.node_id, list_frames=options.frames)
+        node_id = settings.node_id if wal is not None else settings.known_node_id
+        return _wal_rows(uri, wal or config, node_id=node_id, list_frames=options.frames)
     bucket = await stack.enter_async_context(open_bucket(uri, random.Random()))
     if options.inspected == "metadata":
         listed = options.entries or options.first_index is not None or options.last_index is not None

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from broker.config import SETTINGS, BrokerSettings, InvalidSettings, Listener, parse_listeners
+from broker.config import ALLOTTED, SETTINGS, BrokerSettings, InvalidSettings, Listener, parse_listeners
 from broker.uris import absolute_uri
 from wal.config import FileWalConfig, parse_wal_uri
 
@@ -84,6 +84,9 @@ def _problems(settings: BrokerSettings, count: int) -> Iterator[str]:
         )
     if urlsplit(settings.object_store_uri).scheme == "mem":
         yield "object.store.uri = mem:// is the memory of one process: several nodes need a bucket or a directory that they share"
+    if settings.node_id == ALLOTTED:
+        yield "node.id = -1 is for brokers that are started one by one: --nodes gives its nodes ids that count up, so say the first"
+        return
     most_id = SETTINGS["node.id"].most
     assert most_id is not None
     if settings.node_id + count - 1 > most_id:

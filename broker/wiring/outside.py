@@ -8,12 +8,14 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from broker.cluster import ControllerEndpoint
-from broker.config import BrokerSettings
+from broker.cluster import ControllerEndpoint, leave_cluster
+from broker.config import ALLOTTED, BrokerSettings
 from broker.shares import controller_settings, storage_settings, wal_store_settings
 from broker.uris import absolute_uri
 from broker.wiring.surroundings import Surroundings
+from controller.allotment import AllotNode
 from controller.controller import Controller
+from controller.nodes import NodeRegistration
 from controller.tcp import PeerTraffic
 from s3stream.bucket_rules import RuledBucket
 from s3stream.config import ObjectStoreSettings, StorageSettings
@@ -25,8 +27,9 @@ from s3stream.paths import Paths
 from s3stream.probe import probe
 from s3stream.wal_objects import StoreForWal
 from wal.arena import Arena
-from wal.config import ObjectWalConfig
+from wal.config import ObjectWalConfig, parse_wal_uri
 from wal.errors import WalDamaged
+from wal.foreign import place_of
 from wal.log import WriteAheadLog
 from wal.objects import WalObjects
 from wal.open import OpenObjects, open_wal, set_wal_aside
@@ -38,6 +41,8 @@ log = logging.getLogger("tidelog.node")
 CONTROLLER_CLOSE_TIMEOUT_MS = 1_000
 """How long a stop waits for the metadata log's entry in flight, after the streams are closed."""
 
+_CLAIM_BITS = 128
+
 START_PATIENCE_MS = 120_000
 """How long a start waits for an object store that does not answer, at each step until the WAL is recovered; recovery waits for
 as long as it takes. Whoever supervises the process starts it again then; until then the log says what it waits for."""
@@ -47,6 +52,10 @@ as long as it takes. Whoever supervises the process starts it again then; until 
 class Opened:
     """What lies outside the process, opened; nothing is changed there yet but for what makes a new cluster and a new WAL."""
 
+    settings: BrokerSettings
+    """With the id that this node was given, where it had none."""
+    allotted: NodeRegistration | None
+    """How it was given that; None where an operator gave it."""
     config: StorageSettings
     store: InstrumentedObjectStore
     usage: Usage
@@ -124,10 +133,23 @@ async def open_outside(stack: AsyncExitStack, settings: BrokerSettings, around: 
         on_failure=around.on_failed,
         clock=around.boottime,
     )
+    await endpoint.serve(controller)
+    allotted = None
+    if settings.node_id == ALLOTTED:
+        try:
+            allotted = await _be_given_an_id(endpoint, controller, settings, around)
+        except BaseException:
+            await controller.close(timeout_ms=CONTROLLER_CLOSE_TIMEOUT_MS)
+            raise
+        settings = settings.replace(node_id=allotted.node_id)
     await endpoint.join(controller, settings.node_id)
     stack.push_async_callback(controller.close, timeout_ms=CONTROLLER_CLOSE_TIMEOUT_MS)
+    if allotted is not None:
+        stack.push_async_callback(_give_back, controller, allotted)
     arena, wal = await open_own_wal(stack, settings, around, config, controller, open_objects)
     return Opened(
+        settings=settings,
+        allotted=allotted,
         config=config,
         store=store,
         usage=usage,
@@ -140,6 +162,38 @@ async def open_outside(stack: AsyncExitStack, settings: BrokerSettings, around: 
         open_foreign=open_foreign,
         ruled=ruled,
     )
+
+
+async def _be_given_an_id(
+    endpoint: ControllerEndpoint, controller: Controller, settings: BrokerSettings, around: Surroundings
+) -> NodeRegistration:
+    wal_uri, _ = place_of(parse_wal_uri(absolute_uri(settings.wal_uri)), around.host)
+    registration = await endpoint.be_given_an_id(
+        controller,
+        AllotNode(
+            claim=f"{around.rng.getrandbits(_CLAIM_BITS):032x}",
+            reserved_max_id=settings.reserved_broker_max_id,
+            wal_uri=wal_uri,
+            rack=settings.broker_rack,
+            lease_ms=settings.broker_lease_ms,
+            controller_address=controller.address,
+            at_ms=around.now_ms(),
+        ),
+        around.rng,
+    )
+    await controller.refresh()
+    log.info(
+        "this broker has no node.id, and is given one: %(node_id)d",
+        {"node_id": registration.node_id, "node_epoch": registration.node_epoch},
+    )
+    return registration
+
+
+async def _give_back(controller: Controller, allotted: NodeRegistration) -> None:
+    """Let others have the id at once where the start failed before it was made use of."""
+    node = controller.image.node(allotted.node_id)
+    if node is not None and node.node_epoch == allotted.node_epoch:
+        await leave_cluster(controller, controller.bind(allotted.node_id, allotted.node_epoch))
 
 
 async def open_own_wal(

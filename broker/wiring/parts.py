@@ -148,6 +148,7 @@ async def _register(
         settings.node_id,
         opened.wal.wal_id,
         wal_epoch=opened.wal.wal_epoch,
+        allotted_epoch=_allotted_epoch(opened),
         set_aside=[aside.wal_id for aside in asides],
         address=",".join(map(str, advertised.values())),
         rack=settings.broker_rack,
@@ -174,6 +175,16 @@ async def _register(
         clock=around.boottime,
     )
     return Registered(node_epoch=registration.node_epoch, metadata=metadata, lease=lease)
+
+
+def _allotted_epoch(opened: Opened) -> int:
+    """What the registration follows where the id was given to this node: that gift, or what this start registered since, before its WAL
+    turned out to be damaged. -1: the id is its own."""
+    if opened.allotted is None:
+        return -1
+    node = opened.controller.image.node(opened.allotted.node_id)
+    is_ours = node is not None and node.controller_address == opened.controller.address
+    return node.node_epoch if node is not None and is_ours else opened.allotted.node_epoch
 
 
 def _tell_shared_addresses(node_id: int, image: Image, addresses: set[str]) -> None:

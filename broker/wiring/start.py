@@ -52,6 +52,8 @@ class Running:
     """A broker that serves."""
 
     broker: Broker
+    node_epoch: int
+    """Of this start's registration."""
     server: Server
     storage: Storage
     retention: Retention
@@ -84,6 +86,7 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
         stack.push_async_callback(monitoring.close)
         metrics_bound = await monitoring.listen(parse_listeners(settings.metrics_listeners, what="metrics.listeners"))
         opened = await open_outside(stack, settings, around)
+        settings = opened.settings
         # Bound before the node is registered, since its registration tells its addresses; served when all is ready.
         metrics = Metrics(clock=around.clock, max_topics=settings.metrics_max_topics)
         server = new_server(settings, layers(settings, opened.controller).current, metrics)
@@ -165,6 +168,7 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
         )
         yield Running(
             broker=broker,
+            node_epoch=registered.node_epoch,
             server=server,
             storage=broker.storage,
             retention=work.retention,

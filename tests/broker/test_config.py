@@ -36,7 +36,7 @@ def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
         )
     for part in (
         "unknown setting num.partition: did you mean num.partitions?",
-        "node.id = 'x' is not allowed: a whole number from 0",
+        "node.id = 'x' is not allowed: a whole number from -1",
         "auto.create.topics.enable = 'maybe' is not allowed: true or false",
     ):
         assert part in str(caught.value)
@@ -152,3 +152,19 @@ def test_every_setting_is_described_and_its_default_allowed() -> None:
         assert setting.parse(setting.text(setting.default)) == setting.default, name
         if setting.kind in (Kind.INT, Kind.LONG) and name.endswith((".ms", ".bytes")):
             assert setting.unit == name.rpartition(".")[2], name
+
+
+def test_an_id_is_given_only_to_brokers_of_a_cluster_that_keep_nothing_on_their_machine() -> None:
+    fitting = {"controller.listeners": "CONTROLLER://:9093", "wal.uri": "s3://bucket/wal"}
+    settings = settings_from(environment={}, overrides={"node.id": -1, **fitting})
+    assert settings.node_id == -1
+    assert settings.reserved_broker_max_id == 1_000
+    with pytest.raises(InvalidSettings) as caught:
+        settings_from(environment={}, overrides={"node.id": -1})
+    for part in (
+        "controller.listeners is empty: say where others reach this broker, or give it a node.id",
+        "is for brokers that keep nothing on their machine, and wal.uri = file://",
+    ):
+        assert part in str(caught.value)
+    with pytest.raises(InvalidSettings, match="tells no broker from others: say whose WAL is meant"):
+        _ = settings.known_node_id

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+from controller.allotment import AllotNode
 from controller.commands import Command
 from controller.errors import ControllerError
 from controller.invariants import check_all
-from controller.nodes import DeclareDead, DrainNode, RegisterNode, SuspectNode, TrustNode
+from controller.nodes import DeclareDead, DrainNode, NodeRegistration, RegisterNode, SuspectNode, TrustNode
 from controller.objects import AllocateObjectIds, Commit, ExpireObjects, ForgetObjects
 from controller.records import Record, decode_records, encode_records
 from controller.restoration import LastSeen, RestorePlan, RestoreTopics, last_seen_before
@@ -73,11 +74,41 @@ class Machine:
         check_all(self.state.tables)
         return decision.reply
 
-    def register(self, node_id: int = 1, wal_id: str = "wal-1", wal_epoch: int = 0, lease_ms: int = 3_000) -> int:
+    def register(
+        self,
+        node_id: int = 1,
+        wal_id: str = "wal-1",
+        wal_epoch: int = 0,
+        *,
+        lease_ms: int = 3_000,
+        allotted_epoch: int = -1,
+        wal_uri: str = "",
+    ) -> int:
         """Register a node; returns its node epoch."""
         return self.do(
-            RegisterNode(node_id=node_id, wal_id=wal_id, wal_epoch=wal_epoch, lease_ms=lease_ms, at_ms=self.now_ms)
+            RegisterNode(
+                node_id=node_id,
+                wal_id=wal_id,
+                wal_epoch=wal_epoch,
+                allotted_epoch=allotted_epoch,
+                wal_uri=wal_uri,
+                lease_ms=lease_ms,
+                at_ms=self.now_ms,
+            )
         ).node_epoch
+
+    def allot(self, *, reserved_max_id: int = 0, wal_uri: str = "", address: str = "pod:9093") -> NodeRegistration:
+        """Give an id to a node that has none."""
+        return self.do(
+            AllotNode(
+                claim=f"claim-{len(self.log)}",
+                reserved_max_id=reserved_max_id,
+                wal_uri=wal_uri,
+                lease_ms=3_000,
+                controller_address=address,
+                at_ms=self.now_ms,
+            )
+        )
 
     def suspect(self, node_id: int, node_epoch: int | None = None) -> bool:
         """Suspect a node, by default the one that is registered now."""

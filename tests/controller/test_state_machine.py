@@ -17,6 +17,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from controller.errors import NodeRefused, NoNodes, RestoreRefused, StreamNotDrained
 from controller.invariants import check_all
+from controller.objects import AllocateObjectIds
 from controller.records import Range, decode_records, encode_records
 from controller.restoration import plan_restore
 from controller.snapshot import capture, digest, encode, restore
@@ -81,7 +82,19 @@ class MetadataMachine(RuleBasedStateMachine):
 
     @rule(
         what=st.sampled_from(
-            ["restart", "change disk", "recover", "abandon", "create", "delete", "suspect", "trust", "die", "drain"]
+            [
+                "restart",
+                "change disk",
+                "recover",
+                "abandon",
+                "create",
+                "delete",
+                "suspect",
+                "trust",
+                "die",
+                "replace",
+                "drain",
+            ]
         ),
         node_id=st.sampled_from(NODES),
         name=st.sampled_from(NAMES),
@@ -101,6 +114,8 @@ class MetadataMachine(RuleBasedStateMachine):
                 self.drain(node_id)
             case "die":
                 self.die(node_id)
+            case "replace":
+                self.replace(node_id)
             case "change disk":
                 self.change_disk(node_id)
             case "recover":
@@ -204,6 +219,17 @@ class MetadataMachine(RuleBasedStateMachine):
             self.machine.ids(node_id)
         assert digest(self.machine.state) == before
         self.register(node_id)
+
+    def replace(self, node_id: int) -> None:
+        """Where it is suspected: it is dead, and a process that has no id is given its id, and finds its WAL."""
+        if not self.machine.declare_dead(node_id):
+            return
+        given = self.machine.allot()
+        assert given.node_id == node_id, "the other one lives"
+        with pytest.raises(NodeFenced):
+            self.machine.do(AllocateObjectIds(node_id=node_id, node_epoch=given.node_epoch - 1, count=1))
+        self.machine.register(node_id, self.wal_id(node_id), allotted_epoch=given.node_epoch)
+        self.open(node_id, self.led_by(node_id))
 
     def change_disk(self, node_id: int) -> None:
         before = self.wal_id(node_id)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from controller.allotment import AllotNode
 from controller.commands import Command
 from controller.errors import ControllerError, TopicExists, UnknownTopic
 from controller.nodes import (
@@ -51,6 +52,7 @@ SAMPLES: list[Command[Any]] = [
     FormatCluster(cluster_id="c"),
     RaiseMetadataVersion(metadata_version=4),
     RegisterNode(node_id=1, wal_id="w", wal_epoch=2, address="PLAINTEXT://h:1", rack="r", lease_ms=4, at_ms=3),
+    AllotNode(claim="c", reserved_max_id=9, wal_uri="s3://b", rack="r", lease_ms=4, controller_address="h:2", at_ms=3),
     DescribeNode(node_id=1, node_epoch=2, lease_ms=4, controller_address="h:2"),
     SuspectNode(node_id=1, node_epoch=2, at_ms=3),
     TrustNode(node_id=1, node_epoch=2),

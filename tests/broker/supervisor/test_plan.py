@@ -81,6 +81,11 @@ def test_a_wal_that_is_no_directory_tells_nodes_apart_by_itself(uri: str) -> Non
         ({}, 65, "--nodes 65 is not allowed: 1 to 64"),
         ({"memory_bytes": 128 << 20}, 3, "too little for 3: each needs 64 MiB, so at least 192MiB"),
         ({"object_store_uri": "mem://"}, 2, "mem:// is the memory of one process"),
+        (
+            {"node_id": -1, "wal_uri": "s3://b/w", "controller_listeners": "CONTROLLER://:0"},
+            2,
+            "--nodes gives its nodes ids that count up, so say the first",
+        ),
         ({"node_id": 2**31 - 1}, 2, "leaves no ids for the others: at most 2147483646"),
         ({"listeners": "PLAINTEXT://localhost:65535"}, 2, "node 2 of 2: listeners: port 65536 is above 65535"),
         ({"queued_max_request_bytes": 100 << 20}, 2, "node 1 of 2: queued.max.request.bytes"),
