@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from broker.errors import code_of
+from broker.refused_batches import RefusedBatches
 from protocol.apis import encode_response
 from protocol.messages.produce import NodeEndpoint, PartitionProduceResponse, ProduceResponse, TopicProduceResponse
 
@@ -89,7 +90,7 @@ class PendingProduce:
 class AckQueue:
     """See the module."""
 
-    __slots__ = ("_appending", "_connection", "_unanswered", "stalled")
+    __slots__ = ("_appending", "_connection", "_unanswered", "refused", "stalled")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -97,6 +98,7 @@ class AckQueue:
         self._appending: deque[PendingProduce] = deque()
         self.stalled: PendingProduce | None = None
         """The request that waits for room in the log, half submitted; its frame is the next in the receive buffer."""
+        self.refused = RefusedBatches()
 
     @property
     def pending(self) -> bool:

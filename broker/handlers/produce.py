@@ -6,7 +6,8 @@ Versions: 3–11 are served, 0 is advertised as the minimum.
 - v12 adds partitions to transactions (KIP-890) and v13 names topics by id (KIP-516): with transactions, not yet.
 
 A refusal names the broker that has the partition, or is about to, and where that is (KIP-951); a batch for a partition that is about to be
-served here waits a moment for it (`broker/arrivals.py`).
+served here waits a moment for it (`broker/arrivals.py`). A batch that lacks its predecessor, since that was refused on the same connection, is
+refused alike (`broker/refused_batches.py`).
 
 Behaviour: requests are submitted in this callback, without a task or a future, and acknowledged in order when the WAL
 says that they are durable. acks=1 and acks=all both mean that; acks=0 gets no response, and on any error its
@@ -28,11 +29,13 @@ from broker.endpoints import endpoint_of
 from broker.errors import KafkaError, code_of
 from broker.partition import UNTREATED, AlreadyAppended, Partition
 from broker.producer_state import InvalidProducerEpoch, OutOfOrderSequence
+from broker.refused_batches import RefusedBatches
 from broker.topics import Topic
 from protocol.errors import ErrorCode, ProtocolError
 from protocol.messages.produce import (
     LeaderIdAndEpoch,
     NodeEndpoint,
+    PartitionProduceData,
     PartitionProduceResponse,
     ProduceRequest,
     TopicProduceResponse,
@@ -71,6 +74,7 @@ def submit(broker: Broker, connection: Connection, version: int, correlation_id:
     on_done = None if quiet else acks.done
     topics = broker.topics.by_name
     takes = broker.serving.takes_records
+    refused = acks.refused
     seen = 0
     for at, topic_data in enumerate(request.topic_data):
         name = topic_data.name
@@ -97,6 +101,8 @@ def submit(broker: Broker, connection: Connection, version: int, correlation_id:
                         treatment = broker.record_walks.treat(records, wanted, connection.server.start_task)
                     pending.treatment = treatment
                     return _stall(acks, pending, seen)
+                if refused:
+                    refused.appended(name, data.index)
                 response.base_offset = base_offset
                 response.log_append_time_ms = append_time
                 stream = partition.stream
@@ -114,19 +120,31 @@ def submit(broker: Broker, connection: Connection, version: int, correlation_id:
                 response.log_start_offset = partition.stream.log_start_offset
                 if not quiet and not partition.is_durable(duplicate.batch):
                     partition.when_durable(duplicate.batch, acks.wait_duplicate(pending, response))
-            except _REFUSALS as error:
-                if topic is not None and _may_wait(broker, connection, pending, topic, data.index, error):
+            except _REFUSALS as found:
+                error: Exception = found
+                if refused:
+                    error = _for_its_cause(refused, name, data, found)
+                if topic is not None and _may_wait(broker, connection, pending, topic, data, error):
                     return _stall(acks, pending, seen)
                 if quiet:
                     metrics.produce.errors[code_of(error)] += 1
                     raise CloseConnection(f"Produce with acks=0 failed: {error}") from error
                 _refuse(broker, connection, pending, response, topic, error)
+                refused.add(name, data.index, data.records or b"", code_of(error))
             responses.append(response)
     if quiet:
         metrics.produce.duration.observe(metrics.clock() - pending.started)
     else:
         acks.submitted(pending)
     return True
+
+
+def _for_its_cause(refused: RefusedBatches, name: str, data: PartitionProduceData, error: Exception) -> Exception:
+    """How to refuse a batch: one whose predecessor is missing as that was, if it was refused here."""
+    if not isinstance(error, OutOfOrderSequence):
+        return error
+    code = refused.account_for(name, data.index, data.records or b"")
+    return error if code is None else KafkaError(code, f"{error}, since what is missing was refused; send that first")
 
 
 def _stall(acks: AckQueue, pending: PendingProduce, seen: int) -> bool:
@@ -165,10 +183,18 @@ def _responses_of(pending: PendingProduce, at: int, name: str) -> list[Partition
 
 
 def _may_wait(
-    broker: Broker, connection: Connection, pending: PendingProduce, topic: Topic, index: int, error: BaseException
+    broker: Broker,
+    connection: Connection,
+    pending: PendingProduce,
+    topic: Topic,
+    data: PartitionProduceData,
+    error: BaseException,
 ) -> bool:
     """Whether a refused batch may wait, since its partition is about to be served here: then its connection is resumed."""
     if pending.has_waited or code_of(error) != ErrorCode.NOT_LEADER_OR_FOLLOWER:
+        return False
+    index = data.index
+    if connection.acks.refused.follows(topic.name, index, data.records or b""):
         return False
     if not 0 <= index < len(topic.partitions) or not broker.arrivals.expects(topic, index):
         return False

@@ -227,7 +227,8 @@ async def test_a_batch_is_not_taken_before_the_one_that_a_new_producer_has_to_se
     partition.loaded = False
     assert (await wire.produce("t", numbered(pid, 0, b"a"))).error_code == ErrorCode.NOT_LEADER_OR_FOLLOWER
     partition.loaded = True
-    refused = await wire.produce("t", numbered(pid, 1, b"b"))
+    async with await Wire.connect(node.bootstrap_servers) as other:  # on the same one it is told of the cause
+        refused = await other.produce("t", numbered(pid, 1, b"b"))
     assert refused.error_code == ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
     assert (await wire.produce("t", numbered(pid, 0, b"a"))).base_offset == 0
     assert (await wire.produce("t", numbered(pid, 1, b"b"))).base_offset == 1
