@@ -187,6 +187,7 @@ async def _engine(load: Load, settings: StorageSettings, usage: Usage) -> AsyncI
             settings=settings,
             rng=rng,
             on_failed=_raise,
+            second_store=metered(Purpose.COMPACTION),
         )
         streams = await storage.start(controller.image.streams_led_by(1))
         for stream in streams.values():

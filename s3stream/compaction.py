@@ -36,7 +36,9 @@ __all__ = [
     "choosing",
     "find_window",
     "growth",
+    "is_large",
     "plan_outputs",
+    "rewrites",
 ]
 
 _ENOUGH_BYTES = 6 << 20
@@ -185,16 +187,27 @@ def _widest(stream_count: int, settings: CompactionSettings) -> int:
 def growth(size_bytes: int, settings: CompactionSettings) -> float:
     """How many times larger than `size_bytes` a merged range must be at least: large enough after the fewest rewrites, and no sooner
     merged than these need."""
-    if size_bytes >= _ENOUGH_BYTES:
+    if is_large(size_bytes):
         return settings.fan_in * _LEAST_GROWTH_SHARE
     most = settings.max_fan_in
-    rewrites = math.ceil(math.log(_ENOUGH_BYTES / size_bytes) / math.log(most))
-    wanted: float = (_GOOD_BYTES / size_bytes) ** (1 / rewrites)
+    wanted: float = (_GOOD_BYTES / size_bytes) ** (1 / rewrites(size_bytes, settings))
     wanted = min(most, max(settings.fan_in, wanted))
     enough = _ENOUGH_BYTES / size_bytes
     return max(
         wanted * _LEAST_GROWTH_SHARE, enough if enough <= wanted else 0
     )  # nearly enough would be rewritten again
+
+
+def rewrites(size_bytes: int, settings: CompactionSettings) -> int:
+    """How often a range is written anew, at least, until the store can copy it."""
+    if is_large(size_bytes):
+        return 0
+    return math.ceil(math.log(_ENOUGH_BYTES / size_bytes) / math.log(settings.max_fan_in))
+
+
+def is_large(size_bytes: int) -> bool:
+    """Whether a range is never written anew."""
+    return size_bytes >= _ENOUGH_BYTES
 
 
 def find_window(

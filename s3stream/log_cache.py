@@ -17,7 +17,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from s3stream.metadata import StreamId
+from s3stream.metadata import NewObject, StreamId
 from s3stream.object_writer import DataBlock, is_joined, join_small
 from s3stream.objectstore import Buffer
 from wal.arena import Arena
@@ -54,6 +54,7 @@ class BlockPart:
     __slots__ = (
         "base_offset",
         "block",
+        "crc32c",
         "crcs",
         "end_offset",
         "ends",
@@ -83,6 +84,8 @@ class BlockPart:
         self.max_timestamp_ms = -1
         self.state: bytes | None = None
         """State of the stream as of `end_offset`, taken when the block was sealed."""
+        self.crc32c: int | None = None
+        """Of all payloads, as they were uploaded."""
 
     def add(self, end_offset: int, position: int, size: int, max_timestamp_ms: int) -> None:
         """Index one more payload."""
@@ -106,6 +109,21 @@ class BlockPart:
         self.end_offset = end_offsets[-1]
         self.size_bytes += sum(sizes)
         self.max_timestamp_ms = max(self.max_timestamp_ms, max(max_timestamps_ms))
+
+    @classmethod
+    def joined(cls, parts: Sequence[BlockPart]) -> BlockPart:
+        """Parts of a stream that follow each other, at least one, as one, for reading only."""
+        made = cls(parts[0].block, parts[0].base_offset)
+        for part in parts:
+            made.ends += part.ends
+            made.positions += part.positions
+            made.sizes += part.sizes
+            made.timestamps_ms += part.timestamps_ms
+            made.crcs.update(part.crcs)
+            made.size_bytes += part.size_bytes
+            made.max_timestamp_ms = max(made.max_timestamp_ms, part.max_timestamp_ms)
+        made.end_offset = parts[-1].end_offset
+        return made
 
     def blocks(self, arena: Arena, block_size_bytes: int) -> Iterator[DataBlock]:
         """The payloads as data blocks of an object, each made when it is asked for."""
@@ -145,6 +163,7 @@ class CacheBlock:
     __slots__ = (
         "_on_unpinned",
         "end_position",
+        "objects",
         "opened_at",
         "parts",
         "pins",
@@ -168,6 +187,8 @@ class CacheBlock:
         self.state = BlockState.OPEN
         self.parts: dict[StreamId, tuple[StreamTail, BlockPart]] = {}
         self.pins: dict[PinHolder, int] = {}
+        self.objects: tuple[NewObject, ...] = ()
+        """That hold it, as they were committed, once it is; without what the commit skipped."""
 
     @property
     def copied_bytes(self) -> int:

@@ -147,13 +147,13 @@ class ObjectBuilder:
         max_timestamp_ms: int,
         parts: list[Buffer],
         part_crcs: Sequence[int | None] = (),
-    ) -> None:
-        """Add a data block whose bytes are the concatenation of `parts`.
+    ) -> int:
+        """Add a data block whose bytes are the concatenation of `parts`; returns its CRC-32C.
 
         Args:
             part_crcs: CRC-32C of each part where it is known, so that it is not hashed again; empty: of none.
         """
-        self._add(
+        return self._add(
             BlockKind.DATA,
             stream_id,
             leader_epoch,
@@ -205,7 +205,7 @@ class ObjectBuilder:
         max_timestamp_ms: int,
         parts: list[Buffer],
         part_crcs: Sequence[int | None] = (),
-    ) -> None:
+    ) -> int:
         block_crc = 0
         size = 0
         for part, known in zip(parts, part_crcs or repeat(None), strict=False):
@@ -230,6 +230,7 @@ class ObjectBuilder:
             block_crc,
         )
         self._append(entry)
+        return block_crc
 
     def _append(self, entry: IndexEntry) -> None:
         problem = _order_problem(self._last, entry)

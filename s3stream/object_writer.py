@@ -9,7 +9,7 @@ Always true:
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -17,6 +17,7 @@ from s3stream.metadata import NewObject, ObjectId, StreamId, StreamRange
 from s3stream.object_format import ObjectBuilder
 from s3stream.objectstore import Buffer
 from s3stream.payload import PayloadBounds
+from wal.checksum import combine_crc32c
 
 __all__ = [
     "BuiltObject",
@@ -139,6 +140,8 @@ class BuiltObject:
     parts: list[Buffer]
     crc32c: int
     """Of the whole object."""
+    data_crcs: Mapping[StreamId, int]
+    """Of all payloads of each stream."""
 
 
 def join_small(parts: list[Buffer], size_bytes: int) -> list[Buffer]:
@@ -206,12 +209,13 @@ def assemble_object(
     builder = ObjectBuilder(object_id)
     parts: list[Buffer] = []
     ranges: list[StreamRange] = []
+    data_crcs: dict[StreamId, int] = {}
     for stream in streams:
         end_offset = stream.base_offset
-        record_count = size = 0
+        record_count = size = crc = 0
         max_timestamp_ms = -1
         for block in stream.blocks(block_size_bytes):
-            builder.add_data(
+            block_crc = builder.add_data(
                 stream_id=stream.stream_id,
                 leader_epoch=stream.leader_epoch,
                 base_offset=block.base_offset,
@@ -221,6 +225,7 @@ def assemble_object(
                 parts=block.parts,
                 part_crcs=block.part_crcs,
             )
+            crc = combine_crc32c(crc, block_crc, block.size_bytes) if size else block_crc
             end_offset = block.end_offset
             record_count += block.record_count
             size += block.size_bytes
@@ -247,12 +252,14 @@ def assemble_object(
                 has_state=stream.state is not None,
             )
         )
+        data_crcs[stream.stream_id] = crc
     tail = builder.finish()
     parts.append(tail.data)
     return BuiltObject(
         new_object=NewObject(object_id=object_id, size_bytes=tail.object_size_bytes, ranges=tuple(ranges)),
         parts=parts,
         crc32c=tail.object_crc32c,
+        data_crcs=data_crcs,
     )
 
 

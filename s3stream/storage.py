@@ -27,6 +27,7 @@ from s3stream.object_writer import DataBlock, StreamSource
 from s3stream.objectstore import Buffer, ObjectStore
 from s3stream.paths import Paths
 from s3stream.payload import PayloadFormat
+from s3stream.second_upload import SecondUploads
 from s3stream.stream import Stream
 from s3stream.upload import Uploader
 from wal import crashpoint
@@ -110,6 +111,7 @@ class Storage:
         on_failed: Callable[[BaseException], None],
         clock: Callable[[], float] | None = None,
         uploads_at_once: bool = False,
+        second_store: ObjectStore | None = None,
     ) -> None:
         """Take the parts over.
 
@@ -117,6 +119,8 @@ class Storage:
             clock: Gives seconds, for figures only; None takes the event loop's, which may be coarse.
             uploads_at_once: What is recovered is uploaded while recovery goes on, without state: for a log that takes no appends, so that
                 nobody rebuilds states here.
+            second_store: What is in many small objects and still in memory is put into large ones through it; None: that is left to
+                compaction.
         """
         self.arena = arena
         self.metadata = metadata
@@ -145,6 +149,21 @@ class Storage:
             rng=rng,
             clock=clock or asyncio.get_running_loop().time,
         )
+        self.second_uploads = (
+            None
+            if second_store is None
+            else SecondUploads(
+                store=second_store,
+                metadata=metadata,
+                paths=paths,
+                arena=arena,
+                settings=settings,
+                copies=self.uploads.copies,
+                may_pin=self.may_pin,
+                on_failed=self._fail,
+            )
+        )
+        """Merges of what is still in memory, where this node does them."""
         self._block = CacheBlock(arena.head, wal.trim_offset, self._wake_room)
         self._committed_position = arena.head
         """Everything below it in the arena is in objects."""
@@ -231,6 +250,8 @@ class Storage:
         finally:
             self._close_streams("the node is shutting down")
             await self._stop_tasks()
+            if self.second_uploads is not None:
+                await self.second_uploads.close()
             await self.uploads.close()
             await self.reader.close()
             await self._wal.close()
@@ -528,6 +549,8 @@ class Storage:
                 self.forget_stream(stream_id, closed(f"stream {stream_id}: {reason.value}"))
         self._want_trim(block.wal_end_offset)
         self._wake_room()
+        if self.second_uploads is not None and self.failed is None and not self._closing:
+            self.second_uploads.committed(block)
 
     def _evict_oldest(self) -> bool:
         """Give the oldest block's memory back, if it is committed and nobody holds it."""
@@ -537,6 +560,8 @@ class Storage:
         if block.state is not BlockState.COMMITTED or block.pins:
             return False
         self._blocks.popleft()
+        if self.second_uploads is not None:
+            self.second_uploads.evicted(block)
         for tail, part in block.parts.values():
             tail.evict(part)
         block.parts.clear()

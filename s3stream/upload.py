@@ -17,11 +17,12 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from s3stream.errors import MetadataUnavailable, ObjectExpired, StorageFenced
 from s3stream.log_cache import BlockState, CacheBlock
-from s3stream.metadata import CommitObjects, CommitResult, NewObject, ObjectId, SkipReason, StreamMetadata
+from s3stream.metadata import CommitObjects, CommitResult, NewObject, ObjectId, SkipReason, StreamId, StreamMetadata
 from s3stream.object_writer import BuiltObject, StreamSource, assemble_object, plan_objects
 from s3stream.objectstore import ObjectStore, ObjectStoreError
 from s3stream.paths import Paths
@@ -63,7 +64,8 @@ class Uploader:
         self._on_committed = on_committed
         self._on_failed = on_failed
         self._slots = asyncio.Semaphore(parallelism)
-        self._copies = _CopyBudget(copy_budget_bytes)
+        self.copies = _CopyBudget(copy_budget_bytes)
+        """What all PUTs of this node hold in copies of small payloads."""
         self._block_size_bytes = block_size_bytes
         self._stream_object_min_bytes = stream_object_min_bytes
         self._rng = rng
@@ -150,11 +152,11 @@ class Uploader:
     async def _put(self, block: CacheBlock) -> list[NewObject]:
         """Put the block's objects under fresh ids; returns what is to be committed once all are there."""
         copied_bytes = block.copied_bytes
-        await self._copies.take(copied_bytes)
+        await self.copies.take(copied_bytes)
         try:
             return await self._put_objects(block)
         finally:
-            self._copies.give(copied_bytes)
+            self.copies.give(copied_bytes)
 
     async def _put_objects(self, block: CacheBlock) -> list[NewObject]:
         data = self._describe(block)
@@ -173,6 +175,8 @@ class Uploader:
                         key = self._paths.data_object(item.new_object.object_id)
                         await self._store.put(key, item.parts, crc32c=item.crc32c)
                         done.add(item.new_object.object_id)
+                        for stream_id, crc in item.data_crcs.items():
+                            block.parts[stream_id][1].crc32c = crc
                 return [item.new_object for item in built]
             except (ObjectStoreError, MetadataUnavailable) as error:
                 delay_s = await self._back_off(delay_s, error)
@@ -208,6 +212,7 @@ class Uploader:
                 self.uploaded_objects += len(objects)
                 self.uploaded_bytes += sum(item.size_bytes for item in objects)
                 _refuse_gaps(result)
+                block.objects = tuple(_accepted(each, result.skipped) for each in objects)
                 return result
 
     async def _back_off(self, delay_s: float, error: Exception) -> float:
@@ -242,6 +247,12 @@ class _CopyBudget:
         for waiter in waiting:
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def _accepted(each: NewObject, skipped: Collection[StreamId]) -> NewObject:
+    if not skipped:
+        return each
+    return replace(each, ranges=tuple(value for value in each.ranges if value.stream_id not in skipped))
 
 
 def _refuse_gaps(result: CommitResult) -> None:

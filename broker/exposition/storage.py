@@ -275,6 +275,20 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                     lambda parts: {"committed": parts.compactor.jobs, "discarded": parts.compactor.discarded_jobs}
                 ),
             ),
+            labelled(
+                "counter",
+                "tidelog_second_uploads_total",
+                "result",
+                "Merges by the broker itself of what it had uploaded in small objects and still had in memory, that were committed, or left to "
+                "compaction.",
+                by_value(
+                    lambda parts: (
+                        {}
+                        if (second := parts.storage.second_uploads) is None
+                        else {"committed": second.jobs, "discarded": second.discarded_jobs}
+                    )
+                ),
+            ),
             counter(
                 "tidelog_compaction_read_bytes_total",
                 "Bytes read by compaction.",
