@@ -261,6 +261,7 @@ class BrokerSettings:
         True,
         "Have the broker that leads move partitions to make brokers even. Without it they stay where they are put; what a broker that stops, "
         "is drained or is away gives up goes to others all the same. The same on all brokers: any of them may lead.",
+        dynamic=True,
     )
     balance_max_moves: int = _balance(
         1_000, "Partitions that are moved at a time to make brokers even.", unit="partitions", least=1, most=INT32_MAX

@@ -73,6 +73,8 @@ class Balancing:
         """Set where somebody waits for partitions to go."""
         self._judges_from_s = 0.0
         """From then on a node that is not heard from is dead."""
+        self.is_enabled = settings.balances
+        """Whether partitions are moved to make nodes even; it may change at any time."""
         self.is_over = False
         """All nodes stop: where partitions are is where they will be needed."""
         self.moves = 0
@@ -128,6 +130,7 @@ class Balancing:
                     frozenset(self._leaving),
                     may_judge,
                     self._loads.count,
+                    self.is_enabled,
                 )
                 if now != seen and self._office.is_leader and not self.is_over:
                     seen = now
@@ -151,7 +154,7 @@ class Balancing:
         return may_judge and not any(place.takes for place in self.places())
 
     async def _balance(self) -> None:
-        plan = self._plan(self.places(), max_moves=self._settings.max_moves if self._settings.balances else 0)
+        plan = self._plan(self.places(), max_moves=self._settings.max_moves if self.is_enabled else 0)
         moves = plan.targets
         if not moves:
             return
@@ -197,7 +200,7 @@ class Balancing:
                 PlannedMove(stream_id=move.stream_id, source=move.source, target=move.target, why=move.why)
                 for move in self._plan(places, max_moves=self._settings.max_moves).moves
             ),
-            balances=self._settings.balances,
+            balances=self.is_enabled,
         )
 
     def places(self) -> list[NodePlace]:

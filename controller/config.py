@@ -32,7 +32,7 @@ class ControllerSettings:
     lease_margin_ms: int = 200
     """How much longer than its lease the leader waits before it takes a suspected node for dead."""
     balances: bool = True
-    """Partitions are moved to make nodes even, and not only where they have to go."""
+    """Partitions are moved to make nodes even, and not only where they have to go; until somebody says otherwise."""
     balance_interval_ms: int = 500
     """How often the leader looks whether partitions should move."""
     max_moves: int = 1_000
