@@ -16,23 +16,31 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from controller.config import ControllerSettings
 from controller.log import MetadataLog
 from s3stream.open import open_object_store
+from tests.broker.scraping import Page, get_blocking
 from tests.crash.process import BrokerProcess, free_port
 
 __all__ = [
     "TIMEOUT_S",
     "Brokers",
     "Load",
+    "Reader",
     "all_of",
+    "create_topic",
+    "figures",
     "leaders",
     "leading",
+    "led_when",
+    "others",
     "run_tool",
     "running_brokers",
+    "said",
     "shared",
+    "until_said",
     "values_in",
 ]
 
@@ -93,21 +101,73 @@ def all_of(brokers: Brokers) -> str:
     return ",".join(broker.bootstrap_servers for broker in brokers.values())
 
 
+def others(brokers: Brokers, node_id: int) -> Brokers:
+    """All but one."""
+    return {other: broker for other, broker in brokers.items() if other != node_id}
+
+
+def create_topic(brokers: Brokers, topic: str, partitions: int) -> None:
+    """Return when it is there; its partitions may still be on their way to being open."""
+    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
+    admin.create_topics([NewTopic(topic, num_partitions=partitions)])[topic].result(TIMEOUT_S)
+
+
 def leaders(brokers: Brokers, topic: str) -> dict[int, int]:
     """Who leads each partition, as clients are told; -1: nobody just now."""
-    told = AdminClient({"bootstrap.servers": all_of(brokers)}).list_topics(topic, timeout=TIMEOUT_S)
-    return {index: partition.leader for index, partition in told.topics[topic].partitions.items()}
+    return _leaders(AdminClient({"bootstrap.servers": all_of(brokers)}), topic)
 
 
-async def shared(brokers: Brokers, topic: str, expected: dict[int, int]) -> None:
-    """Return when every partition is open, and each broker leads so many."""
-    found: dict[int, int] = {}
-    try:
-        async with asyncio.timeout(TIMEOUT_S):
-            while (found := Counter((await asyncio.to_thread(leaders, brokers, topic)).values())) != expected:
-                await asyncio.sleep(0.1)
-    except TimeoutError:
-        raise AssertionError(f"partitions are led by {found}, not {expected}") from None
+def _leaders(admin: AdminClient, topic: str) -> dict[int, int]:
+    told = admin.list_topics(topic, timeout=TIMEOUT_S).topics[topic].partitions
+    return {index: partition.leader for index, partition in told.items()}
+
+
+def led_when(brokers: Brokers, topic: str, condition: Callable[[Mapping[int, int]], bool], what: str) -> dict[int, int]:
+    """Who leads each partition, once that is as it should be."""
+    deadline = time.monotonic() + TIMEOUT_S
+    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
+    while not condition(found := _leaders(admin, topic)):
+        assert time.monotonic() < deadline, f"{what} did not come about: {found}"
+        time.sleep(0.02)
+    return found
+
+
+async def shared(brokers: Brokers, topic: str, expected: dict[int, int]) -> dict[int, int]:
+    """Who leads each partition, once all are open, and each broker leads so many."""
+
+    def as_expected(found: Mapping[int, int]) -> bool:
+        return Counter(found.values()) == expected
+
+    return await asyncio.to_thread(led_when, brokers, topic, as_expected, f"that so many are led: {expected}")
+
+
+def said(brokers: Brokers, *texts: str) -> list[str]:
+    """Log lines of any broker that hold all of these."""
+    return [
+        line
+        for broker in brokers.values()
+        for line in broker.log_path.read_text(errors="replace").splitlines()
+        if all(text in line for text in texts)
+    ]
+
+
+def until_said(brokers: Brokers, *texts: str) -> str:
+    """The first such line, once there is one."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not (found := said(brokers, *texts)):
+        assert time.monotonic() < deadline, f"nobody says: {texts}"
+        time.sleep(0.05)
+    return found[0]
+
+
+def figures(brokers: Brokers, name: str, **labels: str) -> dict[int, float]:
+    """A metric of each broker; they need `metrics.listeners`."""
+    return {
+        node_id: Page(get_blocking(int(str(broker.settings["metrics.listeners"]).rpartition(":")[2]), "/metrics")[2])(
+            name, **labels
+        )
+        for node_id, broker in brokers.items()
+    }
 
 
 def run_tool(broker: BrokerProcess, *arguments: str) -> tuple[int, str]:
@@ -118,15 +178,22 @@ def run_tool(broker: BrokerProcess, *arguments: str) -> tuple[int, str]:
 
 
 class Load:
-    """An idempotent producer with default settings that goes on whatever happens, and what came of its records."""
+    """A producer with default settings, idempotent as a rule, that goes on whatever happens, and what came of its records."""
 
     def __init__(
-        self, bootstrap_servers: str, topic: str, partitions: int, *, only: Sequence[int] = (), size_bytes: int = 0
+        self,
+        bootstrap_servers: str,
+        topic: str,
+        partitions: int,
+        *,
+        only: Sequence[int] = (),
+        size_bytes: int = 0,
+        idempotent: bool = True,
     ) -> None:
         """Produce to all partitions in turn, or `only` to some, in records of at least so many bytes."""
         self._only = only or range(partitions)
         self._size_bytes = size_bytes
-        self._producer = Producer({"bootstrap.servers": bootstrap_servers, "enable.idempotence": True, "linger.ms": 5})
+        self._producer = Producer({"bootstrap.servers": bootstrap_servers, "enable.idempotence": idempotent})
         self._topic = topic
         self._partitions = partitions
         self._stopping = threading.Event()
@@ -136,7 +203,7 @@ class Load:
         """Values by partition, in the order of their acknowledgements."""
         self.longest_gap_s = 0.0
         self.longest_gap_of_one_s = 0.0
-        """Between acknowledgements of the same partition."""
+        """Between acknowledgements of the same partition. May be set to zero at any time."""
         self._last_of_s: dict[int, float] = {}
         self._last_s = time.monotonic()
 
@@ -173,6 +240,56 @@ class Load:
             self.longest_gap_of_one_s = max(self.longest_gap_of_one_s, now_s - self._last_of_s.get(partition, now_s))
             self._last_of_s[partition] = now_s
             self.acknowledged[partition].append(int(message.value() or b""))
+
+
+class Reader:
+    """A member of a group with default settings that reads a topic for as long as it is open."""
+
+    def __init__(self, bootstrap_servers: str, topic: str, partitions: int) -> None:
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": bootstrap_servers,
+                "group.id": "readers",
+                "auto.offset.reset": "earliest",
+                "on_commit": self._committed,
+            }
+        )
+        self._consumer.subscribe([topic])
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.errors: list[str] = []
+        """What its calls and its commits failed with."""
+        self.values: dict[int, list[int]] = {number: [] for number in range(partitions)}
+        """By partition, in the order that they came in."""
+
+    def __enter__(self) -> Reader:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            for message in self._consumer.consume(500, timeout=0.1):
+                error = message.error()
+                if error is not None:
+                    self.errors.append(str(error))
+                else:
+                    self.values[message.partition() or 0].append(int(message.value() or b""))
+        self._consumer.close()
+
+    def _committed(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        # Nothing new to commit is told as an error, too.
+        if error is not None and error.code() != KafkaError._NO_OFFSET:
+            self.errors.append(f"commit: {error}")
+
+    async def read(self, expected: Mapping[int, Sequence[int]]) -> None:
+        """Return when all of these were read."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while any(not set(expected[number]) <= set(self.values[number]) for number in expected):
+                await asyncio.sleep(0.1)
 
 
 def values_in(bootstrap_servers: str, topic: str, partitions: int) -> dict[int, list[int]]:

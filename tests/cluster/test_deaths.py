@@ -11,12 +11,25 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
 
 from protocol.messages.list_offsets import ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic
 from tests.broker.wire import Wire, batch, fetch_request, produce_request
 from tests.cluster.blockable import BLOCKED_S
-from tests.cluster.brokers import TIMEOUT_S, Brokers, Load, all_of, leaders, leading, run_tool, running_brokers, shared
+from tests.cluster.brokers import (
+    TIMEOUT_S,
+    Brokers,
+    Load,
+    all_of,
+    create_topic,
+    leaders,
+    leading,
+    led_when,
+    others,
+    run_tool,
+    running_brokers,
+    shared,
+)
 from tests.crash.process import BrokerProcess
 
 pytestmark = pytest.mark.crash
@@ -49,14 +62,13 @@ async def answer(wire: Wire) -> Any:
 async def test_a_paused_broker_that_was_taken_for_dead_tells_and_takes_nothing_when_it_wakes(
     brokers: Brokers, tmp_path: Path
 ) -> None:
-    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
-    admin.create_topics([NewTopic("t", num_partitions=3)])["t"].result(TIMEOUT_S)
-    await shared(brokers, "t", {1: 1, 2: 1, 3: 1})
+    create_topic(brokers, "t", 3)
+    led = await shared(brokers, "t", {1: 1, 2: 1, 3: 1})
     controller = await leading(tmp_path / "objects", brokers)
     paused_id = next(node_id for node_id in brokers if node_id != controller)
     paused = brokers[paused_id]
-    others = {node_id: broker for node_id, broker in brokers.items() if node_id != paused_id}
-    (partition,) = [index for index, leader in leaders(brokers, "t").items() if leader == paused_id]
+    rest = others(brokers, paused_id)
+    (partition,) = [index for index, leader in led.items() if leader == paused_id]
     async with (
         await Wire.connect(paused.bootstrap_servers) as reader,
         await Wire.connect(paused.bootstrap_servers) as asker,
@@ -76,14 +88,14 @@ async def test_a_paused_broker_that_was_taken_for_dead_tells_and_takes_nothing_w
         asker.send("ListOffsets", 9, ListOffsetsRequest(replica_id=-1, topics=topics))
         writer.send("Produce", 9, produce_request("t", batch(b"late"), partition=partition))
 
-        async with asyncio.timeout(TIMEOUT_S):  # others go on with its partition
-            while leaders(others, "t")[partition] not in others:
-                await asyncio.sleep(0.05)
+        await asyncio.to_thread(
+            led_when, rest, "t", lambda found: found[partition] in rest, "that others go on with it"
+        )
         print(f"served elsewhere {time.monotonic() - paused_s:.2f} s after the pause began")
-        asking = AdminClient({"bootstrap.servers": all_of(others)})
+        asking = AdminClient({"bootstrap.servers": all_of(rest)})
         told = await asyncio.to_thread(asking.list_topics, "t", TIMEOUT_S)
         assert paused_id not in told.brokers, "clients are not sent to the dead"
-        producer = Producer({"bootstrap.servers": all_of(others)})
+        producer = Producer({"bootstrap.servers": all_of(rest)})
         for number in range(5, 10):
             producer.produce("t", b"%d" % number, partition=partition)
         assert await asyncio.to_thread(producer.flush, TIMEOUT_S) == 0
@@ -110,8 +122,7 @@ async def test_a_broker_whose_event_loop_is_blocked_is_not_taken_for_dead(tmp_pa
     # Patience for a machine that is short of breath itself: still, a silence of BLOCKED_S would be a death.
     patient = {"broker.session.timeout.ms": 4_000}
     with running_brokers(tmp_path, program="tests.cluster.blockable", **patient) as brokers:
-        admin = AdminClient({"bootstrap.servers": all_of(brokers)})
-        admin.create_topics([NewTopic("t", num_partitions=3)])["t"].result(TIMEOUT_S)
+        create_topic(brokers, "t", 3)
         await shared(brokers, "t", {1: 1, 2: 1, 3: 1})
         controller = await leading(tmp_path / "objects", brokers)
         follower = next(node_id for node_id in brokers if node_id != controller)

@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from confluent_kafka.admin import AdminClient, NewTopic
 
 from tests.cluster.brokers import (
     TIMEOUT_S,
     Brokers,
     Load,
     all_of,
+    create_topic,
     leaders,
     run_tool,
     running_brokers,
@@ -28,8 +28,7 @@ PARTITIONS = 12
 
 
 async def test_a_drained_broker_gives_everything_away_and_gets_nothing_back(brokers: Brokers) -> None:
-    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
-    admin.create_topics([NewTopic("t", num_partitions=PARTITIONS)])["t"].result(TIMEOUT_S)
+    create_topic(brokers, "t", PARTITIONS)
     await shared(brokers, "t", {1: 4, 2: 4, 3: 4})
     with Load(all_of(brokers), "t", PARTITIONS) as load:
         await asyncio.sleep(1.0)
@@ -42,7 +41,7 @@ async def test_a_drained_broker_gives_everything_away_and_gets_nothing_back(brok
         code, output = await asyncio.to_thread(run_tool, brokers[2], "drain", "1")
         assert (code, output) == (0, "node 1 has no partitions, and gets none\n"), "once more changes nothing"
         # Also not of what comes into being from now on.
-        admin.create_topics([NewTopic("later", num_partitions=6)])["later"].result(TIMEOUT_S)
+        create_topic(brokers, "later", 6)
         await shared(brokers, "later", {2: 3, 3: 3})
         code, output = await asyncio.to_thread(run_tool, brokers[3], "drain", "1", "--cancel")
         assert code == 0

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +12,23 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
 
 from protocol.errors import ErrorCode
 from tests.broker.wire import Wire, batch
-from tests.cluster.brokers import TIMEOUT_S, Brokers, Load, all_of, leaders, running_brokers, values_in
+from tests.cluster.brokers import (
+    TIMEOUT_S,
+    Brokers,
+    Load,
+    all_of,
+    create_topic,
+    leaders,
+    led_when,
+    others,
+    run_tool,
+    running_brokers,
+    until_said,
+    values_in,
+)
 from tests.cluster.test_moves import committed_offset
 from tests.stores.s3_server import S3Server
 
@@ -44,28 +54,6 @@ def anywhere(
         yield found, (2,)
 
 
-def created(brokers: Brokers, topic: str, partitions: int) -> None:
-    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
-    admin.create_topics([NewTopic(topic, num_partitions=partitions)])[topic].result(TIMEOUT_S)
-
-
-def others(brokers: Brokers, node_id: int) -> Brokers:
-    return {other: broker for other, broker in brokers.items() if other != node_id}
-
-
-def led_when(brokers: Brokers, topic: str, condition: Callable[[Mapping[int, int]], bool], what: str) -> dict[int, int]:
-    """Who leads each partition, once that is as it should be."""
-    deadline = time.monotonic() + TIMEOUT_S
-    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
-    while True:
-        told = admin.list_topics(topic, timeout=TIMEOUT_S).topics[topic].partitions
-        found = {index: partition.leader for index, partition in told.items()}
-        if condition(found):
-            return found
-        assert time.monotonic() < deadline, f"{what} did not come about: {found}"
-        time.sleep(0.02)
-
-
 def all_led_without(node_id: int) -> Callable[[Mapping[int, int]], bool]:
     return lambda found: not {-1, node_id} & set(found.values())
 
@@ -73,7 +61,7 @@ def all_led_without(node_id: int) -> Callable[[Mapping[int, int]], bool]:
 def test_partitions_of_a_killed_broker_go_on_elsewhere(anywhere: tuple[Brokers, Sequence[int]]) -> None:
     """I1, I2, I11; and groups, whose commits are records. It is started again, and gets its share."""
     brokers, victims = anywhere
-    created(brokers, "t", PARTITIONS)
+    create_topic(brokers, "t", PARTITIONS)
     with Load(all_of(brokers), "t", PARTITIONS) as load:
         group = Group(all_of(brokers), "t")
         committed = group.go_on(100)
@@ -134,7 +122,7 @@ class Group:
 
 async def test_a_broker_that_slept_acknowledges_nothing_more(brokers: Brokers) -> None:
     """I4. What was sent to it while it slept is in its socket when it wakes up, and it still holds its WAL open."""
-    created(brokers, "t", PARTITIONS)
+    create_topic(brokers, "t", PARTITIONS)
     sleeper = 2
     led = await asyncio.to_thread(led_when, brokers, "t", lambda found: sleeper in found.values(), "it has some")
     its = [index for index, leader in led.items() if leader == sleeper]
@@ -163,7 +151,7 @@ async def test_a_broker_that_slept_acknowledges_nothing_more(brokers: Brokers) -
 
 
 def test_what_only_an_unreachable_wal_holds_is_given_up_by_an_operator_alone(brokers: Brokers, tmp_path: Path) -> None:
-    created(brokers, "t", PARTITIONS)
+    create_topic(brokers, "t", PARTITIONS)
     victim = 2
     led = led_when(brokers, "t", lambda found: victim in found.values(), "it has some")
     producer = Producer({"bootstrap.servers": all_of(brokers), "enable.idempotence": True})
@@ -175,7 +163,7 @@ def test_what_only_an_unreachable_wal_holds_is_given_up_by_an_operator_alone(bro
     rest = others(brokers, victim)
 
     led_when(rest, "t", lambda found: -1 in found.values() and victim not in found.values(), "they are offline")
-    told = tidelog(rest[1].directory, "inspect", "metadata", "--json")
+    _, told = run_tool(rest[1], "inspect", "metadata", "--json")
     line = until_said(rest, "partitions of a dead node are offline")
     wal_id = line.partition("tidelog wal abandon ")[2].split()[0]
     assert f" wal_id={wal_id}" in line
@@ -183,8 +171,10 @@ def test_what_only_an_unreachable_wal_holds_is_given_up_by_an_operator_alone(bro
     time.sleep(1.0)
     its = {index for index, leader in leaders(rest, "t").items() if leader == -1}
     assert its, "nobody guesses"
-    assert "nothing was done" in tidelog(rest[1].directory, "wal", "abandon", wal_id, status=2)
-    assert "are given up" in tidelog(rest[1].directory, "wal", "abandon", wal_id, "--yes")
+    code, told = run_tool(rest[1], "wal", "abandon", wal_id)
+    assert (code, "nothing was done" in told) == (2, True), told
+    code, told = run_tool(rest[1], "wal", "abandon", wal_id, "--yes")
+    assert (code, "are given up" in told) == (0, True), told
 
     led_when(rest, "t", all_led_without(victim), "they go on past the gap")
     producer = Producer({"bootstrap.servers": all_of(rest), "enable.idempotence": True})
@@ -196,35 +186,3 @@ def test_what_only_an_unreachable_wal_holds_is_given_up_by_an_operator_alone(bro
         low, high = consumer.get_watermark_offsets(TopicPartition("t", index), timeout=TIMEOUT_S)
         assert (low, high) == (0, 1_000_000_001)
     consumer.close()
-
-
-def tidelog(directory: Path, *arguments: str, status: int = 0) -> str:
-    """Run the command line with a broker's settings; what it prints."""
-    settings = {
-        name: value
-        for line in (directory / "broker.toml").read_text().splitlines()
-        for name, _, value in [line.replace('"', "").partition(" = ")]
-        if name in ("object.store.uri", "wal.uri", "node.id")
-    }
-    places = ["--bucket", settings["object.store.uri"], "--set", f"wal.uri={settings['wal.uri']}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "broker", *arguments, *places],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout
-
-
-def until_said(brokers: Brokers, *texts: str) -> str:
-    """The first log line of any broker that says something."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while time.monotonic() < deadline:
-        for broker in brokers.values():
-            for line in broker.log_path.read_text(errors="replace").splitlines():
-                if all(text in line for text in texts):
-                    return line
-        time.sleep(0.05)
-    raise AssertionError(f"nobody says: {texts}")

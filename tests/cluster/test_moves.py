@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
 
 from protocol.messages.alter_partition_reassignments import (
     AlterPartitionReassignmentsRequest,
@@ -21,7 +21,17 @@ from protocol.messages.alter_partition_reassignments import (
 from protocol.messages.list_partition_reassignments import ListPartitionReassignmentsRequest
 from protocol.messages.produce import LeaderIdAndEpoch
 from tests.broker.wire import Wire, batch, fetch_request, produce_request
-from tests.cluster.brokers import TIMEOUT_S, Brokers, Load, all_of, leaders, running_brokers, values_in
+from tests.cluster.brokers import (
+    TIMEOUT_S,
+    Brokers,
+    Load,
+    all_of,
+    create_topic,
+    leaders,
+    running_brokers,
+    shared,
+    values_in,
+)
 from tests.interop.clients.driver import Java, java_command
 from tests.interop.conftest import installed
 
@@ -64,15 +74,8 @@ async def moved(brokers: Brokers) -> None:
                 await asyncio.sleep(0.02)
 
 
-async def led_by(brokers: Brokers, topic: str, expected: Mapping[int, int]) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while {**expected} != await asyncio.to_thread(leaders, brokers, topic):
-            await asyncio.sleep(0.05)
-
-
 async def test_partitions_move_under_load(brokers: Brokers, tmp_path: Path) -> None:
-    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
-    admin.create_topics([NewTopic("t", num_partitions=PARTITIONS)])["t"].result(TIMEOUT_S)
+    create_topic(brokers, "t", PARTITIONS)
     with Load(all_of(brokers), "t", PARTITIONS) as load:
         await asyncio.sleep(0.5)
         for round_ in range(6):
@@ -80,7 +83,7 @@ async def test_partitions_move_under_load(brokers: Brokers, tmp_path: Path) -> N
             errors = await reassign(brokers, "t", {index: [target] for index in range(PARTITIONS)})
             assert set(errors.values()) == {0}
             await moved(brokers)
-            await led_by(brokers, "t", dict.fromkeys(range(PARTITIONS), target))
+            await shared(brokers, "t", {target: PARTITIONS})
             await asyncio.sleep(0.5)
     print(f"the longest gap between acknowledgements was {load.longest_gap_s:.2f} s")
     assert load.errors == []
@@ -105,8 +108,7 @@ def committed_offset(consumer: Consumer) -> int:
 
 
 async def test_groups_go_on_at_their_new_coordinator(brokers: Brokers) -> None:
-    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
-    admin.create_topics([NewTopic("t", num_partitions=1)])["t"].result(TIMEOUT_S)
+    create_topic(brokers, "t", 1)
     with Load(all_of(brokers), "t", 1) as load:
         consumer = Consumer(
             {
@@ -141,16 +143,14 @@ async def test_groups_go_on_at_their_new_coordinator(brokers: Brokers) -> None:
 
 
 async def test_what_cannot_be_moved_is_told(brokers: Brokers) -> None:
-    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
-    admin.create_topics([NewTopic("t", num_partitions=3)])["t"].result(TIMEOUT_S)
+    create_topic(brokers, "t", 3)
     assert await reassign(brokers, "t", {0: [9], 1: [], 2: None, 7: [1]}) == {0: 39, 1: 39, 2: 85, 7: 3}
     assert await reassign(brokers, "nothing", {0: [1]}) == {0: 3}
 
 
 def test_kafkas_own_tool_moves_partitions(brokers: Brokers, tmp_path: Path) -> None:
     installed(Java(all_of(brokers)))
-    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
-    admin.create_topics([NewTopic("t", num_partitions=3)])["t"].result(TIMEOUT_S)
+    create_topic(brokers, "t", 3)
     plan = tmp_path / "plan.json"
     plan.write_text(
         json.dumps(
@@ -183,8 +183,7 @@ async def test_clients_are_told_where_to_go_and_are_awaited_there(brokers: Broke
     def record(sequence: int) -> bytes:
         return batch(b"%d" % sequence, producer_id=7, producer_epoch=0, base_sequence=sequence)
 
-    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
-    admin.create_topics([NewTopic("t", num_partitions=1)])["t"].result(TIMEOUT_S)
+    create_topic(brokers, "t", 1)
     home = (await asyncio.to_thread(leaders, brokers, "t"))[0]
     away = home % 3 + 1
     expected = 0
@@ -215,7 +214,7 @@ async def test_clients_are_told_where_to_go_and_are_awaited_there(brokers: Broke
             assert (answer.error_code, answer.base_offset) == (0, expected), "it waited until it was served"
             expected += 1
             # No longer here: consumers are sent there as well.
-            topic_id = admin_topic_id(admin, "t")
+            topic_id = id_of(brokers, "t")
             fetched = await wire.call("Fetch", 16, fetch_request(topic_id, max_wait_ms=500))
             (data,) = fetched.responses[0].partitions
             assert (data.error_code, data.current_leader.leader_id, data.current_leader.leader_epoch) == (
@@ -227,8 +226,9 @@ async def test_clients_are_told_where_to_go_and_are_awaited_there(brokers: Broke
     assert await asyncio.to_thread(values_in, all_of(brokers), "t", 1) == {0: [*range(expected)]}
 
 
-def admin_topic_id(admin: AdminClient, topic: str) -> bytes:
+def id_of(brokers: Brokers, topic: str) -> bytes:
     """16 bytes."""
+    admin = AdminClient({"bootstrap.servers": all_of(brokers)})
     (found,) = admin.describe_topics(TopicCollection([topic])).values()
     topic_id = found.result(TIMEOUT_S).topic_id
     return (topic_id.get_most_significant_bits() % 2**64).to_bytes(8) + (

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
 
-from tests.cluster.brokers import TIMEOUT_S, all_of, running_brokers
+from tests.cluster.brokers import TIMEOUT_S, all_of, create_topic, running_brokers
 from tests.interop.clients.driver import Java, java_command
 from tests.interop.conftest import installed
 
@@ -20,8 +20,8 @@ def test_kafkas_own_tool_unregisters_a_broker(tmp_path: Path) -> None:
     with running_brokers(tmp_path, 2) as brokers:
         installed(Java(all_of(brokers)))
         servers = brokers[1].bootstrap_servers
+        create_topic(brokers, "t", 4)
         admin = AdminClient({"bootstrap.servers": servers})
-        admin.create_topics([NewTopic("t", num_partitions=4)])["t"].result(TIMEOUT_S)
 
         def unregister(node_id: int) -> tuple[int, str]:
             command = [*java_command(), "org.apache.kafka.tools.ClusterTool", "unregister"]

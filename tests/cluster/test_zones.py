@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
 
-from tests.broker.scraping import Page, get_blocking
-from tests.cluster.brokers import TIMEOUT_S, Brokers, all_of, leaders, running_brokers
+from tests.broker.scraping import get_blocking
+from tests.cluster.brokers import TIMEOUT_S, Brokers, all_of, create_topic, figures, leaders, led_when, running_brokers
 from tests.crash.process import free_port
 from tests.interop.clients.base import DEADLINE_S
 from tests.interop.clients.driver import Java, java_command
@@ -49,8 +49,7 @@ def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brokers]:
             "metrics.listeners": f"HTTP://127.0.0.1:{ports[node_id]}",
         },
     ) as found:
-        admin = AdminClient({"bootstrap.servers": all_of(found)})
-        admin.create_topics([NewTopic("t", num_partitions=PARTITIONS)])["t"].result(TIMEOUT_S)
+        create_topic(found, "t", PARTITIONS)
         produce(found, 0, OLD)
         for broker in found.values():
             broker.stop()
@@ -59,7 +58,9 @@ def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brokers]:
         for node_id, broker in found.items():
             broker.wait_ready()
             wait_ready(ports[node_id])
-        wait_shared(found)
+        # Those that stopped gave their partitions to the others: each is to have its share again, so that nothing moves any more.
+        shares = dict.fromkeys(RACKS, PARTITIONS // len(RACKS))
+        led_when(found, "t", lambda led: Counter(led.values()) == shares, "that each has its share")
         yield found
 
 
@@ -68,14 +69,6 @@ def wait_ready(port: int) -> None:
     while get_blocking(port, "/readyz")[0] != 200:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-
-
-def wait_shared(brokers: Brokers) -> None:
-    """Those that stopped gave their partitions to the others: return when each has its share again, so that nothing moves any more."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while Counter(leaders(brokers, "t").values()) != dict.fromkeys(RACKS, PARTITIONS // len(RACKS)):
-        assert time.monotonic() < deadline, leaders(brokers, "t")
-        time.sleep(0.2)
 
 
 def produce(brokers: Brokers, start: int, end: int) -> None:
@@ -90,16 +83,6 @@ def produce(brokers: Brokers, start: int, end: int) -> None:
         producer.poll(0)
     assert producer.flush(TIMEOUT_S) == 0
     assert set(errors) == {None}
-
-
-def figures(brokers: Brokers, name: str, **labels: str) -> dict[int, float]:
-    """A metric of each broker."""
-    return {
-        node_id: Page(get_blocking(int(str(broker.settings["metrics.listeners"]).rpartition(":")[2]), "/metrics")[2])(
-            name, **labels
-        )
-        for node_id, broker in brokers.items()
-    }
 
 
 def read_in_zone(brokers: Brokers, before: dict[int, float], node_id: int) -> None:
