@@ -16,7 +16,7 @@ SECONDS ?= 120
 ARGS ?=
 CLIENTS := build/clients/java/.built build/clients/go/.built build/clients/javascript/.built
 STORES := build/stores/minio/.built build/stores/seaweedfs/.built
-DEPLOY_TOOLS := build/deploy/helm/.built build/deploy/compose/.built build/deploy/debian/.built
+DEPLOY_TOOLS := build/deploy/helm/.built build/deploy/kubeconform/.built build/deploy/compose/.built build/deploy/debian/.built
 
 .PHONY: help
 help: ## List what can be made
@@ -37,7 +37,7 @@ clients: $(CLIENTS) ## Build the Kafka clients in Java, Go and JavaScript that t
 stores: $(STORES) ## Build the object stores MinIO and SeaweedFS, which tests use, from source, as far as Go is here
 
 .PHONY: deploy-tools
-deploy-tools: $(DEPLOY_TOOLS) ## Make what tests of deploy/ use: helm, a reader of compose files, a Debian root (as root), as far as their tools are here
+deploy-tools: $(DEPLOY_TOOLS) ## Make what tests of deploy/ use: helm, kubeconform, a reader of compose files, a Debian root (as root), as far as their tools are here
 
 .PHONY: deploy-check
 deploy-check: $(VENV)/.installed-dev deploy-tools build/stores/minio/.built ## Check all of deploy/: image, compose, chart, dashboards, alerts
@@ -164,6 +164,9 @@ BUILD_TOOL := $(DEPLOY_TESTS)/build-tool
 
 build/deploy/helm/.built: $(BUILD_TOOL)
 	@$(BUILD_TOOL) helm
+
+build/deploy/kubeconform/.built: $(BUILD_TOOL)
+	@$(BUILD_TOOL) kubeconform
 
 build/deploy/compose/.built: $(BUILD_TOOL) $(shell find $(DEPLOY_TESTS)/compose -type f)
 	@$(BUILD_TOOL) compose

@@ -7,11 +7,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 
 from broker.config import BrokerSettings, parse_listeners, settings_from
+from tests.deploy.schemas import write_schema
 from tests.deploy.tools import DEPLOY, built, run
 
 CHART = DEPLOY / "helm" / "tidelog"
@@ -19,15 +19,25 @@ VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
 KUBERNETES = ("1.28", "1.31", "1.37")
 """The oldest that the chart takes, one between, and the newest that there are schemas of."""
 
+OF_PROMETHEUS = ("PrometheusRule", "ServiceMonitor")
+"""Kinds of Prometheus' operator, which have no schema in Kubernetes; see what is said of monitoring below."""
+
 Manifest = dict[str, Any]
 
 
-def rendered(values: Path, kubernetes: str = KUBERNETES[-1], *options: str) -> list[Manifest]:
-    text = run(
+def rendered_text(values: Path, kubernetes: str, *options: str) -> str:
+    return run(
         *(built("helm") / "helm", "template", "tidelog", CHART, "--namespace", "streams"),
         *("--values", values, "--kube-version", kubernetes, *options),
     )
+
+
+def manifests_in(text: str) -> list[Manifest]:
     return [manifest for manifest in yaml.safe_load_all(text) if manifest is not None]
+
+
+def rendered(values: Path, kubernetes: str = KUBERNETES[-1], *options: str) -> list[Manifest]:
+    return manifests_in(rendered_text(values, kubernetes, *options))
 
 
 @pytest.fixture(params=VALUES, ids=lambda path: path.stem.removesuffix("-values"))
@@ -45,12 +55,18 @@ def of_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
     return [manifest for manifest in manifests if manifest["kind"] == kind]
 
 
+def groups(manifests: list[Manifest]) -> list[Manifest]:
+    """Of brokers, of either kind."""
+    return [*of_kind(manifests, "StatefulSet"), *of_kind(manifests, "Deployment")]
+
+
 def pods(manifests: list[Manifest]) -> list[Manifest]:
-    return [found["spec"]["template"]["spec"] for found in of_kind(manifests, "StatefulSet")]
+    return [found["spec"]["template"]["spec"] for found in groups(manifests)]
 
 
 def settings_in(manifests: list[Manifest], group: Manifest, ordinal: int, directory: Path) -> BrokerSettings:
-    """What a broker reads in the pod of an ordinal: the file as it is mounted, and the environment as the kubelet expands it."""
+    """What a broker reads in the pod of an ordinal (of a Deployment: any number): the file as it is mounted, and the environment as the
+    kubelet expands it."""
     spec = group["spec"]["template"]["spec"]
     (container,) = spec["containers"]
     (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "config")
@@ -62,7 +78,9 @@ def settings_in(manifests: list[Manifest], group: Manifest, ordinal: int, direct
     file.write_text(config["data"][mount["subPath"]])
     assert container["args"] == ["serve", "--config", mount["mountPath"]]
     pod_name = f"{group['metadata']['name']}-{ordinal}"
-    fields = {"metadata.name": pod_name, "metadata.labels['apps.kubernetes.io/pod-index']": str(ordinal)}
+    fields = {"metadata.name": pod_name, "status.podIP": f"10.0.0.{ordinal % 256}"}
+    if group["kind"] == "StatefulSet":
+        fields["metadata.labels['apps.kubernetes.io/pod-index']"] = str(ordinal)
     environment: dict[str, str] = {}
     for variable in container["env"]:
         value = variable["value"] if "value" in variable else fields[variable["valueFrom"]["fieldRef"]["fieldPath"]]
@@ -73,7 +91,7 @@ def settings_in(manifests: list[Manifest], group: Manifest, ordinal: int, direct
 def all_settings(manifests: list[Manifest], directory: Path) -> dict[str, BrokerSettings]:
     """Of every broker, by the name of its pod."""
     found: dict[str, BrokerSettings] = {}
-    for group in of_kind(manifests, "StatefulSet"):
+    for group in groups(manifests):
         start = group["spec"].get("ordinals", {}).get("start", 0)
         for ordinal in range(start, start + group["spec"].get("replicas", 2)):
             found[f"{group['metadata']['name']}-{ordinal}"] = settings_in(manifests, group, ordinal, directory)
@@ -89,12 +107,44 @@ def test_lint_finds_nothing(values: Path) -> None:
     assert "0 chart(s) failed" in said
 
 
+def check(text: str, kubernetes: str, directory: Path) -> str:
+    """What kubeconform says of rendered manifests, by schemas of a version of Kubernetes that lie in a directory."""
+    for manifest in manifests_in(text):
+        if manifest["kind"] not in OF_PROMETHEUS:
+            write_schema(manifest["apiVersion"], manifest["kind"], kubernetes, directory)
+    return run(
+        *(built("kubeconform") / "kubeconform", "-strict", "-summary", "-kubernetes-version", f"{kubernetes}.0"),
+        *(
+            "-schema-location",
+            f"{directory}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json",
+            "-skip",
+            ",".join(OF_PROMETHEUS),
+        ),
+        stdin=text,
+    )
+
+
 @pytest.mark.parametrize("kubernetes", KUBERNETES)
-def test_kubernetes_takes_it(values: Path, kubernetes: str) -> None:
-    for manifest in rendered(values, kubernetes):
-        if manifest["apiVersion"].startswith("monitoring.coreos.com/"):
-            continue  # has no schema in Kubernetes; see below
-        kubernetes_validate.validate(manifest, kubernetes, strict=True)
+def test_kubernetes_takes_it(values: Path, kubernetes: str, tmp_path: Path) -> None:
+    text = rendered_text(values, kubernetes)
+    count = sum(manifest["kind"] not in OF_PROMETHEUS for manifest in manifests_in(text))
+    assert f"Valid: {count}, Invalid: 0, Errors: 0" in check(text, kubernetes, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("maxSurge: 1", "maxSurges: 1", "additional properties 'maxSurges' not allowed"),
+        ("containerPort: 9092", "containerPort: kafka", "got string, want integer"),
+        ("minReadySeconds: 5", "minReadySeconds: 5\n  minReadySeconds: 6", "already set in map"),
+    ],
+)
+def test_what_kubernetes_does_not_take_is_found(right: str, wrong: str, message: str, tmp_path: Path) -> None:
+    text = rendered_text(CHART / "ci" / "deployment-values.yaml", KUBERNETES[-1])
+    assert right in text
+    check(text, KUBERNETES[-1], tmp_path)
+    with pytest.raises(AssertionError, match=message):
+        check(text.replace(right, wrong), KUBERNETES[-1], tmp_path)
 
 
 def test_an_old_kubernetes_is_refused(values: Path) -> None:
@@ -108,6 +158,10 @@ def test_an_old_kubernetes_is_refused(values: Path) -> None:
         (["--set", "objectStore.uri="], "objectStore.uri says where"),
         (["--set", "replica=3"], "replica"),
         (["--set", "wal.kind=disk"], "wal"),
+        (["--set", "kind=Deployment", "--set", "wal.kind=volume"], "wal"),
+        (["--set", "kind=DaemonSet"], "kind"),
+        (["--set", "rollingUpdate.maxUnavailable=2"], "rollingUpdate"),
+        (["--set", "rollingUpdate.maxUnavailable=0", "--set", "rollingUpdate.maxSurge=0"], "rollingUpdate"),
         (["--set-string", "settings.node\\.id=7"], "node.id is the chart's own"),
     ],
 )
@@ -121,14 +175,17 @@ def test_values_that_make_no_sense_are_refused(options: list[str], message: str)
 
 def test_every_broker_is_told_settings_that_it_takes(manifests: list[Manifest], tmp_path: Path) -> None:
     found = all_settings(manifests, tmp_path)
-    assert len({settings.node_id for settings in found.values()}) == len(found) > 1
+    assert len(found) > 1
+    is_deployment = bool(of_kind(manifests, "Deployment"))
+    ids = {settings.node_id for settings in found.values()}
+    assert ids == {-1} if is_deployment else len(ids) == len(found)
     ports = {port["name"]: port["containerPort"] for pod in pods(manifests) for port in pod["containers"][0]["ports"]}
     (headless,) = (one for one in of_kind(manifests, "Service") if one["spec"].get("clusterIP") == "None")
     for pod_name, settings in found.items():
         told = {listener.name: listener for listener in parse_listeners(settings.advertised_listeners)}
-        assert {listener.host for listener in told.values()} == {
-            f"{pod_name}.{headless['metadata']['name']}.streams.svc"
-        }
+        name = f"{pod_name}.{headless['metadata']['name']}.streams.svc"
+        address = f"10.0.0.{pod_name.rpartition('-')[2]}"
+        assert {listener.host for listener in told.values()} == {address if is_deployment else name}
         assert {parse_listeners(settings.listeners)[0].port, told["PLAINTEXT"].port} == {ports["kafka"]}
         assert {parse_listeners(settings.controller_listeners)[0].port, told["CONTROLLER"].port} == {ports["brokers"]}
         assert parse_listeners(settings.metrics_listeners)[0].port == ports["metrics"]
@@ -165,10 +222,10 @@ def test_with_a_volume_the_wal_is_on_it(tmp_path: Path) -> None:
         assert size > 2 * int(capacity.removesuffix("GiB")), "room to set a damaged one aside"
 
 
-@pytest.mark.parametrize("name", ["bucket", "zones"])
+@pytest.mark.parametrize("name", ["bucket", "zones", "deployment", "deployment-zones"])
 def test_with_the_wal_in_a_bucket_there_is_no_volume_at_all(name: str, tmp_path: Path) -> None:
     manifests = rendered(CHART / "ci" / f"{name}-values.yaml")
-    for group in of_kind(manifests, "StatefulSet"):
+    for group in groups(manifests):
         assert "volumeClaimTemplates" not in group["spec"]
     for pod in pods(manifests):
         kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
@@ -192,6 +249,32 @@ def test_zones_have_brokers_of_their_own_with_ids_of_their_own(tmp_path: Path) -
         assert expression["values"] == [group["spec"]["selector"]["matchLabels"]["tidelog/zone"]]
 
 
+def test_a_deployment_has_nothing_that_pods_are_told_apart_by(tmp_path: Path) -> None:
+    manifests = rendered(CHART / "ci" / "deployment-zones-values.yaml")
+    assert of_kind(manifests, "StatefulSet") == []
+    racks = {group["metadata"]["name"]: set[str]() for group in of_kind(manifests, "Deployment")}
+    for pod_name, settings in all_settings(manifests, tmp_path).items():
+        assert settings.node_id == -1
+        racks[pod_name.rpartition("-")[0]].add(settings.broker_rack)
+    assert racks == {"tidelog-eu-central-1a": {"eu-central-1a"}, "tidelog-eu-central-1b": {"eu-central-1b"}}
+    for group in of_kind(manifests, "Deployment"):
+        assert "ordinals" not in group["spec"]
+        assert "serviceName" not in group["spec"]
+        for variable in group["spec"]["template"]["spec"]["containers"][0]["env"]:
+            assert "POD_NAME" not in variable["name"]
+
+
+@pytest.mark.parametrize("address", ["10.1.2.3", "fd00::7"])
+def test_a_pod_tells_its_address_in_brackets_which_both_families_bear(address: str) -> None:
+    (pod,) = pods(rendered(CHART / "ci" / "deployment-values.yaml"))
+    (told,) = (one["value"] for one in pod["containers"][0]["env"] if one["name"] == "TIDELOG_ADVERTISED_LISTENERS")
+    listeners = parse_listeners(told.replace("$(POD_IP)", address))
+    assert [(one.name, one.host, one.port) for one in listeners] == [
+        ("PLAINTEXT", address, 9092),
+        ("CONTROLLER", address, 9093),
+    ]
+
+
 def test_without_zones_brokers_are_spread_over_those_there_are() -> None:
     for pod in pods(rendered(CHART / "ci" / "bucket-values.yaml")):
         (constraint,) = pod["topologySpreadConstraints"]
@@ -202,10 +285,13 @@ def test_without_zones_brokers_are_spread_over_those_there_are() -> None:
 
 
 def test_a_stop_has_the_time_that_it_may_take(manifests: list[Manifest], tmp_path: Path) -> None:
-    """Giving partitions away, and uploading, may each take shutdown.timeout.ms."""
+    """Before it is told to stop it serves on while clients that begin are led elsewhere; then giving partitions away, and uploading, may
+    each take shutdown.timeout.ms."""
     for settings in all_settings(manifests, tmp_path).values():
         for pod in pods(manifests):
-            assert pod["terminationGracePeriodSeconds"] * 1000 > 2 * settings.shutdown_timeout_ms
+            program, seconds = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+            assert program == "sleep"
+            assert (pod["terminationGracePeriodSeconds"] - int(seconds)) * 1000 > 2 * settings.shutdown_timeout_ms
 
 
 def test_probes_ask_what_the_broker_answers(manifests: list[Manifest]) -> None:
@@ -244,22 +330,23 @@ def test_the_limit_leaves_room_for_compaction(manifests: list[Manifest], tmp_pat
 
 
 def test_everything_selects_the_pods_that_there_are(manifests: list[Manifest]) -> None:
-    labels = [group["spec"]["template"]["metadata"]["labels"].items() for group in of_kind(manifests, "StatefulSet")]
+    labels = [group["spec"]["template"]["metadata"]["labels"].items() for group in groups(manifests)]
     selectors = [one["spec"]["selector"] for one in of_kind(manifests, "Service")]
     selectors += [one["spec"]["selector"]["matchLabels"] for one in of_kind(manifests, "PodDisruptionBudget")]
     selectors += [one["spec"]["podSelector"]["matchLabels"] for one in of_kind(manifests, "NetworkPolicy")]
     assert len(selectors) >= 3
     for selector in selectors:
         assert all(selector.items() <= found for found in labels)
-    for group in of_kind(manifests, "StatefulSet"):
+    for group in groups(manifests):
         assert (
             group["spec"]["selector"]["matchLabels"].items() <= group["spec"]["template"]["metadata"]["labels"].items()
         )
     for scaler in of_kind(manifests, "HorizontalPodAutoscaler"):
         targets = [
             one
-            for one in of_kind(manifests, "StatefulSet")
-            if one["metadata"]["name"] == scaler["spec"]["scaleTargetRef"]["name"]
+            for one in groups(manifests)
+            if (one["kind"], one["metadata"]["name"])
+            == (scaler["spec"]["scaleTargetRef"]["kind"], scaler["spec"]["scaleTargetRef"]["name"])
         ]
         assert len(targets) == 1
         assert "replicas" not in targets[0]["spec"], "or each upgrade would set them back"
@@ -270,6 +357,12 @@ def test_one_broker_at_a_time_is_taken_away(manifests: list[Manifest]) -> None:
     assert budget["spec"]["maxUnavailable"] == 1
     for group in of_kind(manifests, "StatefulSet"):
         assert group["spec"]["updateStrategy"]["type"] == "RollingUpdate"
+    for group in of_kind(manifests, "Deployment"):
+        assert group["spec"]["strategy"]["type"] == "RollingUpdate"
+        assert group["spec"]["strategy"]["rollingUpdate"] in (
+            {"maxUnavailable": 0, "maxSurge": 1},
+            {"maxUnavailable": 1, "maxSurge": 0},
+        )
 
 
 def test_only_brokers_reach_the_port_between_brokers() -> None:
