@@ -247,6 +247,11 @@ class Membership:
         if self.balancing is not None:
             self.balancing.is_over = True
 
+    def balance_by_itself(self, is_enabled: bool) -> None:
+        """Whether this node, while it leads, moves partitions to make nodes even, from now on."""
+        if self.balancing is not None:
+            self.balancing.is_enabled = is_enabled
+
     @property
     def living_count(self) -> int:
         """Nodes that this one hears from while it leads, itself included."""

@@ -229,7 +229,7 @@ def assemble(
     )
     said = layers(settings, controller)
     reader.budget.limit(said.current.catch_up_bytes_per_s)
-    _let_balance(controller, said.current)
+    controller.membership.balance_by_itself(said.current.balance_enable)
     topics = Topics(controller.image, said.current, metrics, registered.serving)
     partitions = Partitions(
         node_id=settings.node_id,
@@ -334,11 +334,6 @@ async def _recover(
     broker.handover.look(broker.topics.by_id.values())
 
 
-def _let_balance(controller: Controller, settings: BrokerSettings) -> None:
-    if controller.balancing is not None:
-        controller.balancing.is_enabled = settings.balance_enable
-
-
 def stop_where_superseded(settings: BrokerSettings, registered: Registered, broker: Broker) -> None:
     """Serve nothing more once the metadata tells that another process runs as this node, or that it is taken for dead, also where
     the WAL is idle."""
@@ -379,7 +374,7 @@ def _applied(
             max_idle_ms=broker.settings.connections_max_idle_ms,
         )
         reader.budget.limit(broker.settings.catch_up_bytes_per_s)
-        _let_balance(broker.controller, broker.settings)
+        broker.controller.membership.balance_by_itself(broker.settings.balance_enable)
     removed = topics.sync_all() if change.is_reset else topics.sync(sorted(change.topic_ids))
     for topic in removed:
         broker.partitions.drop(topic)
