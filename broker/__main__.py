@@ -28,7 +28,7 @@ from broker.supervisor.link import NodeLink
 from broker.supervisor.plan import settings_of_nodes
 from broker.supervisor.supervisor import supervise
 from broker.verify.command import add_verify, verify
-from controller.errors import ControllerError
+from controller.errors import ControllerError, NodeIdTaken
 from s3stream.config import InvalidSettings as InvalidStorageSettings
 from s3stream.errors import StorageError
 from s3stream.objectstore import ObjectStoreError
@@ -54,6 +54,9 @@ _CANNOT_START = (
     ObjectStoreError,
 )
 """What is wrong outside of this program: the message says what to do, a traceback would not help."""
+
+_STARTS_AGAIN = (NodeIdTaken, WalFencedByRecoverer)
+"""What a start may end with that was overtaken by others, since it took long: the next one finds them done."""
 
 _DESCRIPTION = """\
 Tidelog: a Kafka-compatible broker whose log lives in object storage.
@@ -211,7 +214,7 @@ async def _serve(settings: BrokerSettings, file_descriptor: int | None) -> int:
                 await asyncio.wait((stopped, starting), return_when=asyncio.FIRST_COMPLETED)
                 if not starting.done():
                     return 0  # nobody was served yet
-                if link is None and isinstance(error := starting.exception(), WalFencedByRecoverer):
+                if link is None and isinstance(error := starting.exception(), _STARTS_AGAIN):
                     print(f"tidelog: starting again: {error}", file=sys.stderr, flush=True)
                     continue
                 starting.result()

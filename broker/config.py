@@ -667,6 +667,7 @@ _SAID_OTHERWISE = {
     "log.retention.hours": "say it as log.retention.ms",
     "log.retention.minutes": "say it as log.retention.ms",
     "broker.id": "it is node.id",
+    "broker.id.generation.enable": "node.id = -1 has an id given to this broker",
     "zookeeper.connect": "the bucket keeps the metadata: object.store.uri",
     "controller.quorum.voters": "the bucket keeps the metadata: object.store.uri",
     "process.roles": "there is only one role",

@@ -13,6 +13,7 @@ __all__ = [
     "InvariantViolated",
     "MetadataCorrupt",
     "NoNodes",
+    "NodeIdTaken",
     "NodeRefused",
     "PastUnreachable",
     "RestoreRefused",
@@ -60,6 +61,10 @@ class NoNodes(ControllerError):
 
 class NodeRefused(ControllerError):
     """The node's WAL is not the one that its streams are open on; the message says what to do."""
+
+
+class NodeIdTaken(NodeRefused):
+    """The id was only given to the node, which was silent for so long since that another has it by now: it may start again, and gets one of its own."""
 
 
 class RestoreRefused(ControllerError):

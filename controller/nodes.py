@@ -20,7 +20,7 @@ from typing import ClassVar, Final
 import msgspec
 
 from controller.commands import Command, Decision, NodeCommand, check_node
-from controller.errors import NodeRefused, NoNodes, UnknownNode
+from controller.errors import NodeIdTaken, NodeRefused, NoNodes, UnknownNode
 from controller.records import (
     METADATA_VERSION,
     BrokerConfigsChanged,
@@ -66,8 +66,8 @@ class NodeRegistration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisterNode(Command[NodeRegistration]):
-    """A node came up. Raises NodeRefused where its WAL is not the one its streams are open on, or an older state of it; or where its id was
-    only given to it, and is another's by now."""
+    """A node came up. Raises NodeRefused where its WAL is not the one its streams are open on, or an older state of it; NodeIdTaken where
+    its id was only given to it, and is another's by now."""
 
     node_id: int
     wal_id: str
@@ -177,7 +177,7 @@ def register_node(tables: Tables, command: RegisterNode) -> Decision[NodeRegistr
     if command.allotted_epoch >= 0 and (former is None or former.node_epoch != command.allotted_epoch):
         if former is not None and _is_of(former, command):
             return Decision((), NodeRegistration(node_id=former.node_id, node_epoch=former.node_epoch))
-        raise NodeRefused(
+        raise NodeIdTaken(
             f"node id {command.node_id} was given to this process, which was silent for so long since that it was taken for dead, and the id "
             "is another's now: start again, which gets it one of its own"
         )

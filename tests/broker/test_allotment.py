@@ -15,7 +15,7 @@ from broker.allotment import allot
 from controller.allotment import AllotNode
 from controller.config import ControllerSettings
 from controller.controller import Controller
-from controller.errors import NodeRefused
+from controller.errors import NodeIdTaken
 from controller.image import Applied
 from controller.nodes import NodeRegistration
 from controller.peers import PeerUnavailable
@@ -248,7 +248,7 @@ def test_who_wakes_after_its_id_was_given_away_changes_nothing_more() -> None:
         assert heir.given is not None
         assert heir.given.node_id == 1002
         pods.pause(sleeper, False)
-        with pytest.raises(NodeRefused, match="is another's now"):
+        with pytest.raises(NodeIdTaken, match="is another's now"):
             await sleeper.controller.register_node(1002, "wal-1002", allotted_epoch=sleeper.given.node_epoch)  # type: ignore[union-attr]
         await sleeper.controller.refresh()
         node = sleeper.controller.image.node(1002)

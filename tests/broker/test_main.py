@@ -130,9 +130,7 @@ def test_dev_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
         assert "stopped" in process.stdout.read()
 
 
-def test_a_broker_that_is_fenced_while_it_starts_begins_anew(tmp_path: Path) -> None:
-    """It was taken for dead, and came back at the moment at which another one began to recover its WAL."""
-    fenced_once = """
+_FENCED_ONCE = """
 import sys
 from pathlib import Path
 from broker.__main__ import main
@@ -149,8 +147,29 @@ async def fenced(self, end_offset):
 FileWal._begin = fenced
 sys.exit(main(sys.argv[1:]))
 """
+_ID_TAKEN_ONCE = """
+import sys
+from broker.__main__ import main
+from controller import state
+from controller.errors import NodeIdTaken
+from controller.nodes import RegisterNode, register_node
+
+def taken(tables, command):
+    state._HANDLERS[RegisterNode] = register_node
+    raise NodeIdTaken("node id 1001 is another's now")
+
+state._HANDLERS[RegisterNode] = taken
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("overtaken", "reason"), [(_FENCED_ONCE, "WAL "), (_ID_TAKEN_ONCE, "node id 1001 is another's now")]
+)
+def test_a_broker_that_is_overtaken_while_it_starts_begins_anew(overtaken: str, reason: str, tmp_path: Path) -> None:
+    """It was taken for dead, and came back at the moment at which another one began to recover its WAL, or was given its id."""
     with subprocess.Popen(
-        [sys.executable, "-c", fenced_once, "dev", "--data", str(tmp_path / "data"), "--port", "0"],
+        [sys.executable, "-c", overtaken, "dev", "--data", str(tmp_path / "data"), "--port", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -160,7 +179,7 @@ sys.exit(main(sys.argv[1:]))
         assert process.stdout.readline().startswith("Tidelog serves Kafka on PLAINTEXT://localhost:")
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
-        assert "tidelog: starting again: WAL " in process.stderr.read()
+        assert f"tidelog: starting again: {reason}" in process.stderr.read()
 
 
 def test_a_start_that_waits_for_its_bucket_can_be_stopped(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from controller.commands import check_node
-from controller.errors import NodeRefused
+from controller.errors import NodeIdTaken, NodeRefused
 from controller.lost_wals import lost_wals
 from controller.nodes import LeaveCluster, NodeRegistration, RegisterNode, UnregisterNode
 from controller.streams import RecoverWal
@@ -172,12 +172,12 @@ def test_who_slept_between_the_gift_and_its_registration_takes_it_from_nobody() 
     assert pod(machine) == 1001
     serving = machine.node_epoch(1001)
     machine.now_ms += 1
-    with pytest.raises(NodeRefused, match="is another's now: start again"):
+    with pytest.raises(NodeIdTaken, match="is another's now: start again"):
         machine.register(1001, "wal-1001", allotted_epoch=slept.node_epoch, wal_uri=BUCKET)
     assert machine.node_epoch(1001) == serving
     machine.kill(1001)
     machine.do(UnregisterNode(node_id=1001))
-    with pytest.raises(NodeRefused, match="is another's now: start again"):
+    with pytest.raises(NodeIdTaken, match="is another's now: start again"):
         machine.register(1001, "wal-1001", allotted_epoch=slept.node_epoch, wal_uri=BUCKET)
 
 
