@@ -74,6 +74,9 @@ def test_who_is_given_an_id_fences_who_had_it_and_recovers_its_wal() -> None:
     with pytest.raises(NodeFenced, match="registered again"):
         check_node(machine.state.tables, 1001, former)
     assert lost_wals(machine.state.tables) == [], "nobody else need recover it"
+    machine.register(7, "wal-7")
+    with pytest.raises(NodeRefused, match="node 1001 lives"):
+        machine.do(RecoverWal(node_id=7, node_epoch=machine.node_epoch(7), wal_id="wal-1001"))
     with pytest.raises(NodeRefused, match="partitions are open on its former WAL"):
         machine.register(1001, "another", allotted_epoch=given.node_epoch, wal_uri=BUCKET)
     machine.register(1001, "wal-1001", allotted_epoch=given.node_epoch, wal_uri=BUCKET)
