@@ -1,15 +1,18 @@
-"""What a bucket is billed for: requests and bytes for each gigabyte produced: `python -m bench cost`.
+"""What a bucket is billed for: requests and bytes for each gigabyte produced: `python -m bench cost`; of some loads, or for longer:
+`python -m bench.cost "40 partitions" --hours 24`.
 
 Always true:
 - The real engine does the work: storage, metadata log, compaction and collection with a broker's default settings, but on a virtual
   clock and over a store that keeps zeros as their length, so that hours pass in a minute. Payloads are zeros, appended at a steady rate.
 - A state of a partition (that of one idempotent producer) goes with every upload, as it does for Kafka's own clients.
 - Requests and bytes are counted by `s3stream.metered`, as metrics do; a gigabyte is 10^9 bytes of record batches.
-- "Before compaction" are uploads and all of the metadata log.
+- "Before compaction" are uploads and all of the metadata log. With a WAL on a disk an upload is at least one PUT, and its entry in the
+  metadata log a PUT and a GET: that is the least that an interval of uploads can cost, whatever compaction does.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
 import os
@@ -17,7 +20,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.cpu import resident_bytes
@@ -68,6 +71,7 @@ class Load:
     hours: float
     tick_s: float = 0.25
     """What is due is appended so often."""
+    upload_interval_ms: int = 5_000
     wal: ObjectWalConfig | None = None
     """None: a file, which costs nothing in the bucket."""
 
@@ -86,6 +90,9 @@ class Bill:
     most_ranges: int
     """Of any partition."""
     jobs: int
+    second_uploads: int
+    uploads: int
+    """Commits of blocks of the log cache, each at least one PUT."""
     resident_bytes: int
     took_s: float
 
@@ -240,6 +247,8 @@ async def _measure(load: Load, settings: StorageSettings) -> Bill:
             ranges=sum(range_counts),
             most_ranges=max(range_counts),
             jobs=engine.compactor.jobs,
+            second_uploads=0 if engine.storage.second_uploads is None else engine.storage.second_uploads.jobs,
+            uploads=engine.storage.uploads.commit_durations.count,
             resident_bytes=resident_bytes(os.getpid()),
             took_s=time.perf_counter() - began,
         )
@@ -256,15 +265,39 @@ def bill_for(load: Load, settings: StorageSettings) -> Bill:
 
 def run(work_dir: Path) -> None:
     """Print a table for each load, and one of the WAL in a bucket."""
-    settings = storage_settings(BrokerSettings(compaction_interval_ms=_COMPACTION_INTERVAL_MS))
     for load in _LOADS:
-        _print(bill_for(load, settings))
-    _print_wal(settings)
+        _print(bill_for(load, _settings(load)))
+    _print_wal(_settings(_LOADS[0]))
+
+
+def main() -> None:
+    """Print a table for each of some loads."""
+    parser = argparse.ArgumentParser(prog="python -m bench.cost", description=__doc__.splitlines()[0])
+    parser.add_argument("load", nargs="*", help="how the titles of loads begin (default: all)")
+    parser.add_argument("--hours", type=float, help="of virtual time")
+    parser.add_argument("--upload-interval-ms", type=int, help="instead of what is a load's own")
+    args = parser.parse_args()
+    chosen = [load for load in _LOADS if not args.load or any(load.title.startswith(begin) for begin in args.load)]
+    if not chosen:
+        parser.error("no such load; there are: " + "; ".join(load.title for load in _LOADS))
+    for load in chosen:
+        interval_ms = args.upload_interval_ms or load.upload_interval_ms
+        load = replace(load, hours=args.hours or load.hours, upload_interval_ms=interval_ms)
+        _print(bill_for(load, _settings(load)))
+
+
+def _settings(load: Load) -> StorageSettings:
+    return storage_settings(
+        BrokerSettings(compaction_interval_ms=_COMPACTION_INTERVAL_MS, upload_interval_ms=load.upload_interval_ms)
+    )
 
 
 def _print(bill: Bill) -> None:
     load = bill.load
-    print(f"\n{load.title}: {load.hours:g} h, {bill.produced_bytes / _GB:,.0f} GB ({bill.took_s:.0f} s)\n")
+    print(
+        f"\n{load.title}: {load.hours:g} h, {bill.produced_bytes / _GB:,.0f} GB, an upload each {load.upload_interval_ms / 1000:g} s at the latest"
+        f" ({bill.took_s:.0f} s)\n"
+    )
     print("| per GB produced | PUT | LIST | GET | bytes up | bytes down |")
     print("|---|---|---|---|---|---|")
     for purpose in Purpose:
@@ -272,10 +305,11 @@ def _print(bill: Bill) -> None:
         if used != Used():
             _print_row(bill, purpose, used)
     _print_row(bill, "all", bill.usage.total())
+    _print_row(bill, "least", Used(puts=2 * bill.uploads, gets=bill.uploads, sent_bytes=bill.produced_bytes))
     before = bill.sent(Purpose.UPLOAD, Purpose.METADATA)
     print(
-        f"\nbytes up before compaction {before:.3f} (goal 1.15), with it {bill.sent():.2f} (2.2); ${bill.dollars():.5f} for requests; "
-        f"{bill.objects:,} objects, {bill.ranges:,} ranges, {bill.most_ranges} at most in a partition; {bill.jobs} jobs; "
+        f"\nbytes up before compaction {before:.3f} (goal 1.15), with it {bill.sent():.2f} (2.2); ${bill.dollars():.5f} a GB for requests, "
+        f"${bill.dollars() * bill.produced_bytes / _GB / load.hours:.4f} an hour; {bill.objects:,} objects, {bill.ranges:,} ranges, {bill.most_ranges} at most in a partition; {bill.jobs} jobs, {bill.second_uploads} second uploads; "
         f"{bill.resident_bytes >> 20} MiB resident",
         flush=True,
     )
@@ -327,7 +361,28 @@ _LOADS = (
         hours=24,
         tick_s=1.0,
     ),
+    Load(
+        title="40 partitions, 10 KB/s each, less often",
+        partitions=40,
+        bytes_per_s=400e3,
+        payload_bytes=50_000,
+        hours=24,
+        tick_s=1.0,
+        upload_interval_ms=30_000,
+    ),
+    Load(
+        title="100 partitions, 4 KB/s each",
+        partitions=100,
+        bytes_per_s=400e3,
+        payload_bytes=20_000,
+        hours=12,
+        tick_s=1.0,
+    ),
 )
-"""The last one for its compaction, which goes through all its levels; so little comes in that the interval of uploads costs most."""
+"""The last ones for their compaction, which goes through all its levels; so little comes in that the interval of uploads costs most."""
 _WAL_INTERVALS_MS = (50, 100, 250, 1000)
 _WAL_MEGABYTES_PER_S = (0.1, 1, 10, 50)
+
+
+if __name__ == "__main__":
+    main()
