@@ -10,13 +10,15 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 
-from tests.sim.simulation import Outcome, simulate
+from tests.sim.run import Outcome
+from tests.sim.simulation import simulate
 
 __all__ = ["main", "parse_seeds"]
 
 _FAILURES_SHOWN = 5
-_COUNTED = ("crashes", "stops", "suspensions", "takeovers", "litter", "acknowledged", "seen", "objects", "virtual_s")
-"""Of an outcome."""
+_STATS = ("crashes", "stops", "suspensions", "takeovers")
+_COUNTED = ("litter", "acknowledged", "seen", "objects", "virtual_s")
+"""Of an outcome, besides."""
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -38,19 +40,17 @@ def main() -> int:
     failed: list[Outcome] = []
     totals: Counter[str] = Counter()
     for outcome in _outcomes(arguments.seeds, arguments.jobs):
-        totals.update({name: getattr(outcome, name) for name in _COUNTED}, simulations=1)
+        counts = {name: outcome.stats[name] for name in _STATS} | {name: getattr(outcome, name) for name in _COUNTED}
+        totals.update(counts, simulations=1)
         if arguments.verbose:
-            print(
-                f"seed {outcome.seed}: " + ", ".join(f"{getattr(outcome, name):.0f} {name}" for name in _COUNTED),
-                flush=True,
-            )
+            print(f"seed {outcome.seed}: " + ", ".join(f"{counts[name]:.0f} {name}" for name in counts), flush=True)
         if outcome.problems:
             failed.append(outcome)
             shown = outcome.problems if arguments.verbose else [_brief(problem) for problem in outcome.problems[:5]]
             print(f"seed {outcome.seed} FAILED:", *shown, sep="\n  ", flush=True)
     print(
         f"{totals['simulations']} simulations in {time.monotonic() - began:.0f} s, with "
-        + ", ".join(f"{totals[name]:.0f} {name.replace('_', ' ')}" for name in _COUNTED)
+        + ", ".join(f"{totals[name]:.0f} {name.replace('_', ' ')}" for name in (*_STATS, *_COUNTED))
         + f": {len(failed)} failed"
     )
     for outcome in failed[:_FAILURES_SHOWN]:

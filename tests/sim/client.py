@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from crc32c import crc32c
 
@@ -17,7 +18,17 @@ from tests.sim.batches import Batch, decode_batches
 from tests.sim.loop import Process
 from tests.sim.network import ClientConnection, Network
 
-__all__ = ["EARLIEST", "LATEST", "Client", "Fetched", "KafkaError", "found_in", "record_digest", "record_of"]
+__all__ = [
+    "EARLIEST",
+    "LATEST",
+    "Client",
+    "Endpoint",
+    "Fetched",
+    "KafkaError",
+    "found_in",
+    "record_digest",
+    "record_of",
+]
 
 EARLIEST = -2
 LATEST = -1
@@ -43,6 +54,12 @@ class Fetched:
     batches: list[Batch]
 
 
+class Endpoint(Protocol):
+    """Where a broker is, as an answer tells it (KIP-951)."""
+
+    port: int
+
+
 class Client:
     """One connection to the broker, opened when it is needed."""
 
@@ -65,6 +82,9 @@ class Client:
         """Who answers on the present connection, or did on the last one."""
         assert self._connection is not None
         return self._connection.broker
+
+    def misled(self, code: int, endpoints: Sequence[Endpoint] = ()) -> None:
+        """The broker refused with an error; it may have said who leads instead. Of one broker there is nothing to learn by that."""
 
     def close(self) -> None:
         """Hang up."""

@@ -33,8 +33,8 @@ _BATCHES_LEFT = 2
 """The one that says that all others are trimmed, and the one that said it before."""
 
 
-async def inspect_bucket(bucket: Bucket, paths: Paths, *, last_digest: str | None) -> list[str]:
-    """Broken promises of the bucket. `last_digest` is of the state that the last broker ended with."""
+async def inspect_bucket(bucket: Bucket, paths: Paths, *, last_digest: str | None, wals: int = 1) -> list[str]:
+    """Broken promises of the bucket. `last_digest` is of the state that the last broker ended with; so many WALs are trimmed to their ends."""
     verified = await _verify(bucket, paths)
     controller = await Controller.start(
         store=MemoryObjectStore(bucket),
@@ -49,7 +49,7 @@ async def inspect_bucket(bucket: Bucket, paths: Paths, *, last_digest: str | Non
             *verified,
             *_broken_streams(state),
             *_broken_objects(state, bucket, paths),
-            *_left_over(bucket, paths),
+            *_left_over(bucket, paths, wals),
         ]
         if last_digest is not None and digest(state) != last_digest:
             problems.append("metadata: the bucket does not say what the last broker believed (I9)")
@@ -58,7 +58,7 @@ async def inspect_bucket(bucket: Bucket, paths: Paths, *, last_digest: str | Non
         await controller.close()
 
 
-def _left_over(bucket: Bucket, paths: Paths) -> Iterator[str]:
+def _left_over(bucket: Bucket, paths: Paths, wals: int) -> Iterator[str]:
     if bucket.multiparts:
         yield f"{len(bucket.multiparts)} uploads in parts were neither completed nor aborted (I8)"
     batches = 0
@@ -66,7 +66,7 @@ def _left_over(bucket: Bucket, paths: Paths) -> Iterator[str]:
         if key.startswith(f"{paths.prefix}/wal/log/"):
             header = read_slot_header(bucket.objects[key].data, key.removeprefix(f"{paths.prefix}/"))
             batches += header.kind is SlotKind.BATCH
-    if batches > _BATCHES_LEFT:
+    if batches > _BATCHES_LEFT * wals:
         yield f"{batches} batches of the WAL are still there, and all of it is trimmed (I8)"
 
 

@@ -1,4 +1,4 @@
-"""One simulation: brokers that crash, on disks, a network and a bucket that fail, under clients that never give up.
+"""The simulation of one node: brokers that crash, on disks, a network and a bucket that fail, under clients that never give up.
 
 Theory of operation. Everything runs on one virtual-time loop. For a while things go wrong as the scenario says. Then all
 faults end, the clients bring to an end what they began, the broker is stopped in good order and started again with empty
@@ -16,142 +16,44 @@ and I9 on each write and deletion (`tests.sim.bucket`), and on the bucket at the
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import random
-import warnings
-from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from controller.config import ControllerSettings
-from tests.checker.history import FinalLog, History
-from tests.sim.actors import Hoarder, Producer, Reader, Topic, World, create_topic, delete_topic, read_whole
-from tests.sim.bucket import WatchedBucket
+from tests.sim.admin import Hoarder, create_topic, delete_topic
 from tests.sim.clock import WallClock
-from tests.sim.disk import DiskFaults
-from tests.sim.inspection import inspect_bucket
-from tests.sim.loop import Deadlock, Process, VirtualLoop, current_process
+from tests.sim.ends import Ends
+from tests.sim.loop import Process, VirtualLoop
 from tests.sim.machine import CLOCK_ERRORS_MS, CLUSTER_ID, PATHS, Machine, first_of
-from tests.sim.network import Network, NetworkFaults
-from tests.sim.node import simulated_ports
+from tests.sim.reader import Reader
 from tests.sim.rival import Rival
-from tests.sim.scenario import HEALTHY_STORE, Scenario, draw
-from wal import crashpoint
+from tests.sim.run import FINISHED_WITHIN_S, PROBLEMS_ENOUGH, Outcome, Simulation, reads_were_wrong, run
+from tests.sim.scenario import Scenario, draw
+from tests.sim.world import Topic
 
-__all__ = ["Outcome", "simulate"]
+__all__ = ["simulate"]
 
 PORT = 9092
-_LOGGER = logging.getLogger()
-_FINISHED_WITHIN_S = 600.0
-"""Virtual time that clients get to finish in once everything is healed."""
 _LULL = 20.0
 """Else simulations in which something stands still for hours would take as long as a hundred others."""
 _SETTLED_AFTER_S = 90.0
 """Virtual time after which nothing unreferenced is left in the bucket."""
-_PROBLEMS_ENOUGH = 20
-"""One fault can show in everything that follows it: the first ones tell it all."""
 _FOR_HOURS = 0.03
 """Share of brokers that stand still which do so for hours."""
 _STARTS_AFTER_HEALING = 5
 """A broker that cannot start on a healthy machine in so many attempts never will."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How a simulation went."""
-
-    seed: int
-    problems: tuple[str, ...]
-    """Every broken promise; empty: none."""
-    crashes: int
-    stops: int
-    suspensions: int
-    """Times that a broker stood still and went on."""
-    takeovers: int
-    """Times that another computer was given the node id of one whose process lived."""
-    litter: int
-    """Writes that landed after their key had been deleted."""
-    acknowledged: int
-    seen: int
-    objects: int
-    """Data objects written to the bucket."""
-    ring_laps: float
-    virtual_s: float
-    trace: str
-    """Differs when anything differed."""
-
-
-def simulate(seed: int, *, scenario: Scenario | None = None, problems_enough: int = _PROBLEMS_ENOUGH) -> Outcome:
+def simulate(seed: int, *, scenario: Scenario | None = None, problems_enough: int = PROBLEMS_ENOUGH) -> Outcome:
     """Run the simulation of a seed; give up when it has so many problems."""
-    gc.disable()  # so that finalizers run at the same places in every run
-    gc.freeze()  # what is there before is no garbage of this run, and a third of its time to look through
-    loop = VirtualLoop()
-    simulation = _Simulation(loop, scenario or draw(seed), problems_enough)
-    log = _ErrorLog(
-        simulation.problems,
-        reads_may_be_wrong=simulation.scenario.store.flipped > 0,
-        clocks_are_wrong=simulation.scenario.clock_errors or simulation.scenario.clock_jumps,
-    )
-    _LOGGER.addHandler(log)
-    try:
-        asyncio.set_event_loop(loop)
-        with simulated_ports():
-            loop.run_until_complete(simulation.run())
-    except _GivenUp:
-        pass  # the problems say why
-    except Deadlock as error:
-        simulation.problems.append(f"deadlock: {error}")
-    finally:
-        crashpoint.arm(None)
-        _LOGGER.removeHandler(log)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that died before their first step
-            loop.bury()
-            asyncio.set_event_loop(None)
-            loop.close()
-            outcome = simulation.outcome()
-            del simulation, loop
-            gc.collect()
-        gc.enable()
-    return outcome
+    return run(lambda loop: _OneBroker(loop, scenario or draw(seed), problems_enough))
 
 
-class _GivenUp(Exception):
-    """There are problems enough."""
-
-
-class _ErrorLog(logging.Handler):
-    """What the broker logs as an error is its own fault, whatever becomes of it. Warnings are about the world."""
-
-    def __init__(self, problems: list[str], *, reads_may_be_wrong: bool, clocks_are_wrong: bool) -> None:
-        super().__init__(logging.ERROR)
-        self._clocks_are_wrong = clocks_are_wrong
-        self._problems = problems
-        self._reads_may_be_wrong = reads_may_be_wrong
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.name == "tidelog.retention" and self._clocks_are_wrong:
-            return  # rightly it goes by none of them
-        if self._reads_may_be_wrong and (
-            record.name == "tidelog.compaction" or (record.name == "tidelog.damage" and "CRC" in record.getMessage())
-        ):
-            return  # it was given wrong bytes of the same object twice: rightly it does not trust them
-        self._problems.append(f"logged by {record.name}: {self.format(record)}")
-
-
-class _Simulation:
+class _OneBroker(Simulation):
     def __init__(self, loop: VirtualLoop, scenario: Scenario, problems_enough: int) -> None:
-        self.loop = loop
-        self._problems_enough = problems_enough
-        self.scenario = scenario
-        self.problems: list[str] = []
-        self.rng = random.Random(f"{scenario.seed}/world")
-        self.network = Network(loop, self._rng("network"), scenario.network)
-        loop.network = self.network
-        self.bucket = WatchedBucket(PATHS, self.problems)
+        super().__init__(loop, scenario, problems_enough, ports=(PORT,))
         self.machine = Machine(
             loop=loop,
             bucket=self.bucket,
@@ -160,59 +62,27 @@ class _Simulation:
             rng=self._rng("machine"),
             problems=self.problems,
         )
-        self.machines = [self.machine]
-        """All there ever were; `machine` is the one that has the node id."""
+        """The one that has the node id."""
+        self.machines.append(self.machine)
         self.rival: Rival | None = None
         self._retired: list[asyncio.Task[None]] = []
-        self.history = History()
-        self.world = World(
-            network=self.network,
-            port=PORT,
-            history=self.history,
-            now_ms=WallClock(loop),
-            problems=self.problems,
-        )
-        self.topics: list[Topic] = []
-        self.stats: Counter[str] = Counter()
-        self.healed = False
         self.asleep_until_s = 0.0
         """Until then, at least, a broker stands still, `undisturbed`: it is not killed meanwhile."""
         self.undisturbed: Process | None = None
-        self._final: dict[str, FinalLog] = {}
-
-    def _rng(self, purpose: str) -> random.Random:
-        return random.Random(f"{self.scenario.seed}/{purpose}")
-
-    def outcome(self) -> Outcome:
-        problems = [*self.problems, *self.loop.problems]
-        problems += map(str, self.history.check(self._final))
-        return Outcome(
-            seed=self.scenario.seed,
-            problems=tuple(problems),
-            crashes=self.stats["crashes"],
-            stops=self.stats["stops"],
-            acknowledged=self.history.acknowledged_count,
-            seen=self.history.seen_count,
-            suspensions=self.stats["suspensions"],
-            takeovers=self.stats["takeovers"],
-            litter=self.bucket.litter,
-            objects=sum(machine.objects_written() for machine in self.machines),
-            ring_laps=sum({id(m.platter): m.wal_bytes_written() for m in self.machines}.values())
-            / self.scenario.wal_capacity_bytes,
-            virtual_s=self.loop.time(),
-            trace=f"{self.loop.time()!r} {self.bucket.writes} {self.stats} {self._final!r}",
+        self._ends = Ends(
+            loop,
+            scenario,
+            lambda process: not self.healed and self.machine.process is process is not self.undisturbed,
         )
 
-    # ---- the course of things
+    def forgives(self, record: logging.LogRecord) -> bool:
+        """See Simulation."""
+        clocks_are_wrong = self.scenario.clock_errors or self.scenario.clock_jumps
+        if record.name == "tidelog.retention" and clocks_are_wrong:
+            return True  # rightly it goes by none of them
+        return reads_were_wrong(record, self.scenario)
 
-    async def run(self) -> None:
-        """Everything; raises _GivenUp where it is no use to go on."""
-        course = asyncio.ensure_future(self._course())
-        while not course.done():
-            await asyncio.wait({course}, timeout=1.0)
-            if len(self.problems) + len(self.loop.problems) >= self._problems_enough:
-                raise _GivenUp
-        course.result()
+    # ---- the course of things
 
     async def _course(self) -> None:
         supervisor = asyncio.ensure_future(self._supervise())
@@ -225,34 +95,25 @@ class _Simulation:
         weather.cancel()
         self._heal()
         try:
-            async with asyncio.timeout(_FINISHED_WITHIN_S):
+            async with asyncio.timeout(FINISHED_WITHIN_S):
                 await clients
         except TimeoutError:
-            self.problems.append(f"clients did not come to an end within {_FINISHED_WITHIN_S} s of a healthy system")
+            self.problems.append(f"clients did not come to an end within {FINISHED_WITHIN_S} s of a healthy system")
             supervisor.cancel()
             return
         await asyncio.gather(*self._retired)
         await asyncio.sleep(_SETTLED_AFTER_S)
         await self._stop_in_order()
-        try:
-            async with asyncio.timeout(_FINISHED_WITHIN_S):
-                for topic in self.topics:
-                    for partition in range(topic.partitions):
-                        key = topic.key(partition)
-                        self._final[key] = await read_whole(self.world, topic, partition, self._rng("final"))
-        except TimeoutError:
-            self.problems.append(f"the last read did not come to an end within {_FINISHED_WITHIN_S} s")
+        await self._read_everything()
         await self._stop_in_order()
         supervisor.cancel()
         for outcome in await asyncio.gather(supervisor, weather, return_exceptions=True):
             if isinstance(outcome, Exception):
                 raise outcome
-        self.problems += await inspect_bucket(self.bucket, self.machine.paths, last_digest=self.machine.last_digest)
+        await self._inspect(last_digest=self.machine.last_digest)
         if self.rival is not None:
             self.problems += self.rival.broken(self.bucket.state)
         self.problems += self._kept_too_long()
-        for platter in {id(machine.platter): machine.platter for machine in self.machines}.values():
-            self.problems += platter.problems
 
     def _kept_too_long(self) -> Iterator[str]:
         """Ranges that retention should have taken once the clocks were right."""
@@ -267,20 +128,12 @@ class _Simulation:
                     yield f"{topic.name}: offsets up to {ranges[0].end_offset} are too old, and still there"
 
     def _heal(self) -> None:
-        self.healed = True
-        self.network.faults = NetworkFaults(stall=0.0, reset=0.0)
-        for machine in self.machines:
-            machine.platter.on_write = None
-            machine.platter.faults = DiskFaults(stall=0.0)
-            machine.store_faults(HEALTHY_STORE)
-            machine.outage(False)
-            machine.clock.set_wrong(0)
-        crashpoint.arm(None)
+        """See Simulation."""
+        super()._heal()
         if (process := self.machine.process) is not None:
             process.spare()
             if process.suspended:
                 process.resume(self.loop)
-        self.world.finishing = True
 
     async def _stop_in_order(self) -> None:
         """Stop the broker; the supervisor starts it again."""
@@ -297,12 +150,12 @@ class _Simulation:
             process = machine.boot(f"broker-{self.stats['boots']}")
             self.stats["boots"] += 1
             if not self.healed and self.loop.time() >= self.asleep_until_s:
-                self._plan_end(process, rng)
+                self._ends.plan(machine, process, rng)
             await first_of(machine.wait_ended(), machine.relieved.wait())
             if machine.successor is not None:
                 continue  # another computer goes on, see `_take_over`; what becomes of this process, see `_retire`
             error = await machine.wait_ended()
-            crashpoint.arm(None)
+            self._ends.ended(process)
             if error is None:
                 self.stats["stops" if process.exited else "crashes"] += 1
                 failed_starts = 0
@@ -323,55 +176,6 @@ class _Simulation:
             self.problems.append(f"{process.name} failed: {type(error).__name__}: {error}")
         return allowed
 
-    def _plan_end(self, process: Process, rng: random.Random) -> None:
-        """Decide when and how this incarnation ends."""
-        scenario = self.scenario
-        self.machine.platter.on_write = None
-        after_s = rng.expovariate(1 / scenario.crash_interval_s)
-        if rng.random() < scenario.orderly_stop:
-            self._after(after_s, process, self.machine.stop)
-        elif rng.random() < scenario.kill_within_write:
-            self._kill_within_write(process, rng)
-        elif rng.random() < 0.5:
-            self._kill_at_point(process, rng)
-            self._after(3 * scenario.crash_interval_s, process, process.kill)  # it may never get there
-        else:
-            # Not at the timer's own place in the queue, but somewhere among the callbacks that follow.
-            steps = rng.randint(0, 40)
-            self._after(after_s, process, lambda: process.kill_after(steps))
-
-    def _kill_at_point(self, process: Process, rng: random.Random) -> None:
-        point, times = rng.choice(crashpoint.POINTS), rng.choice((1, 2, 5, 20))
-
-        def reached(name: str) -> None:
-            nonlocal times
-            if name == point and process.alive and current_process() is process:
-                times -= 1
-                if times == 0:
-                    process.die_here()
-
-        crashpoint.arm(reached)
-
-    def _kill_within_write(self, process: Process, rng: random.Random) -> None:
-        """Kill while a write is under way: one of the first, or one that comes later."""
-        platter = self.machine.platter
-        skip = rng.choice((2, 4, 5, 6, 8, 20, 50, 100))
-
-        def written() -> None:
-            nonlocal skip
-            skip -= 1
-            if skip == 0:
-                self._after(rng.uniform(0, platter.faults.mean_latency_s), process, process.kill)
-
-        platter.on_write = written
-
-    def _after(self, delay_s: float, process: Process, action: Callable[[], None]) -> None:
-        def act() -> None:
-            if process.alive and not self.healed and self.machine.process is process is not self.undisturbed:
-                action()
-
-        self.loop.call_later(delay_s, act)
-
     async def _weather(self) -> None:
         """Outages of the bucket, and clocks that are set."""
         rng = self._rng("weather")
@@ -381,7 +185,7 @@ class _Simulation:
                 self.machine.outage(True)
                 if (process := self.machine.process) is not None and rng.random() < 0.3:
                     # With a log full of what could not be uploaded.
-                    self._after(rng.uniform(0.5, 1.2) * self.scenario.outage_s, process, process.kill)
+                    self._ends.after(rng.uniform(0.5, 1.2) * self.scenario.outage_s, process, process.kill)
                 await asyncio.sleep(self.scenario.outage_s)
                 self.machine.outage(False)
             if self.scenario.clock_jumps and rng.random() < 0.2:
@@ -489,20 +293,6 @@ class _Simulation:
                 start(self._age())
             if scenario.trim:
                 start(self._trim(topic))
-
-    def _producer(self, topic: Topic, index: int, *, idempotent: bool) -> Producer:
-        name = f"{topic.name}#{topic.incarnation}-{'idempotent' if idempotent else 'plain'}-{index}"
-        return Producer(
-            self.world,
-            topic,
-            name,
-            self._rng(name),
-            idempotent=idempotent,
-            pause_s=self.scenario.pause_s,
-            max_batches=self.scenario.max_batches,
-            max_value_bytes=self.scenario.max_value_bytes,
-            block_sized=self.scenario.block_sized,
-        )
 
     async def _churn(self) -> None:
         """Create a topic, use it, delete it, and begin again under the same name."""

@@ -50,10 +50,10 @@ def test_every_promise_is_kept() -> None:
     failed = {outcome.seed: outcome.problems for outcome in outcomes if outcome.problems}
     assert not failed, f"replay: make sim SEEDS={','.join(map(str, failed))}"
     # A simulation in which nothing happens keeps every promise.
-    assert sum(outcome.crashes for outcome in outcomes) > len(SEEDS)
-    assert sum(outcome.stops for outcome in outcomes) > len(SEEDS)
-    assert sum(outcome.suspensions for outcome in outcomes) > len(SEEDS) // 10
-    assert sum(outcome.takeovers for outcome in outcomes) > len(SEEDS) // 10
+    assert sum(outcome.stats["crashes"] for outcome in outcomes) > len(SEEDS)
+    assert sum(outcome.stats["stops"] for outcome in outcomes) > len(SEEDS)
+    assert sum(outcome.stats["suspensions"] for outcome in outcomes) > len(SEEDS) // 10
+    assert sum(outcome.stats["takeovers"] for outcome in outcomes) > len(SEEDS) // 10
     assert sum(outcome.litter for outcome in outcomes) > len(SEEDS) // 20
     assert sum(outcome.acknowledged for outcome in outcomes) > 100 * len(SEEDS)
     assert sum(outcome.objects for outcome in outcomes) > 10 * len(SEEDS)
