@@ -1,4 +1,4 @@
-"""`make sim SEEDS=1..500`: run simulations, and print how to replay those that fail."""
+"""`make sim SEEDS=1..500`: run simulations of one node, or with `ARGS=--cluster` of several, and print how to replay those that fail."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from tests.sim.cluster import simulate_cluster
 from tests.sim.run import Outcome
 from tests.sim.simulation import simulate
 
 __all__ = ["main", "parse_seeds"]
 
 _FAILURES_SHOWN = 5
-_STATS = ("crashes", "stops", "suspensions", "takeovers")
+_STATS = ("crashes", "stops", "suspensions", "takeovers", "cuts", "deaths", "recoveries", "reassignments", "leaders")
 _COUNTED = ("litter", "acknowledged", "seen", "objects", "virtual_s")
 """Of an outcome, besides."""
 
@@ -33,13 +34,15 @@ def parse_seeds(text: str) -> list[int]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     parser.add_argument("--seeds", type=parse_seeds, default=parse_seeds("1..200"), help="such as 42, 1..500 or 1,5..9")
+    parser.add_argument("--cluster", action="store_true", help="three nodes that recover each other's WALs")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--verbose", action="store_true", help="a line for each seed, and everything about failures")
     arguments = parser.parse_args()
     began = time.monotonic()
     failed: list[Outcome] = []
     totals: Counter[str] = Counter()
-    for outcome in _outcomes(arguments.seeds, arguments.jobs):
+    simulation = simulate_cluster if arguments.cluster else simulate
+    for outcome in _outcomes(simulation, arguments.seeds, arguments.jobs):
         counts = {name: outcome.stats[name] for name in _STATS} | {name: getattr(outcome, name) for name in _COUNTED}
         totals.update(counts, simulations=1)
         if arguments.verbose:
@@ -54,17 +57,18 @@ def main() -> int:
         + f": {len(failed)} failed"
     )
     for outcome in failed[:_FAILURES_SHOWN]:
-        print(f"replay: make sim SEEDS={outcome.seed}   (commit {_commit()})")
+        how = f"SEEDS={outcome.seed}" + (" ARGS=--cluster" if arguments.cluster else "")
+        print(f"replay: make sim {how}   (commit {_commit()})")
     return 1 if failed else 0
 
 
-def _outcomes(seeds: list[int], jobs: int) -> Iterable[Outcome]:
+def _outcomes(simulation: Callable[[int], Outcome], seeds: list[int], jobs: int) -> Iterable[Outcome]:
     if jobs == 1 or len(seeds) == 1:
-        yield from map(simulate, seeds)
+        yield from map(simulation, seeds)
         return
     # A fresh process now and then: simulations leave fragmented memory behind.
     with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=50) as pool:
-        yield from pool.imap_unordered(simulate, seeds)
+        yield from pool.imap_unordered(simulation, seeds)
 
 
 def _brief(problem: str) -> str:

@@ -13,6 +13,7 @@ that every node follows.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import msgspec
@@ -42,6 +43,8 @@ class WatchedBucket(Bucket):
         """Index of the first entry that is not written."""
         self.litter = 0
         """Writes that came too late: entries below the floor, objects that were deleted."""
+        self.counts: Counter[str] = Counter()
+        """Records that count, by kind."""
         self._floor = Floor(index=0, snapshot_index=-1)
         self._paths = paths
         self._problems = problems
@@ -104,6 +107,7 @@ class WatchedBucket(Bucket):
                 self._broken = True  # the state is of no more use
                 self._problem(f"entry {index}: {error!r}")
                 return
+            self.counts[type(record).__name__] += 1
             for object_id in _referenced_by(record):
                 if object_id in self.state.tables.objects and self._paths.data_object(object_id) not in self.objects:
                     self._problem(f"entry {index} refers to object {object_id}, which is not there (I8)")

@@ -33,8 +33,9 @@ _BATCHES_LEFT = 2
 """The one that says that all others are trimmed, and the one that said it before."""
 
 
-async def inspect_bucket(bucket: Bucket, paths: Paths, *, last_digest: str | None, wals: int = 1) -> list[str]:
-    """Broken promises of the bucket. `last_digest` is of the state that the last broker ended with; so many WALs are trimmed to their ends."""
+async def inspect_bucket(bucket: Bucket, paths: Paths, *, last_digest: str | None, wals: int | None = 1) -> list[str]:
+    """Broken promises of the bucket. `last_digest` is of the state that the last broker ended with; so many
+    WALs are trimmed to their ends; None: things have not come to rest, so something may be left that nothing needs."""
     verified = await _verify(bucket, paths)
     controller = await Controller.start(
         store=MemoryObjectStore(bucket),
@@ -49,8 +50,9 @@ async def inspect_bucket(bucket: Bucket, paths: Paths, *, last_digest: str | Non
             *verified,
             *_broken_streams(state),
             *_broken_objects(state, bucket, paths),
-            *_left_over(bucket, paths, wals),
         ]
+        if wals is not None:
+            problems += [*_unreferenced(state, bucket, paths), *_left_over(bucket, paths, wals)]
         if last_digest is not None and digest(state) != last_digest:
             problems.append("metadata: the bucket does not say what the last broker believed (I9)")
         return problems
@@ -113,7 +115,10 @@ def _broken_objects(state: State, bucket: Bucket, paths: Paths) -> Iterator[str]
             verify_object(stored.data, object_id)
         except ObjectCorrupt as error:
             yield f"object {object_id} is damaged: {error}"
-    kept = {paths.data_object(object_id) for object_id in referenced}
+
+
+def _unreferenced(state: State, bucket: Bucket, paths: Paths) -> Iterator[str]:
+    kept = {paths.data_object(object_id) for object_id in state.tables.objects}
     left = sorted(key for key in bucket.keys if key.startswith(paths.data_prefix) and key not in kept)
     if left:
         yield f"{len(left)} objects are not referenced and still there, such as {left[0]} (I8)"

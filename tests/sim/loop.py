@@ -5,7 +5,8 @@ Always true:
   seconds cost what their callbacks cost.
 - Ready callbacks run in the loop's own FIFO order. Interleavings come from seeded delays at the ports (disk, object
   store, network), so one seed gives one trace, whatever the hash seed.
-- Waiting with nothing to wait for raises `Deadlock`. A stray real socket ends there too; a thread raises `NotSimulated`.
+- Waiting with nothing to wait for raises `Deadlock`. A stray real socket ends there too; a thread raises `NotSimulated`, but for what a process does
+  in an executor where `thread_s` is set: that takes no time but its latency.
 - Code belongs to the process in whose context it was scheduled. When a process is killed, none of its callbacks runs
   again: a crash is not a cancellation, so no `finally` and no `except` of it runs either. `bury` cancels its tasks
   after the simulation is over, when nothing that they do can matter.
@@ -22,7 +23,7 @@ import selectors
 import threading
 import traceback
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 __all__ = ["Deadlock", "NotSimulated", "Process", "ProcessKilled", "VirtualLoop", "context_of", "current_process"]
 
@@ -192,10 +193,13 @@ class _VirtualSelector(selectors.SelectSelector):
 
 
 class Listens(Protocol):
-    """The network that `create_server` goes to."""
+    """The network that `create_server` and `create_connection` go to."""
 
     def listen(self, process: Process, factory: Any, port: int) -> Any:
         """Listen on a port; 0: any."""
+
+    async def dial(self, process: Process, factory: Any, port: int) -> tuple[Any, Any]:
+        """Connect a process to another one: transport and protocol. Raises OSError."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -208,6 +212,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._tasks_to_prune_at = 1000
         self._burying = False
         self.network: Listens | None = None
+        self.thread_s: Callable[[], float] | None = None
+        """How long what a process does in a thread of its own takes; None: that is not simulated."""
         self.problems: list[str] = []
         """What asyncio reported as unhandled. A simulation that ends with any has failed."""
         super().__init__(self._virtual)
@@ -301,6 +307,34 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             raise NotSimulated("there is no network here")
         return self.network.listen(process, protocol_factory, port if sock is None else sock.getsockname()[1])
 
+    async def create_connection(
+        self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any
+    ) -> tuple[Any, Any]:
+        """A connection through the simulated network, of the process that asks."""
+        process = _current.get()
+        if self.network is None or process is None:
+            raise NotSimulated("there is no network here")
+        return await self.network.dial(process, protocol_factory, port)
+
+    # ---- threads
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:
+        """What runs in a thread happens at one moment, somewhat later, if the process lives then and does not stand still."""
+        if self.thread_s is None or _current.get() is None:
+            raise NotSimulated(f"{func} was to run in a thread")
+        done: asyncio.Future[Any] = self.create_future()
+
+        def work() -> None:
+            if done.cancelled():
+                return
+            try:
+                done.set_result(func(*args))
+            except Exception as error:
+                done.set_exception(error)
+
+        self.call_later(self.thread_s(), work)
+        return done
+
     # ---- what has no virtual counterpart
 
     def call_soon_threadsafe(
@@ -310,9 +344,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         if self.is_running() and threading.get_ident() != self._thread_id:  # type: ignore[attr-defined]
             raise NotSimulated("a thread called the loop")
         return self.call_soon(callback, *args, context=context)
-
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> NoReturn:
-        raise NotSimulated(f"{func} was to run in a thread")
 
 
 def current_process() -> Process | None:

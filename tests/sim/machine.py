@@ -19,6 +19,7 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
+from broker.config import BrokerSettings
 from broker.node import Node
 from controller.errors import NodeRefused
 from s3stream.errors import MetadataUnavailable, NodeFenced, StorageFenced
@@ -33,10 +34,11 @@ from tests.sim.loop import Process, VirtualLoop, context_of
 from tests.sim.node import Ports, broker_settings, metadata_digest, trim
 from tests.sim.scenario import Scenario
 from tests.sim.store import ProcessStore
+from tests.sim.volumes import FileSystem, Volume
 from wal.errors import WalFenced, WalUnavailable
-from wal.header import RING_START_BYTES, WalHeader, choose_header, initial_image
+from wal.header import RING_START_BYTES, WalHeader, initial_image
 
-__all__ = ["CLOCK_ERRORS_MS", "CLUSTER_ID", "NODE_ID", "PATHS", "Machine", "first_of"]
+__all__ = ["CLOCK_ERRORS_MS", "CLUSTER_ID", "NODE_ID", "PATHS", "Machine", "first_of", "new_volume"]
 
 CLUSTER_ID = "simulated"
 NODE_ID = 1
@@ -58,26 +60,37 @@ class Machine:
         rng: random.Random,
         problems: list[str],
         name: str = "host-0",
-        platter: Platter | None = None,
+        volume: Volume | None = None,
+        host: str = "",
+        files: FileSystem | None = None,
+        settings: BrokerSettings | None = None,
     ) -> None:
-        """Build one. `platter` is its disk; None makes an empty one, with a formatted WAL."""
+        """Build one.
+
+        Args:
+            volume: Where its WAL is; None makes an empty one, with a formatted WAL.
+            host: By what others on the same computer know it; they share `files`.
+            settings: Of its broker; None: of one that is alone.
+        """
         self.name = name
+        self.settings = settings or broker_settings(node_id=NODE_ID, cluster_id=CLUSTER_ID, port=port)
+        self.files = {} if files is None else files
         self.paths = PATHS
         self.clock = WallClock(
             loop, drift=scenario.clock_drift, offset_ms=rng.choice(CLOCK_ERRORS_MS) if scenario.clock_errors else 0
         )
-        self.platter = _new_platter(scenario, rng) if platter is None else platter
+        self.volume = new_volume(scenario, rng, self.settings.node_id) if volume is None else volume
         self.successor: Machine | None = None
         """The computer that has its node id by now."""
         self.relieved = asyncio.Event()
         """Set when there is one."""
-        self.fenced_epoch = -1
-        """The fence word."""
         self.process: Process | None = None
         self.last_digest: str | None = None
         """Of the metadata that the last broker ended with, if it ended in good order."""
         self.requests: Counter[str] = Counter()
         self._loop = loop
+        self._host = host
+        self._drift = 1.0 + scenario.clock_drift
         self._bucket = bucket
         self._port = port
         self._scenario = scenario
@@ -92,11 +105,31 @@ class Machine:
         self._stop = asyncio.Event()
         self._ended: asyncio.Future[BaseException | None] = loop.create_future()
 
+    @property
+    def platter(self) -> Platter:
+        """Its disk."""
+        return self.volume.platter
+
+    @property
+    def node(self) -> Node | None:
+        """The broker that serves; None while there is none."""
+        return self._node if self.process is not None and self.process.alive else None
+
+    @property
+    def is_alone(self) -> bool:
+        """There are no other nodes."""
+        return not self.settings.controller_listeners
+
+    @property
+    def has_outage(self) -> bool:
+        """It cannot reach the bucket."""
+        return self._outage
+
     # ---- processes
 
     def boot(self, name: str) -> Process:
         """Start a broker."""
-        process = self.process = Process(name, self.name)
+        process = self.process = self.volume.opened_by = Process(name, self.name)
         self._stop = asyncio.Event()
         self._ended = self._loop.create_future()
         self._node = None
@@ -140,19 +173,21 @@ class Machine:
         inner.outage = self._outage
         inner.requests = self.requests
         self._store = inner
-        self._disk = SimDisk(self.platter, process, self._loop)
+        self._disk = self.volume.disk(process, self._loop)
         process.ports = Ports(
             store=ProcessStore(inner, process, self._loop, self._problems),
             paths=self.paths,
+            host=self._host,
+            files=self.files,
+            boottime=lambda: self._loop.time() * self._drift,
             disk=self._disk,
-            fenced_epoch=lambda: self.fenced_epoch,
+            fenced_epoch=lambda: self.volume.fenced_epoch,
             on_wal_open=self._opened,
             # An operator may give less memory than before: recovery then meets more than fits.
             arena_bytes=self._scenario.arena_bytes // self._rng.choice((1, 1, 2)),
             scenario=self._scenario,
         )
-        settings = broker_settings(self._scenario, node_id=NODE_ID, cluster_id=CLUSTER_ID, port=self._port)
-        async with Node(settings, now_ms=self.clock, rng=rng) as node:
+        async with Node(self.settings, now_ms=self.clock, rng=rng) as node:
             self._node = node
             process.inspect = partial(self._inspect, node)
             believed = metadata_digest(node)
@@ -175,6 +210,11 @@ class Machine:
 
     def may_fail_with(self, error: BaseException) -> bool:
         """Whether a broker may give up with this on a machine whose parts fail: the next start sees to the rest."""
+        if not self.is_alone:
+            # Others take it for dead, and go on with its WAL, whenever it is silent for long.
+            return _caused_by_a_fence(error) or isinstance(
+                error, ObjectStoreError | MetadataUnavailable | OSError | TimeoutError
+            )
         if isinstance(error, NodeFenced) or (
             isinstance(error, StorageFenced | WalFenced) and _caused_by_a_fence(error)
         ):
@@ -204,14 +244,14 @@ class Machine:
     def hand_over(self, name: str) -> Machine:
         """Give its node id, and what it has of the WAL, to another computer; nobody tells the process here."""
         rng = random.Random(self._rng.getrandbits(64))
-        platter = self.platter
+        volume = Volume(self.platter)
         if not self._scenario.wal_in_bucket:
             # A process that opens the WAL after the fence was set is not fenced by it: that is the metadata's to do.
             if self._disk is not None and (rng.random() < 0.5 or not self._has_wal_open):
                 self._disk.detach()
             else:
-                self.fenced_epoch = choose_header(bytes(platter.content[:RING_START_BYTES])).wal_epoch
-                platter = platter.copy(random.Random(rng.getrandbits(64)))
+                self.volume.fenced_epoch = volume.header.wal_epoch
+                volume = Volume(self.platter.copy(random.Random(rng.getrandbits(64))))
         self.successor = Machine(
             loop=self._loop,
             bucket=self._bucket,
@@ -220,7 +260,7 @@ class Machine:
             rng=rng,
             problems=self._problems,
             name=name,
-            platter=platter,
+            volume=volume,
         )
         self.successor._faults, self.successor._outage = self._faults, self._outage
         if self.process is not None:
@@ -260,18 +300,19 @@ async def first_of(*coroutines: Coroutine[Any, Any, object]) -> object:
             task.cancel()
 
 
-def _new_platter(scenario: Scenario, rng: random.Random) -> Platter:
+def new_volume(scenario: Scenario, rng: random.Random, node_id: int) -> Volume:
+    """One with a formatted WAL of a node."""
     size_bytes = RING_START_BYTES + scenario.wal_capacity_bytes
     platter = Platter(size_bytes, random.Random(rng.getrandbits(64)), scenario.disk)
     header = WalHeader(
         wal_id=f"{rng.getrandbits(128):032x}",
         cluster_id=CLUSTER_ID,
-        node_id=NODE_ID,
+        node_id=node_id,
         capacity_bytes=scenario.wal_capacity_bytes,
     )
     image = initial_image(header)
     platter.content[: len(image)] = image
-    return platter
+    return Volume(platter)
 
 
 def _caused_by_a_fence(error: BaseException | None) -> bool:

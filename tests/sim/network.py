@@ -1,4 +1,4 @@
-"""A simulated network: byte streams between clients, who never die, and brokers, who do.
+"""A simulated network: byte streams between clients, who never die, and brokers, who do. Those between brokers are in `links`.
 
 Fault model:
 - Bytes take a seeded time; each direction of a connection keeps its order, like TCP, and is cut into other pieces than it was
@@ -13,7 +13,7 @@ Fault model:
   was moved and not everybody knows.
 - Not permitted: to change, reorder, duplicate or invent bytes.
 
-Clients give up a connection on which an answer is due, and nothing came for `REQUEST_TIMEOUT_S`.
+Clients give up a connection on which an answer is due, and nothing came for `request_timeout_s`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from tests.sim.links import Links
 from tests.sim.loop import Process, VirtualLoop, context_of
 
 __all__ = ["ClientConnection", "ConnectionReset", "Network", "NetworkFaults", "SimServer"]
@@ -61,11 +62,14 @@ class Network:
         self.loop = loop
         self.rng = rng
         self.faults = faults
+        self.request_timeout_s = REQUEST_TIMEOUT_S
+        self.links = Links(self)
+        """Between brokers."""
         self._servers: dict[int, list[SimServer]] = {}
         """By port, the one that came last at the end."""
         self._next_port = _FIRST_PORT
 
-    def listen(self, process: Process, factory: Callable[[], asyncio.BufferedProtocol], port: int) -> SimServer:
+    def listen(self, process: Process, factory: Callable[[], Any], port: int) -> SimServer:
         """What `create_server` does in a simulated process."""
         process.check()
         if port == 0:
@@ -93,6 +97,15 @@ class Network:
             server = self.rng.choice(servers)
         return server.accept(slowness)
 
+    async def dial(
+        self, process: Process, factory: Callable[[], asyncio.Protocol], port: int
+    ) -> tuple[asyncio.Transport, asyncio.Protocol]:
+        """What `create_connection` does in a simulated process: connect it to a broker's port. Raises OSError where nobody listens."""
+        process.check()
+        protocol = factory()
+        servers = self._servers.get(port, ())
+        return await self.links.connect(process, protocol, servers[-1] if servers else None), protocol
+
     def closed(self, server: SimServer) -> None:
         if server in self._servers.get(server.port, ()):
             self._servers[server.port].remove(server)
@@ -109,9 +122,7 @@ class Network:
 class SimServer:
     """What `create_server` returns: as much of `asyncio.Server` as a broker uses."""
 
-    def __init__(
-        self, network: Network, process: Process, factory: Callable[[], asyncio.BufferedProtocol], port: int
-    ) -> None:
+    def __init__(self, network: Network, process: Process, factory: Callable[[], Any], port: int) -> None:
         self.network = network
         self.process = process
         self.port = port
@@ -128,6 +139,10 @@ class SimServer:
     def close(self) -> None:
         self.serving = False
         self.network.closed(self)
+
+    def listener(self) -> tuple[Process, Callable[[], Any]]:
+        """Who listens, and what makes a protocol for each connection."""
+        return self.process, self._factory
 
     async def wait_closed(self) -> None:
         """Nothing to wait for: closing is at once."""
@@ -363,7 +378,7 @@ class ClientConnection:
             self._heard_at = self._loop.time()
         self._waiting.append(answer)
         if self._watch is None:
-            self._watch = self._loop.call_later(REQUEST_TIMEOUT_S, self._look)
+            self._watch = self._loop.call_later(self._network.request_timeout_s, self._look)
         self.send(request)
         return answer
 
@@ -371,7 +386,7 @@ class ClientConnection:
         """Hang up where an answer is long overdue."""
         self._watch = None
         if self._waiting and not self.closed:
-            due_at = self._heard_at + REQUEST_TIMEOUT_S
+            due_at = self._heard_at + self._network.request_timeout_s
             if due_at <= self._loop.time():
                 self.close()
             else:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
+import broker.cluster
+import broker.node
 import broker.server
 import broker.wiring.outside
 import broker.wiring.parts
@@ -21,6 +23,7 @@ from broker.config import BrokerSettings, Listener
 from broker.node import Node
 from broker.server import Server
 from broker.shares import controller_settings
+from broker.wiring.surroundings import Surroundings
 from controller.config import ControllerSettings
 from controller.snapshot import digest
 from s3stream.config import KIB, MIB, CollectionSettings, CompactionSettings, ReadSettings, StorageSettings
@@ -30,7 +33,9 @@ from s3stream.open import OpenedStore
 from s3stream.paths import Paths
 from s3stream.wal_objects import StoreForWal
 from tests.sim.loop import current_process
+from tests.sim.pulse import SimPulse
 from tests.sim.scenario import Scenario
+from tests.sim.volumes import FileSystem, simulated_files
 from wal.arena import Arena
 from wal.config import ObjectWalConfig
 from wal.disk import Disk
@@ -51,6 +56,11 @@ class Ports:
 
     store: ObjectStore
     paths: Paths
+    host: str
+    """Identity of the computer."""
+    files: FileSystem
+    """What it sees of volumes."""
+    boottime: Callable[[], float]
     disk: Disk
     fenced_epoch: Callable[[], int]
     on_wal_open: Callable[[], None]
@@ -71,7 +81,7 @@ class SimSocket:
         """Nothing to release."""
 
 
-def broker_settings(scenario: Scenario, *, node_id: int, cluster_id: str, port: int) -> BrokerSettings:
+def broker_settings(*, node_id: int, cluster_id: str, port: int, **more: Any) -> BrokerSettings:
     """The broker's settings, but for what `simulated_ports` replaces."""
     return BrokerSettings(
         node_id=node_id,
@@ -80,6 +90,7 @@ def broker_settings(scenario: Scenario, *, node_id: int, cluster_id: str, port: 
         memory_bytes=64 * MIB,
         log_retention_check_interval_ms=2_000,
         log_message_timestamp_after_max_ms=(1 << 63) - 1,  # this computer's clock may be wrong
+        **more,
     )
 
 
@@ -93,9 +104,13 @@ def simulated_ports() -> Iterator[None]:
             (broker.wiring.outside, "storage_settings", _storage_settings),
             (broker.wiring.outside, "controller_settings", _controller_settings),
             (broker.wiring.parts, "Server", _server),
+            (broker.node, "Surroundings", _surroundings),
             (broker.server, "bind", _bind),
+            (broker.cluster, "bind", _bind),
+            (broker.cluster, "Pulse", SimPulse),
         ):
             stack.enter_context(mock.patch.object(target, name, replacement))
+        stack.enter_context(simulated_files())
         yield
 
 
@@ -172,6 +187,11 @@ async def _open_wal(
     return wal
 
 
+def _surroundings(**given: Any) -> Surroundings:
+    ports = _ports()
+    return Surroundings(**given | {"host": ports.host, "boottime": ports.boottime})
+
+
 def _server(**settings: Any) -> Server:
     if _ports().scenario.little_memory:
         settings |= {"receive_budget_bytes": 64 * KIB, "send_budget_bytes": 64 * KIB}
@@ -185,7 +205,7 @@ def _controller_settings(settings: BrokerSettings, *, leader_address: str = "") 
         command_timeout_ms=_COMMAND_TIMEOUT_MS,
         snapshot_interval_entries=_ports().scenario.snapshot_interval_entries,
         retained_entries=_RETAINED_ENTRIES,
-        entry_min_age_ms=0,
+        entry_min_age_ms=_ports().scenario.entry_min_age_ms,
         restore_window_ms=_ports().scenario.restore_window_ms,
     )
 

@@ -32,7 +32,7 @@ class Reader:
         self._key = topic.key(partition)
         self._rng = rng
         self._slow = slow
-        self._client = world.client(name, _SLOWNESS if slow else 1.0, of=(topic.name, partition))
+        self.client = world.client(name, _SLOWNESS if slow else 1.0, of=(topic.name, partition))
 
     async def follow(self) -> None:
         """Read at the tail until the world is finishing."""
@@ -40,7 +40,7 @@ class Reader:
         while not self._world.finishing and not self._topic.deleted:
             try:
                 if offset is None:
-                    offset = await self._client.offset_at(
+                    offset = await self.client.offset_at(
                         self._topic.name, self._partition, self._rng.choice((EARLIEST, LATEST))
                     )
                 _, offset = await self.read_from(offset, max_wait_ms=int(500 * self._world.lull))
@@ -50,14 +50,14 @@ class Reader:
                 await asyncio.sleep(BACK_OFF_S * self._rng.random())
             except KafkaError as error:
                 offset = await self._failed(error, offset)
-        self._client.close()
+        self.client.close()
 
     async def scan_again_and_again(self) -> None:
         """Read everything from the start, wait, and read it all again, until the world is finishing."""
         while not self._world.finishing and not self._topic.deleted:
             offset: int | None = None
             try:
-                offset = await self._client.offset_at(self._topic.name, self._partition, EARLIEST)
+                offset = await self.client.offset_at(self._topic.name, self._partition, EARLIEST)
                 end = await self._end()
                 while offset < end and not self._world.finishing:
                     _, offset = await self.read_from(offset, max_wait_ms=0)
@@ -65,14 +65,16 @@ class Reader:
                 pass
             except KafkaError as error:
                 await self._failed(error, offset)
+            if len(self._world.ports) > 1:
+                self.client.close()  # the next one is another reader, who asks anew where to go
             await asyncio.sleep(self._rng.expovariate(0.5) * self._world.lull)
-        self._client.close()
+        self.client.close()
 
     async def _end(self) -> int:
         """Where the partition ends for a reader. Raises ConnectionReset, KafkaError."""
         floor = self._world.high_watermarks.get(self._key, 0)
-        end = await self._client.offset_at(self._topic.name, self._partition, LATEST)
-        if end < floor and not self._client.broker.deposed and not self._topic.deleted:
+        end = await self.client.offset_at(self._topic.name, self._partition, LATEST)
+        if end < floor and not self.client.broker.deposed and not self._topic.deleted:
             self._world.problems.append(f"{self._key}: the latest offset is {end}, after {floor} (I3)")
         return end
 
@@ -83,7 +85,7 @@ class Reader:
         clock = asyncio.get_running_loop().time
         began = clock()
         try:
-            answer = await self._client.fetch(
+            answer = await self.client.fetch(
                 self._topic.name,
                 self._partition,
                 offset,
@@ -95,7 +97,7 @@ class Reader:
             raise KafkaError(2, str(error)) from error
         if self._topic.deleted:
             return [], offset  # the name may belong to another topic by now
-        deposed = self._client.broker.deposed
+        deposed = self.client.broker.deposed
         if deposed and self._topic.incarnation > 0:
             return [], offset  # it may mean an earlier topic of this name
         high_watermark = answer.high_watermark
@@ -134,13 +136,13 @@ class Reader:
 
     async def _failed(self, error: KafkaError, offset: int | None) -> int | None:
         """Where to go on after an error; None: look for a place."""
-        self._client.misled(error.code)
+        self.client.misled(error.code)
         if self._topic.deleted:
             return None
         if error.code == _OFFSET_OUT_OF_RANGE and self._topic.may_be_trimmed:
             return None
-        if error.code == _OFFSET_OUT_OF_RANGE and self._client.broker.deposed:
-            self._client.close()
+        if error.code == _OFFSET_OUT_OF_RANGE and self.client.broker.deposed:
+            self.client.close()
             return offset
         if error.code not in RETRIABLE:
             self._world.problems.append(f"{self._key}: reading from {offset} failed: {error}")
@@ -166,7 +168,8 @@ async def read_whole(world: World, topic: Topic, partition: int, rng: random.Ran
             return FinalLog(log_start_offset=start, log_end_offset=end, found=found)
         except (ConnectionReset, KafkaError) as error:
             if isinstance(error, KafkaError):
-                client.misled(error.code)
+                for one in (client, reader.client):
+                    one.misled(error.code)
             if isinstance(error, KafkaError) and error.code not in RETRIABLE:
                 world.problems.append(f"{topic.key(partition)}: the last read failed: {error}")
                 return FinalLog(log_start_offset=0, log_end_offset=0, found=[])

@@ -171,7 +171,7 @@ class Simulation:
         except TimeoutError:
             self.problems.append(f"the last read did not come to an end within {FINISHED_WITHIN_S} s")
 
-    async def _inspect(self, *, last_digest: str | None, wals: int = 1) -> None:
+    async def _inspect(self, *, last_digest: str | None, wals: int | None = 1) -> None:
         """What is left of bucket and disks."""
         self.problems += await inspect_bucket(self.bucket, PATHS, last_digest=last_digest, wals=wals)
         for platter in {id(machine.platter): machine.platter for machine in self.machines}.values():

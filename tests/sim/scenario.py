@@ -72,6 +72,8 @@ class Scenario:
     upload_interval_ms: int
     stream_object_min_bytes: int
     snapshot_interval_entries: int
+    entry_min_age_ms: int
+    """Entries of the metadata log are kept for so long, so that a lease takes one request."""
     restore_window_ms: int
     """How long the history of the metadata is kept; the rival keeps it no longer than it must."""
     store: Faults
@@ -130,6 +132,7 @@ def draw(seed: int) -> Scenario:
         upload_interval_ms=rng.choice((50, 300, 2_000)),
         stream_object_min_bytes=rng.choice((8, 64, 1024)) << 10,
         snapshot_interval_entries=rng.choice((5, 20, 200)),
+        entry_min_age_ms=0,
         restore_window_ms=random.Random(f"{seed} restore window").choice((0, 0, 5_000)),
         store=HEALTHY_STORE
         if calm
