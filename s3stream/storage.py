@@ -4,8 +4,7 @@ Always true:
 - A payload is acknowledged (`on_done(None)`) only after the WAL said it is durable, in WAL order, while its stream is open.
 - Memory is bounded by the arena and the block cache. When the arena or the WAL is full, `reserve` gives None and the
   caller stops reading its socket until `room`; nothing is queued here.
-- A block of the log cache is sealed on size, on age or by force; its state blocks are taken at that moment, as of
-  the end of its data. Sealing never happens in the middle of an append.
+- A block of the log cache is sealed on size, on age or by force, never in the middle of an append (`cached_blocks.py`).
 - When the WAL fails, or the metadata refuses this node, the engine is fenced: `failed` is set, nothing more is acknowledged.
 - Two halves: the hot path is synchronous (reserve, append, durable), all else is a task that `close` cancels and awaits.
 """
@@ -16,17 +15,18 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from s3stream.cached_blocks import CachedBlocks
 from s3stream.config import StorageSettings
 from s3stream.errors import NodeFenced, StorageError, StorageFenced, StreamClosed, StreamFenced
-from s3stream.log_cache import BlockPart, BlockState, CacheBlock
+from s3stream.log_cache import CacheBlock
 from s3stream.metadata import CommitResult, OpenedStream, SkipReason, StreamId, StreamMetadata
-from s3stream.object_writer import DataBlock, StreamSource
 from s3stream.objectstore import Buffer, ObjectStore
 from s3stream.paths import Paths
 from s3stream.payload import PayloadFormat
+from s3stream.recovery import Recovery
 from s3stream.second_upload import SecondUploads
 from s3stream.stream import Stream
 from s3stream.upload import Uploader
@@ -34,7 +34,7 @@ from wal import crashpoint
 from wal.arena import Arena
 from wal.errors import WalFenced
 from wal.histogram import COUNT_BOUNDS, Histogram
-from wal.log import RecoveredPayloads, RecoveredRun, WriteAheadLog
+from wal.log import WriteAheadLog
 
 __all__ = ["ColdReader", "OnDone", "Storage"]
 
@@ -50,9 +50,6 @@ waits in the socket, and the event loop has time for what the WAL and others hav
 SPARE_BYTES = 64 << 10
 """Besides a payload twice, which may not fit before the arena's end: frame headers and padding. With more free, it is the log
 that has no room."""
-
-PINNABLE_SHARE = 0.75
-"""Of the arena: what a slow reader may keep from being given back, together with what is not uploaded yet."""
 
 _log = logging.getLogger("tidelog.storage")
 
@@ -135,11 +132,18 @@ class Storage:
         self._upload_size_bytes = min(
             settings.upload_size_bytes, wal.capacity_bytes // 4, arena.size_bytes // 4
         )  # a quarter: one block fills while others are put and committed
+        self._blocks = CachedBlocks(
+            arena,
+            self.streams,
+            wal_offset=wal.trim_offset,
+            on_unpinned=self._wake_room,
+            on_evicted=self._evicted,
+        )
         self.uploads = Uploader(
             store=store,
             metadata=metadata,
             paths=paths,
-            describe=self._describe,
+            describe=self._blocks.sources,
             on_committed=self._committed,
             on_failed=self._fail,
             parallelism=settings.upload_parallelism,
@@ -164,15 +168,19 @@ class Storage:
             )
         )
         """Merges of what is still in memory, where this node does them."""
-        self._block = CacheBlock(arena.head, wal.trim_offset, self._wake_room)
-        self._committed_position = arena.head
-        """Everything below it in the arena is in objects."""
-        self._blocks: deque[CacheBlock] = deque()
-        """Sealed and committed blocks that still hold memory, oldest first."""
         self._pending: deque[tuple[int, Stream, int, OnDone | None]] = deque()
         """Appends that are not durable yet: (WAL end offset, stream, stream end offset, callback)."""
         self._room: asyncio.Event | None = None
-        self._uploads_at_once = uploads_at_once
+        self._recovery = Recovery(
+            arena=arena,
+            blocks=self._blocks,
+            streams=self.streams,
+            payload_format=payload_format,
+            upload=self._upload_recovered,
+            room=self.room,
+            uploads_at_once=uploads_at_once,
+            upload_size_bytes=self._upload_size_bytes,
+        )
         self._trim_wanted: int = wal.trim_offset
         self._trim_event = asyncio.Event()
         self._reserved_bytes = 0
@@ -181,7 +189,6 @@ class Storage:
         self._recovered = False
         self.appended_bytes = 0
         """Payload bytes appended since start."""
-        self.recovered_bytes = 0
         self.commit_batches = Histogram(COUNT_BOUNDS)
         """Payloads that one group commit of the WAL made durable."""
         wal.set_listeners(self._durable, self._fail)
@@ -200,14 +207,18 @@ class Storage:
         streams = await self.open_streams(stream_ids)
         recovered_end = self._wal.trim_offset
         async for run in self._wal.recover():
-            await self._recover_run(run)
+            await self._recovery.take(run)
             recovered_end = run.end_offset
-        self._block.wal_end_offset = max(self._block.wal_end_offset, recovered_end)
+        self._blocks.open.wal_end_offset = max(self._blocks.open.wal_end_offset, recovered_end)
         self.uploads.durable(self._wal.durable_offset)
-        if not self._block.parts and not self._blocks:
+        if self._blocks.are_empty:
             self._want_trim(recovered_end)
         self._recovered = True
         return streams
+
+    def _upload_recovered(self, wal_offset: int) -> None:
+        self.seal()
+        self.uploads.durable(wal_offset)
 
     def run(self) -> None:
         """Begin timed uploads and WAL trims. Call it when the state of recovered streams has been rebuilt."""
@@ -355,7 +366,7 @@ class Storage:
             raise self.failed
         if len(self._pending) >= MAX_PENDING:
             return None
-        if self._block.size_bytes >= self._upload_size_bytes:
+        if self._blocks.open.size_bytes >= self._upload_size_bytes:
             self.seal()
         view = self._wal.reserve(size)
         if view is None:
@@ -369,16 +380,14 @@ class Storage:
         # Memory is given back block by block until the reservation fits. Where there is plenty of it, the log is full: then
         # uploads help, and taking readers' cache or connections from them does not.
         arena = self.arena
-        while arena.free_bytes < 2 * size + SPARE_BYTES and self._evict_oldest():
+        while arena.free_bytes < 2 * size + SPARE_BYTES and self._blocks.evict_oldest():
             view = self._wal.reserve(size)
             if view is not None:
                 return view
-        if self._block.size_bytes:
+        if self._blocks.open.size_bytes:
             self.seal()  # else a full WAL whose data sits in the open block would wait for its age
-        oldest = self._blocks[0] if self._blocks else None
-        if oldest is not None and oldest.state is BlockState.COMMITTED and arena.free_bytes < 2 * size + SPARE_BYTES:
-            for holder in list(oldest.pins):
-                holder.revoke()
+        if arena.free_bytes < 2 * size + SPARE_BYTES:
+            self._blocks.revoke_oldest()
         return None
 
     def append(
@@ -412,10 +421,10 @@ class Storage:
         )
         end_offset = base_offset + record_count
         stream.next_offset = end_offset
-        block = self._block
+        block = self._blocks.open
         part = stream.part
         if part is None or part.block is not block:
-            part = self._open_part(stream, base_offset)
+            part = self._blocks.open_part(stream, base_offset)
         size = self._reserved_bytes
         part.add(end_offset, position, size, max_timestamp_ms)
         if payload_crc32c is not None:
@@ -429,13 +438,6 @@ class Storage:
     def cancel(self) -> None:
         """Give the reservation back: nothing was appended."""
         self._wal.cancel()
-
-    def _open_part(self, stream: Stream, base_offset: int) -> BlockPart:
-        block = self._block
-        if block.opened_at is None:
-            block.opened_at = asyncio.get_running_loop().time()
-        part = stream.part = stream.tail.open_part(stream.stream_id, block, base_offset)
-        return part
 
     def _durable(self, wal_offset: int) -> None:
         """The WAL is durable up to here: confirm in order, acknowledge, wake readers once."""
@@ -476,19 +478,9 @@ class Storage:
 
     def seal(self) -> None:
         """Seal the open block, if it holds anything, and hand it to the uploader."""
-        block = self._block
-        if not block.parts:
-            return
-        for stream_id, (_, part) in block.parts.items():
-            stream = self.streams.get(stream_id)
-            # A stream that was opened anew has a part of its own: this one's state died with its epoch.
-            if stream is not None and stream.part is part and stream.state_source is not None:
-                part.state = stream.state_source()
-        block.state = BlockState.SEALED
-        block.end_position = self.arena.head
-        self._blocks.append(block)
-        self._block = CacheBlock(self.arena.head, block.wal_end_offset, self._wake_room)
-        self.uploads.submit(block)
+        block = self._blocks.seal()
+        if block is not None:
+            self.uploads.submit(block)
 
     async def flush(self, stream_id: StreamId, end_offset: int) -> None:
         """Wait until objects hold a stream up to a confirmed offset."""
@@ -503,48 +495,24 @@ class Storage:
         As a rule a state goes with the data. It is missing where a block was put before the stream's state was rebuilt (a
         recovery of more than memory holds), and then nothing was appended.
         """
-        part = stream.part
-        if part is None or part.block is not self._block:
-            self._open_part(stream, stream.next_offset)
+        self._blocks.part_of(stream, stream.next_offset)
         self.seal()
         await self.uploads.drain()
 
     async def _flush_all(self) -> None:
-        while self._block.parts:
+        while self._blocks.open.parts:
             self.seal()
             await self.uploads.drain()
         await self.uploads.drain()
 
-    def _describe(self, block: CacheBlock) -> list[StreamSource]:
-        """What the uploader puts of a block: streams that were deleted or taken over meanwhile are left out."""
-        described: list[StreamSource] = []
-        for stream_id in sorted(block.parts):
-            part = block.parts[stream_id][1]
-            stream = self._appended_to(block, stream_id)
-            if part.base_offset == part.end_offset and part.state is None:
-                continue  # a state was asked for, and is in an object already
-            if stream is not None and not isinstance(stream.closed, StreamFenced):
-                described.append(_PartSource(self.arena, stream_id, stream.leader_epoch, part))
-        return described
-
-    def _appended_to(self, block: CacheBlock, stream_id: StreamId) -> Stream | None:
-        """The stream that a part of a block belongs to, if it is here still: a deleted one that was restored meanwhile is another."""
-        stream = self.streams.get(stream_id)
-        found = block.parts.get(stream_id)
-        return stream if stream is not None and found is not None and stream.tail is found[0] else None
-
     def may_pin(self, block: CacheBlock) -> bool:
-        """Whether a slow reader may hold this block; False: copy what is read of it, its memory will be needed soon.
-
-        Pinning keeps all later blocks as well. A quarter of the arena must remain for appends.
-        """
-        held_from = min(block.start_position, self._committed_position)
-        return self.arena.head - held_from <= self.arena.size_bytes * PINNABLE_SHARE
+        """Whether a slow reader may hold this block; False: copy what is read of it, its memory will be needed soon."""
+        return self._blocks.may_pin(block)
 
     def _committed(self, block: CacheBlock, result: CommitResult) -> None:
-        self._committed_position = block.end_position
+        self._blocks.committed(block)
         for stream_id, reason in result.skipped.items():
-            if self._appended_to(block, stream_id) is not None:
+            if self._blocks.appended_to(block, stream_id) is not None:
                 closed = StreamClosed if reason is SkipReason.DELETED else StreamFenced
                 self.forget_stream(stream_id, closed(f"stream {stream_id}: {reason.value}"))
         self._want_trim(block.wal_end_offset)
@@ -552,35 +520,26 @@ class Storage:
         if self.second_uploads is not None and self.failed is None and not self._closing:
             self.second_uploads.committed(block)
 
-    def _evict_oldest(self) -> bool:
-        """Give the oldest block's memory back, if it is committed and nobody holds it."""
-        if not self._blocks:
-            return False
-        block = self._blocks[0]
-        if block.state is not BlockState.COMMITTED or block.pins:
-            return False
-        self._blocks.popleft()
+    def _evicted(self, block: CacheBlock) -> None:
         if self.second_uploads is not None:
             self.second_uploads.evicted(block)
-        for tail, part in block.parts.values():
-            tail.evict(part)
-        block.parts.clear()
-        self.arena.release_to(block.end_position)
-        return True
 
     # ---- figures ------------------------------------------------------------------------------------------------
 
     @property
+    def recovered_bytes(self) -> int:
+        """Payload bytes that were in the WAL only when this node started."""
+        return self._recovery.recovered_bytes
+
+    @property
     def unuploaded_bytes(self) -> int:
         """Payload bytes that the WAL holds and no committed object does: what is lost with its disk."""
-        sealed = sum(block.size_bytes for block in self._blocks if block.state is not BlockState.COMMITTED)
-        return sealed + self._block.size_bytes
+        return self._blocks.unuploaded_bytes
 
     @property
     def unuploaded_age_s(self) -> float:
         """How long the oldest of `unuploaded_bytes` has been waiting; from the start, where it was recovered."""
-        oldest = next((block for block in self._blocks if block.state is not BlockState.COMMITTED), self._block)
-        return 0.0 if oldest.opened_at is None else max(asyncio.get_running_loop().time() - oldest.opened_at, 0.0)
+        return self._blocks.unuploaded_age_s
 
     @property
     def wal_used_bytes(self) -> int:
@@ -623,69 +582,12 @@ class Storage:
         loop = asyncio.get_running_loop()
         max_age_s = self.settings.upload_interval_ms / 1000
         while True:
-            opened_at = self._block.opened_at
+            opened_at = self._blocks.open.opened_at
             due = max_age_s if opened_at is None else opened_at + max_age_s - loop.time()
             if due <= 0:
                 self.seal()
                 due = max_age_s
             await asyncio.sleep(due)
-
-    # ---- recovery ---------------------------------------------------------------------------------------------
-
-    async def _recover_run(self, run: RecoveredRun) -> None:
-        """Take a run of the WAL's frames into the log cache as it lies there, but for what objects hold already."""
-        wanted: list[tuple[Stream, RecoveredPayloads]] = []
-        for stream_id, payloads in run.streams.items():
-            stream = self.streams.get(StreamId(stream_id))
-            if stream is not None and (payloads := _beyond(stream, payloads)).sizes:
-                wanted.append((stream, payloads))
-        if not wanted:
-            self._block.wal_end_offset = run.end_offset  # deleted, moved in good order, or committed: its room is free
-            return
-        start = min(payloads.positions[0] for _, payloads in wanted)
-        end = max(payloads.positions[-1] + payloads.sizes[-1] for _, payloads in wanted)
-        position = await self._recovery_room(end - start, run.offset)
-        self.arena.slice(position, end - start)[:] = run.buffer[start:end]
-        shift = position % self.arena.size_bytes - start
-        for stream, payloads in wanted:
-            part = stream.part
-            if part is None or part.block is not self._block:
-                part = self._open_part(stream, payloads.base_offsets[0])
-            size_before = part.size_bytes
-            part.extend(
-                payloads.end_offsets,
-                [at + shift for at in payloads.positions],
-                payloads.sizes,
-                self.payload_format.max_timestamps_ms(run.buffer, payloads.positions),
-            )
-            stream.next_offset = stream.confirmed_offset = part.end_offset
-            self._block.size_bytes += part.size_bytes - size_before
-            self.recovered_bytes += part.size_bytes - size_before
-        self._block.wal_end_offset = run.end_offset
-        # Not what it holds, but what it keeps from others: much of the memory is padding where every payload had a write of its own.
-        if self.arena.head - self._block.start_position >= self._upload_size_bytes and (
-            self._uploads_at_once or self.arena.free_bytes < self.arena.size_bytes // 2
-        ):
-            self.seal()
-            self.uploads.durable(run.end_offset)
-
-    async def _recovery_room(self, size: int, wal_offset: int) -> int:
-        """Room for so much of the log from `wal_offset` on. Where memory holds less than the WAL, what was recovered so far is
-        uploaded for it, without state."""
-        if size > self.arena.size_bytes // 2:
-            raise StorageError(
-                f"the WAL holds {size} bytes in one piece, too large for a log cache of {self.arena.size_bytes}: "
-                "give the node the memory back that it had when they were written"
-            )
-        while True:
-            while (position := self.arena.reserve(size)) is None and self._evict_oldest():
-                pass
-            if position is not None:
-                return position
-            self.seal()
-            room = asyncio.ensure_future(self.room())
-            self.uploads.durable(wal_offset)
-            await room
 
 
 def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:
@@ -695,50 +597,3 @@ def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:
         future.set_result(None)
     else:
         future.set_exception(error)
-
-
-def _beyond(stream: Stream, payloads: RecoveredPayloads) -> RecoveredPayloads:
-    """Those payloads of a stream that continue what is known of it; the ones before are in objects, or were never acknowledged: a
-    stream is closed only when objects hold all of it, so what is of a leader epoch before that is of no account.
-
-    Raises:
-        StorageError: they do not continue it.
-    """
-    next_offset = stream.next_offset
-    least = stream.least_leader_epoch
-    if payloads.leader_epochs[0] >= least and payloads.base_offsets == [next_offset, *payloads.end_offsets[:-1]]:
-        return payloads
-    kept: list[int] = []
-    for index, (leader_epoch, base_offset, end_offset) in enumerate(
-        zip(payloads.leader_epochs, payloads.base_offsets, payloads.end_offsets, strict=True)
-    ):
-        if end_offset <= next_offset or leader_epoch < least:
-            continue
-        if base_offset != next_offset:
-            raise StorageError(
-                f"the WAL holds offsets {base_offset}..{end_offset - 1} of stream {stream.stream_id}, but what is "
-                f"known before it ends at {next_offset}: data between is missing. Nothing was changed; "
-                "check that the bucket and the WAL belong together, and whether objects were deleted by hand."
-            )
-        kept.append(index)
-        next_offset = end_offset
-    return RecoveredPayloads(*([column[index] for index in kept] for column in payloads))
-
-
-class _PartSource:
-    """The part of a stream in a sealed block, as the object writer takes it."""
-
-    __slots__ = ("_arena", "_part", "base_offset", "leader_epoch", "size_bytes", "state", "stream_id")
-
-    def __init__(self, arena: Arena, stream_id: StreamId, leader_epoch: int, part: BlockPart) -> None:
-        self._arena = arena
-        self._part = part
-        self.stream_id = stream_id
-        self.leader_epoch = leader_epoch
-        self.base_offset = part.base_offset
-        self.size_bytes = part.size_bytes
-        self.state = part.state
-
-    def blocks(self, block_size_bytes: int) -> Iterator[DataBlock]:
-        """See `StreamSource`."""
-        return self._part.blocks(self._arena, block_size_bytes)

@@ -28,6 +28,7 @@ from controller.log import Floor, MetadataLog
 from controller.node_metadata import NodeMetadata
 from controller.tables import IdSet
 from s3stream.block_cache import BlockCache
+from s3stream.cached_blocks import CachedBlocks
 from s3stream.collector import Collector
 from s3stream.log_cache import BlockState
 from s3stream.metadata import ObjectId
@@ -75,7 +76,7 @@ def wal_trimmed_before_commit(patch: pytest.MonkeyPatch) -> None:
     seal = Storage.seal
 
     def early(self: Storage) -> None:
-        end = self._block.wal_end_offset
+        end = self._blocks.open.wal_end_offset
         seal(self)
         self._want_trim(min(end, self._wal.durable_offset))
 
@@ -133,18 +134,18 @@ def block_crc_skipped_by_compaction(patch: pytest.MonkeyPatch) -> None:
 
 
 def memory_reused_before_commit(patch: pytest.MonkeyPatch) -> None:
-    evict = Storage._evict_oldest
+    evict = CachedBlocks.evict_oldest
 
-    def early(self: Storage) -> bool:
-        if self._blocks and self._blocks[0].state is BlockState.SEALED:
-            block = self._blocks.popleft()
+    def early(self: CachedBlocks) -> bool:
+        if self._sealed and self._sealed[0].state is BlockState.SEALED:
+            block = self._sealed.popleft()
             for tail, part in block.parts.values():
                 tail.evict(part)
-            self.arena.release_to(block.end_position)
+            self._arena.release_to(block.end_position)
             return True
         return evict(self)
 
-    patch.setattr(Storage, "_evict_oldest", early)
+    patch.setattr(CachedBlocks, "evict_oldest", early)
 
 
 def committed_out_of_order(patch: pytest.MonkeyPatch) -> None:
