@@ -1,109 +1,26 @@
-"""The controller as its users see it: commands, replies, and what the bucket is asked for."""
+"""The controller as its users see it: commands, replies, trouble, and what the bucket is asked for."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 
 from controller.config import ControllerSettings
 from controller.controller import Controller, TopicSpec
-from controller.entry import EntryHeader, decode_entry, encode_entry
-from controller.errors import MetadataCorrupt, NodeRefused, TopicExists, UnknownTopic, UnsupportedMetadata, WrongCluster
+from controller.entry import EntryHeader, encode_entry
+from controller.errors import NodeRefused, TopicExists, UnknownTopic, UnsupportedMetadata, WrongCluster
 from controller.image import Applied, Topic
-from controller.node_metadata import NodeMetadata
 from controller.records import (
-    METADATA_VERSION,
-    ClusterFormatted,
-    LeaderChanged,
-    Record,
-    StreamsClosed,
     TopicCreated,
-    encode_records,
 )
 from controller.snapshot import digest
-from s3stream.errors import MetadataUnavailable, NodeFenced
-from s3stream.memory import Bucket, Fault, MemoryObjectStore
+from s3stream.errors import MetadataUnavailable
+from s3stream.memory import Fault, MemoryObjectStore
 from s3stream.metadata import CommitObjects, SkipReason, StreamId, StreamMetadata
-from s3stream.paths import Paths
 from tests.controller.machine import T0_MS, new_object, stream_range
-from tests.sim.loop import VirtualLoop
-
-PATHS = Paths("here")
-
-
-class World:
-    """One bucket, and controllers on it, each with a store client of its own."""
-
-    def __init__(self) -> None:
-        self.bucket = Bucket()
-        self.controllers: list[Controller] = []
-        self.stores: list[MemoryObjectStore] = []
-        self.failures: list[BaseException] = []
-
-    async def start(self, **settings: Any) -> Controller:
-        store = MemoryObjectStore(self.bucket)
-        controller = await Controller.start(
-            store=store,
-            paths=PATHS,
-            settings=ControllerSettings(**{"entry_min_age_ms": 0, **settings}),
-            now_ms=lambda: T0_MS,
-            rng=random.Random(len(self.controllers)),
-            on_failure=self.failures.append,
-        )
-        self.controllers.append(controller)
-        self.stores.append(store)
-        return controller
-
-    async def close(self) -> None:
-        for controller in self.controllers:
-            await controller.close()
-
-
-def run(scenario: Callable[[World], Awaitable[None]]) -> World:
-    """Run a scenario on virtual time."""
-    loop = VirtualLoop()
-    world = World()
-
-    async def main() -> None:
-        await scenario(world)
-        await world.close()
-
-    try:
-        loop.run_until_complete(main())
-        assert not loop.problems
-    finally:
-        loop.bury()
-        loop.close()
-    return world
-
-
-async def with_topic(
-    controller: Controller, name: str = "orders", partitions: int = 1
-) -> tuple[NodeMetadata, list[StreamId]]:
-    """Register node 1, create a topic and open it under leader epoch 0."""
-    registration = await controller.register_node(1, "wal-1", address="localhost:9092")
-    metadata = controller.bind(1, registration.node_epoch)
-    made = await controller.create_topics([TopicSpec(name=name, partition_count=partitions)])
-    topic = made[name]
-    assert isinstance(topic, Topic)
-    streams = [partition.stream_id for partition in topic.partitions]
-    await metadata.open_streams(streams)
-    return metadata, streams
-
-
-async def upload(
-    metadata: NodeMetadata, stream_id: int, base: int, end: int, *, leader_epoch: int = 0, has_state: bool = False
-) -> int:
-    (object_id,) = await metadata.new_object_ids(1)
-    value = stream_range(stream_id, base, end, leader_epoch=leader_epoch, has_state=has_state)
-    result = await metadata.commit_objects(CommitObjects(objects=(new_object(object_id, value),)))
-    assert not result.skipped
-    return object_id
-
+from tests.controller.world import PATHS, World, run, upload, with_topic
 
 # ---- replies and image
 
@@ -294,9 +211,6 @@ def test_large_commands_are_spread_over_entries() -> None:
     run(scenario)
 
 
-# ---- restarts and snapshots
-
-
 def test_a_restart_reads_everything_back() -> None:
     async def scenario(world: World) -> None:
         controller = await world.start()
@@ -307,230 +221,6 @@ def test_a_restart_reads_everything_back() -> None:
         again = await world.start()
         assert digest(again.image.state) == digest(controller.image.state)
         assert again.applied_index == controller.applied_index
-
-    run(scenario)
-
-
-def test_snapshots_bound_the_log_and_the_start() -> None:
-    async def scenario(world: World) -> None:
-        settings = {"snapshot_interval_entries": 20, "retained_entries": 5}
-        controller = await world.start(**settings)
-        metadata, (stream,) = await with_topic(controller)
-        for base in range(0, 2_000, 10):
-            await upload(metadata, stream, base, base + 10)
-            await asyncio.sleep(0.01)
-        keys = world.bucket.keys
-        assert len([key for key in keys if key.startswith(PATHS.log_prefix)]) < 30
-        assert len([key for key in keys if key.startswith(PATHS.snapshot_prefix)]) <= 2
-        again = await world.start(**settings)
-        assert world.stores[1].requests["get"] < 40
-        assert digest(again.image.state) == digest(controller.image.state)
-
-    run(scenario)
-
-
-def test_entries_stay_for_as_long_as_a_restore_may_want_them() -> None:
-    async def scenario(world: World) -> None:
-        settings = {"snapshot_interval_entries": 20, "retained_entries": 5, "restore_window_ms": 60_000}
-        controller = await world.start(**settings)
-        world.stores[0]._now_ms = lambda: int(asyncio.get_running_loop().time() * 1_000)
-        metadata, (stream,) = await with_topic(controller)
-        for base in range(0, 2_000, 10):
-            await upload(metadata, stream, base, base + 10)
-            await asyncio.sleep(1)
-        first, *_ = [index for key in world.bucket.keys if (index := PATHS.log_index(key)) is not None]
-        snapshots = [index for key in world.bucket.keys if (index := PATHS.snapshot_index(key)) is not None]
-        written_ms = [world.bucket.objects[PATHS.snapshot(index)].modified_ms for index in snapshots]
-        now_ms = asyncio.get_running_loop().time() * 1_000
-        assert written_ms[0] <= now_ms - 60_000 < written_ms[1], "no more snapshots than needed"
-        assert first == snapshots[0] + 1, "the log goes on behind the oldest one"
-        again = await world.start(**settings)
-        assert world.stores[1].requests["get"] < 40, "a start reads the newest one"
-        assert digest(again.image.state) == digest(controller.image.state)
-
-    run(scenario)
-
-
-def test_a_follower_that_fell_behind_the_floor_loads_the_snapshot() -> None:
-    async def scenario(world: World) -> None:
-        follower = await world.start()
-        heard: list[Applied] = []
-        follower.subscribe(heard.append)
-        controller = await world.start(snapshot_interval_entries=10, retained_entries=2)
-        metadata, (stream,) = await with_topic(controller)
-        for base in range(0, 500, 10):
-            await upload(metadata, stream, base, base + 10)
-            await asyncio.sleep(0.01)
-        await follower.refresh()
-        assert [applied.is_reset for applied in heard][:1] == [True]
-        assert digest(follower.image.state) == digest(controller.image.state)
-
-    run(scenario)
-
-
-def test_a_missing_snapshot_is_told() -> None:
-    async def scenario(world: World) -> None:
-        controller = await world.start(snapshot_interval_entries=5, retained_entries=0)
-        metadata, (stream,) = await with_topic(controller)
-        for base in range(0, 100, 10):
-            await upload(metadata, stream, base, base + 10)
-            await asyncio.sleep(0.01)
-        world.bucket.delete([key for key in world.bucket.keys if key.startswith(PATHS.snapshot_prefix)])
-        with pytest.raises(MetadataCorrupt, match="which the floor names, is missing"):
-            await world.start()
-
-    run(scenario)
-
-
-# ---- two controllers
-
-
-def test_a_leader_that_slept_commits_nothing_until_it_has_caught_up() -> None:
-    async def scenario(world: World) -> None:
-        sleeper = await world.start()
-        metadata, (stream,) = await with_topic(sleeper)
-        await upload(metadata, stream, 0, 10)
-        other = await world.start()
-        await other.register_node(1, "wal-1")  # the same node, in a new process
-        with pytest.raises(NodeFenced, match="registered again"):
-            await upload(metadata, stream, 10, 20)
-        assert digest(sleeper.image.state) == digest(other.image.state)
-        assert other.is_leader
-        assert not sleeper.is_leader
-
-    run(scenario)
-
-
-def test_a_leader_that_slept_does_not_answer_from_memory() -> None:
-    async def scenario(world: World) -> None:
-        sleeper = await world.start()
-        await with_topic(sleeper)
-        topic = sleeper.image.topic("orders")
-        assert topic is not None
-        await (await world.start()).delete_topics([topic.topic_id])
-        again = await sleeper.create_topics([TopicSpec(name="orders", partition_count=1)])
-        assert isinstance(again["orders"], Topic), "it does not exist any more"
-
-    run(scenario)
-
-
-def test_an_entry_that_got_in_before_the_office_was_lost_is_answered_as_done() -> None:
-    async def scenario(world: World) -> None:
-        controller = await world.start()
-        await with_topic(controller)
-        other = await world.start()
-
-        async def lose_the_office(operation: str, key: str) -> Fault | None:
-            if key == PATHS.leader:
-                world.stores[0].hook = None
-                await other.register_node(2, "wal-2")
-            return None
-
-        world.stores[0].hook = lose_the_office
-        (made,) = (await controller.create_topics([TopicSpec(name="just in time", partition_count=1)])).values()
-        assert isinstance(made, Topic)
-        assert other.image.topic("just in time") is not None
-        assert controller.image.node(2) is not None
-
-    run(scenario)
-
-
-def test_a_leader_that_slept_past_the_floor_finds_its_slot_free_and_is_not_believed() -> None:
-    async def scenario(world: World) -> None:
-        sleeper = await world.start()
-        await with_topic(sleeper)
-        slot = sleeper.applied_index + 1
-        other = await world.start(snapshot_interval_entries=10, retained_entries=0)
-        registration = await other.register_node(2, "wal-2")
-        metadata = other.bind(2, registration.node_epoch)
-        for _ in range(50):
-            await metadata.allocate_producer_ids(1)
-            await asyncio.sleep(0.01)
-        assert PATHS.log_entry(slot) not in world.bucket.objects
-        late = TopicSpec(name="late", partition_count=1)
-        with pytest.raises(MetadataUnavailable, match="another controller took over"):
-            await sleeper.create_topics([late])
-        assert PATHS.log_entry(slot) in world.bucket.objects, "written, and not believed"
-        assert sleeper.image.topic("late") is None
-        assert isinstance((await sleeper.create_topics([late]))["late"], Topic)
-        await other.refresh()
-        assert digest(other.image.state) == digest(sleeper.image.state)
-        assert digest((await world.start()).image.state) == digest(sleeper.image.state)
-
-    run(scenario)
-
-
-def test_an_entry_of_an_older_controller_epoch_is_ignored_by_everybody() -> None:
-    async def scenario(world: World) -> None:
-        controller = await world.start()
-        await with_topic(controller)
-        other = await world.start()
-        await other.register_node(2, "wal-2")
-        before = digest(other.image.state)
-        header = EntryHeader(index=other.applied_index + 1, controller_epoch=1, nonce=b"z" * 16)
-        late = encode_entry(header, encode_records([StreamsClosed(stream_ids=(StreamId(1),))]))
-        world.bucket.write(PATHS.log_entry(header.index), b"".join(late), 0)
-        await controller.refresh()
-        assert controller.applied_index == header.index
-        assert digest(controller.image.state) == before
-        await other.register_node(3, "wal-3")  # meets the stranger in its slot, and goes past it
-        assert digest((await world.start()).image.state) == digest(other.image.state)
-
-    run(scenario)
-
-
-def test_an_epoch_that_never_took_office_is_refused() -> None:
-    async def scenario(world: World) -> None:
-        controller = await world.start()
-        await with_topic(controller)
-        header = EntryHeader(index=controller.applied_index + 1, controller_epoch=9, nonce=b"z" * 16)
-        body = encode_records([StreamsClosed(stream_ids=(StreamId(1),))])
-        world.bucket.write(PATHS.log_entry(header.index), b"".join(encode_entry(header, body)), 0)
-        with pytest.raises(MetadataCorrupt, match="never took office"):
-            await world.start()
-
-    run(scenario)
-
-
-def test_a_cluster_of_the_version_before_is_written_as_that_version_until_a_newer_one_is_in_force() -> None:
-    """So that nodes can be upgraded one by one: those of the version before refuse what says that it is newer."""
-
-    async def scenario(world: World) -> None:
-        formatted: list[Record] = [
-            LeaderChanged(controller_epoch=1, leader=""),
-            ClusterFormatted(cluster_id="old", metadata_version=3),
-        ]
-        header = EntryHeader(index=0, controller_epoch=1, nonce=b"z" * 16, metadata_version=3)
-        world.bucket.write(PATHS.log_entry(0), b"".join(encode_entry(header, encode_records(formatted))), 0)
-        controller = await world.start(cluster_id="old")
-        await with_topic(controller)
-        await controller.raise_metadata_version(METADATA_VERSION)
-        await controller.raise_metadata_version(METADATA_VERSION)
-        await controller.register_node(2, "wal-2", lease_ms=3_000)
-        versions = [
-            decode_entry(world.bucket.objects[PATHS.log_entry(index)].data, index, where="here").header.metadata_version
-            for index in range(controller.applied_index + 1)
-        ]
-        assert versions == [3] * (len(versions) - 2) + [METADATA_VERSION] * 2
-        assert (await world.start()).image.metadata_version == METADATA_VERSION
-
-    run(scenario)
-
-
-def test_two_controllers_that_both_write_get_everything_done() -> None:
-    async def scenario(world: World) -> None:
-        async def work(controller: Controller, node_id: int) -> list[range]:
-            registration = await controller.register_node(node_id, f"wal-{node_id}")
-            metadata = controller.bind(node_id, registration.node_epoch)
-            return [await metadata.allocate_producer_ids(10) for _ in range(20)]
-
-        a, b = await world.start(), await world.start()
-        blocks = [block for found in await asyncio.gather(work(a, 1), work(b, 2)) for block in found]
-        ids = [producer_id for block in blocks for producer_id in block]
-        assert len(set(ids)) == len(ids) == 400
-        await a.refresh()
-        await b.refresh()
-        assert digest(a.image.state) == digest(b.image.state)
 
     run(scenario)
 

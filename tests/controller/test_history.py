@@ -17,7 +17,7 @@ from controller.snapshot import capture, digest
 from s3stream.memory import Bucket, MemoryObjectStore
 from s3stream.paths import Paths
 from tests.controller.machine import T0_MS
-from tests.controller.test_controller import upload
+from tests.controller.world import upload
 
 PATHS = Paths("here")
 SETTINGS = ControllerSettings(object_id_block_size=1_000, entry_min_age_ms=0)
