@@ -291,6 +291,11 @@ class BrokerSettings:
         "Compact in a process of its own, which is started when there is something to merge: it takes some 80 MB and what the metadata "
         "take, on top of memory.bytes. Else the broker does it between requests, as it does with mem://.",
     )
+    compaction_log_cache_enable: bool = _compaction(
+        True,
+        "Merge what the broker uploaded in small objects from its log cache, where that spares compaction to read them: under little load "
+        "nearly all of its requests.",
+    )
     compaction_interval_ms: int = _compaction(
         10_000, "How often it is looked for objects to merge.", unit="ms", least=10, most=INT32_MAX
     )

@@ -225,7 +225,7 @@ def assemble(
         rng=around.rng,
         on_failed=around.on_failed,
         clock=around.clock,
-        second_store=opened.metered(Purpose.COMPACTION),
+        second_store=opened.metered(Purpose.COMPACTION) if settings.compaction_log_cache_enable else None,
     )
     said = layers(settings, controller)
     reader.budget.limit(said.current.catch_up_bytes_per_s)

@@ -25,7 +25,8 @@ from tests.crash.process import BrokerProcess, killed_at_last
 
 __all__ = ["bucket_uri"]
 
-QUICK = {"compaction_interval_ms": 20}
+QUICK = {"compaction_interval_ms": 20, "compaction_log_cache_enable": False}
+"""Looks often, and nothing is merged before it comes."""
 
 
 def compaction_of(node: Node) -> CompactionProcess:
@@ -70,6 +71,23 @@ async def test_objects_are_merged_elsewhere(start_node: StartNode) -> None:
         assert node.running.store.transferred_bytes["put_multipart"] == compaction.written_bytes
         assert node.running.usage.of(Purpose.COMPACTION).sent_bytes == compaction.written_bytes
     assert compaction.pid is None
+
+
+async def test_what_is_still_in_memory_is_merged_by_the_broker_itself(start_node: StartNode) -> None:
+    never = {"compaction_interval_ms": 1 << 30}
+    async with (
+        start_node(**never, metrics_listeners="HTTP://127.0.0.1:0") as node,
+        await Wire.connect(node.bootstrap_servers) as wire,
+    ):
+        await wire.create_topic("t")
+        values = await fill(node, wire, 30)
+        second = node.running.storage.second_uploads
+        assert second is not None
+        await eventually(lambda: second.jobs and not second.is_busy, "a merge")
+        assert objects_of(node) < 25
+        assert (await scrape(node))("tidelog_second_uploads_total", result="committed") == second.jobs
+    async with start_node(**never) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        assert await wire.fetch_all("t") == values  # from objects
 
 
 async def test_objects_of_a_bucket_are_merged_elsewhere(start_node: StartNode, bucket_uri: str) -> None:

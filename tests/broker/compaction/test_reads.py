@@ -35,7 +35,7 @@ def store_uri(
 
 
 async def test_reads_in_flight_survive(start_node: StartNode, store_uri: str) -> None:
-    never = {"compaction_interval_ms": 1 << 30}
+    never = {"compaction_interval_ms": 1 << 30, "compaction_log_cache_enable": False}
     async with (
         start_node(object_store_uri=store_uri, **never) as node,
         await Wire.connect(node.bootstrap_servers) as wire,
