@@ -24,14 +24,16 @@ from typing import Final
 from broker.config import BrokerSettings
 from broker.inspect.bucket import open_bucket, stream_name
 from broker.inspect.command import EXIT_CLEAN, EXIT_NOT_CHECKED, add_places, at_least_one, wal_path
-from broker.inspect.rows import NoteRow, Row, emit, offsets, plural, ranges_text, when
+from broker.inspect.rows import NoteRow, Row, emit, offsets, plural, ranges_text, size, when
 from broker.inspect.wal import open_wal_disk
 from broker.inspect.wal_in_bucket import open_wal_objects
+from broker.losses import loss_text
 from broker.salvage import assess, streams_on
 from broker.tool_controller import PATIENCE, open_controller
 from broker.uris import absolute_uri
 from controller.errors import NodeRefused
 from controller.image import Image
+from controller.losses import KnownLoss, known_loss, reported_end_offset
 from s3stream.metadata import StreamId
 from s3stream.open import open_object_store
 from s3stream.wal_objects import StoreForWal
@@ -71,15 +73,53 @@ class AbandonedRow(Row, frozen=True, kw_only=True):
     """All of these were acknowledged, and are lost: no more, no less."""
     stays: tuple[tuple[int, int], ...] = ()
     """What the WAL holds behind that, and is recovered."""
+    reported_end_offset: int = -1
+    """Exclusive end of what its node last reported of it, and is in no object; -1: it reported none of this partition, or that is not known."""
+    reported_bytes: int = -1
+    """Size of these; -1: not known exactly."""
 
     def text(self) -> str:
         if self.is_exact:
             stays = f"; {ranges_text(self.stays)} stay, and are recovered at the next start" if self.stays else ""
             return f"{self.partition}: offsets {offsets(self.committed_end_offset, self.resume_offset)} are lost, and given up{stays}"
-        return (
-            f"{self.partition}: offsets {offsets(self.committed_end_offset, self.resume_offset)} are given up, of which those "
-            f"are lost that were acknowledged and not uploaded; the newest record that stays is of {when(self.newest_timestamp_ms)}"
+        given_up = (
+            f"{self.partition}: offsets {offsets(self.committed_end_offset, self.resume_offset)} are given up, of which"
         )
+        stays = f"the newest record that stays is of {when(self.newest_timestamp_ms)}"
+        if self.reported_end_offset < 0:
+            return f"{given_up} those are lost that were acknowledged and not uploaded; {stays}"
+        known = size(self.reported_bytes) if self.reported_bytes >= 0 else "their size is not known exactly"
+        return (
+            f"{given_up} {offsets(self.committed_end_offset, self.reported_end_offset)} are surely lost ({known}), as the node reported, and those "
+            f"that it acknowledged later; {stays}"
+        )
+
+
+class CostRow(Row, frozen=True, kw_only=True):
+    """What is known of all that the WAL alone holds."""
+
+    wal_id: str
+    node_id: int
+    cost: str
+    """In words."""
+    records: int
+    """As its node reported last; -1: no report is known."""
+    size_bytes: int
+    partitions: int
+    before_silence_ms: int
+    """How long before its last sign of life; -1: not known."""
+    left_records: int
+    """Of these, those that are in no object now, so are lost with the WAL; -1: not known."""
+    newest_object_at_ms: int
+    """When the newest object with records of these partitions was committed; -1: none was."""
+
+    def text(self) -> str:
+        objects = (
+            f"the newest object with records of these partitions was committed {when(self.newest_object_at_ms)}"
+            if self.newest_object_at_ms >= 0
+            else "no object holds anything of these partitions"
+        )
+        return f"{self.cost}. {objects[0].upper()}{objects[1:]}"
 
 
 def add_wal(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -229,22 +269,54 @@ async def _note(message: str) -> AsyncIterator[Row]:
 
 async def _rows(image: Image, plan: Mapping[StreamId, _Loss], options: argparse.Namespace) -> AsyncIterator[Row]:
     count = 0
+    known = known_loss(image.state.tables, options.wal_id)
     for stream in image.state.tables.streams.values():
         if stream.wal_id != options.wal_id:
             continue
         count += 1
         loss = plan.get(stream.stream_id)
+        reported = None if known is None or loss is not None else known.streams.get(stream.stream_id)
         yield AbandonedRow(
             partition=stream_name(image, stream.stream_id),
             stream_id=stream.stream_id,
             committed_end_offset=stream.committed_end_offset,
-            resume_offset=stream.committed_end_offset + options.slack_offsets if loss is None else loss.resume_offset,
+            resume_offset=reported_end_offset(stream, known) + options.slack_offsets
+            if loss is None
+            else loss.resume_offset,
             is_exact=loss is not None and loss.is_exact,
             stays=() if loss is None else loss.stays,
             newest_timestamp_ms=max((value.max_timestamp_ms for value in stream.ranges), default=-1),
+            reported_end_offset=-1 if reported is None else reported.end_offset,
+            reported_bytes=-1 if reported is None else reported.size_bytes,
         )
+    if known is not None and len(plan) < count:
+        yield _cost(image, known)
     if not options.yes:
         yield NoteRow(
             message=f"nothing was done. To give up this WAL ({plural(count, 'partition')}), make sure that no broker runs "
             "on it any more, and say --yes"
         )
+
+
+def _cost(image: Image, known: KnownLoss) -> CostRow:
+    tables = image.state.tables
+    held = known.held
+    return CostRow(
+        wal_id=known.node.wal_id,
+        node_id=known.node.node_id,
+        cost=loss_text(known),
+        records=-1 if held is None else held.record_count,
+        size_bytes=-1 if held is None else held.size_bytes,
+        partitions=-1 if held is None else held.stream_count,
+        before_silence_ms=known.before_silence_ms,
+        left_records=-1 if known.record_count is None else known.record_count,
+        newest_object_at_ms=max(
+            (
+                tables.objects[object_id].committed_at_ms
+                for stream in tables.streams.values()
+                if stream.wal_id == known.node.wal_id
+                for object_id in stream.object_ids
+            ),
+            default=-1,
+        ),
+    )

@@ -20,8 +20,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from broker.losses import loss_text
 from controller.errors import ControllerError
 from controller.image import Image
+from controller.losses import known_loss
 from controller.lost_wals import LostWal, lost_wals, order
 from s3stream.errors import NodeFenced, StorageError
 from s3stream.objectstore import ObjectStoreError
@@ -222,14 +224,19 @@ class Failover:
         if problem == watched.problem:
             return
         watched.problem = problem
+        loss = known_loss(self._directory.image.state.tables, wal.wal_id)
+        assert loss is not None, "it is lost with its node"
         log.error(
-            "partitions of a dead node are offline: %(partitions)d of node %(node_id)d; %(problem)s; %(advice)s",
+            "partitions of a dead node are offline: %(partitions)d of node %(node_id)d; %(problem)s; %(cost)s; %(advice)s",
             {
                 "partitions": len(wal.stream_ids),
                 "node_id": wal.node_id,
                 "problem": problem,
+                "cost": loss_text(loss),
                 "wal_id": wal.wal_id,
+                "reported_records": -1 if loss.held is None else loss.held.record_count,
+                "reported_bytes": -1 if loss.held is None else loss.held.size_bytes,
                 "advice": f"start node {wal.node_id}, or attach its volume to a broker (wal.recovery.directories); if its WAL is lost for "
-                f"good, tidelog wal abandon {wal.wal_id} tells what giving it up would cost",
+                f"good, tidelog wal abandon {wal.wal_id} tells what of each partition would be given up, and gives it up with --yes",
             },
         )

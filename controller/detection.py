@@ -9,6 +9,7 @@ Always true:
   wait anew, and first gives everybody a whole detection period, but for the one that it replaced, which is silent already. Time that this process did not see pass is not held against anybody.
 - A leader that hears from none of several others doubts itself first: they have the time to put another in its place.
 - A node that is heard from while it is suspected is trusted again. One without a lease (it works alone) is never suspected.
+- A suspicion says what the node reported last that its WAL holds alone, and how long before its last sign of life; or that nobody knows.
 - The newest metadata version is put in force when every registered node was heard to know it, and not before.
 """
 
@@ -26,6 +27,7 @@ from controller.image import Image, Node
 from controller.nodes import DeclareDead, RaiseMetadataVersion, SuspectNode, TrustNode
 from controller.peers import NotLeader
 from controller.records import METADATA_VERSION
+from controller.reports import Reports
 from controller.tables import NodeStatus
 from s3stream.errors import MetadataUnavailable
 
@@ -72,6 +74,9 @@ class Watch:
         self._patient_from_s = 0.0
         self._replaced = -1
         self._heard_s: dict[int, float] = {}
+        """When a node was heard from, or was given time as if it had been."""
+        self._signs_s: dict[int, float] = {}
+        """When it was heard from."""
         self._versions: dict[int, int] = {}
         self._epochs: dict[int, int] = {}
         self._suspect_from_s: dict[tuple[int, int], float] = {}
@@ -95,9 +100,13 @@ class Watch:
 
     def heard(self, node_id: int, now_s: float, metadata_version: int | None = None) -> None:
         """A node shows that it lives, and perhaps which metadata version it knows."""
-        self._heard_s[node_id] = now_s
+        self._heard_s[node_id] = self._signs_s[node_id] = now_s
         if metadata_version is not None:
             self._versions[node_id] = metadata_version
+
+    def sign_s(self, node_id: int) -> float:
+        """When a node showed last that it lives; long ago where it never did here."""
+        return self._signs_s.get(node_id, float("-inf"))
 
     def judge(self, nodes: Iterable[Node], now_s: float) -> Iterator[Judged]:
         """What is to be said of registered nodes, as they are in what is committed."""
@@ -114,7 +123,7 @@ class Watch:
             if self._epochs.get(node.node_id) != node.node_epoch:
                 self._epochs[node.node_id] = node.node_epoch
                 if node.status is NodeStatus.ALIVE and node.node_id != self._replaced:
-                    self.heard(node.node_id, now_s)  # it has just registered, or is seen for the first time
+                    self._heard_s[node.node_id] = now_s  # it has just registered, or is seen for the first time
             if node.status is not NodeStatus.SUSPECT:
                 self._suspect_from_s.pop(key, None)
             if node.status is NodeStatus.DEAD or not node.lease_ms:
@@ -180,8 +189,9 @@ class Office(Protocol):
 class Detection:
     """One task's work."""
 
-    def __init__(self, office: Office, *, node_id: int, settings: ControllerSettings) -> None:
+    def __init__(self, office: Office, *, node_id: int, settings: ControllerSettings, reports: Reports) -> None:
         self._office = office
+        self._reports = reports
         self._interval_s = settings.session_timeout_ms / _LOOKS_PER_TIMEOUT / 1_000
         self._watch = Watch(node_id, settings)
         self.suspicions = 0
@@ -233,7 +243,7 @@ class Detection:
                 await self._office.decide(TrustNode(node_id=node_id, node_epoch=node_epoch))
                 _log.info("a node is heard from again: %(node)d", {"node": node_id, "node_epoch": node_epoch})
             elif verdict is Verdict.SUSPECT:
-                if await self._office.decide(SuspectNode(node_id=node_id, node_epoch=node_epoch, at_ms=at_ms)):
+                if await self._office.decide(self._suspicion(node_id, node_epoch, at_ms)):
                     self.suspicions += 1
                     _log.warning(
                         "a node is not heard from, and gets no lease any more: %(node)d",
@@ -245,3 +255,18 @@ class Detection:
                     "a node is taken for dead, whose lease ran out: %(node)d",
                     {"node": node_id, "node_epoch": node_epoch},
                 )
+
+    def _suspicion(self, node_id: int, node_epoch: int, at_ms: int) -> SuspectNode:
+        """With what would be lost with the node, as far as this leader knows."""
+        heard = self._reports.of(node_id, node_epoch)
+        if heard is None:
+            return SuspectNode(node_id=node_id, node_epoch=node_epoch, at_ms=at_ms)
+        before_s = self._watch.sign_s(node_id) - heard.at_s
+        return SuspectNode(
+            node_id=node_id,
+            node_epoch=node_epoch,
+            at_ms=at_ms,
+            held=heard.held,
+            # A report that the leader before passed on: signs of life after it went to that one.
+            held_before_silence_ms=round(before_s * 1_000) if before_s >= 0 else -1,
+        )

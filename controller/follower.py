@@ -15,14 +15,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from controller.config import ControllerSettings
 from controller.entry import Entry, decode_entry
 from controller.errors import MetadataCorrupt
 from controller.log import LeaderObject
-from controller.peers import Following, NodeLoad, NotLeader, Peers, PeerUnavailable
+from controller.peers import Following, HeardReport, NodeLoad, NodeReport, NotLeader, Peers, PeerUnavailable
 from controller.records import METADATA_VERSION
 from s3stream.errors import MetadataUnavailable
 
@@ -61,13 +61,24 @@ class Follower:
     """One task's work."""
 
     def __init__(
-        self, node: Followed, peers: Peers, *, node_id: int, settings: ControllerSettings, rng: random.Random
+        self,
+        node: Followed,
+        peers: Peers,
+        *,
+        node_id: int,
+        settings: ControllerSettings,
+        rng: random.Random,
+        report: Callable[[], NodeReport | None],
+        on_reports: Callable[[Sequence[HeardReport]], None],
     ) -> None:
+        """`report` gives what the leader is told of this node's WAL, `on_reports` takes what it tells of others'."""
         self._node = node
         self._peers = peers
         self._node_id = node_id
         self._settings = settings
         self._rng = rng
+        self._report = report
+        self._on_reports = on_reports
         self.leaves = False
         """This node is about to stop; the leader is told with the next question."""
         self.load: NodeLoad | None = None
@@ -131,8 +142,10 @@ class Follower:
                 leaves=self.leaves,
                 load=load,
                 metadata_version=METADATA_VERSION,
+                report=self._report(),
             ),
         )
+        self._on_reports(followed.reports)
         if not followed.entries:
             if followed.next_index > next_index:
                 await self._node.refresh()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from controller import balancing, detection, follower
@@ -21,7 +21,18 @@ from controller.config import ControllerSettings
 from controller.detection import Detection
 from controller.driver import Driver
 from controller.follower import Follower
-from controller.peers import Balance, Followed, Following, NodeLoad, NotLeader, Peers, PeerUnavailable
+from controller.peers import (
+    Balance,
+    Followed,
+    Following,
+    HeardReport,
+    NodeLoad,
+    NodeReport,
+    NotLeader,
+    Peers,
+    PeerUnavailable,
+)
+from controller.reports import Reports
 from controller.wire import Outcome
 from s3stream.errors import MetadataUnavailable
 
@@ -64,6 +75,9 @@ class Membership:
         """Where commands go while another node leads; empty while nobody is known to."""
         self._follower: Follower | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._reports = Reports(-1)
+        self.report: Callable[[], NodeReport | None] = lambda: None
+        """What the WAL of this node holds alone; None where that was told just before, or is not known yet."""
         self.balancing: Balancing | None = None
         """While it works with others."""
         self.detection: Detection | None = None
@@ -75,9 +89,18 @@ class Membership:
         self._peers = peers
         self._node_id = node_id
         self._tenure.is_shared = True
-        self._follower = Follower(self._member, peers, node_id=node_id, settings=self._settings, rng=self._rng)
+        self._reports = Reports(node_id)
+        self._follower = Follower(
+            self._member,
+            peers,
+            node_id=node_id,
+            settings=self._settings,
+            rng=self._rng,
+            report=lambda: self.report(),
+            on_reports=self._take_reports,
+        )
         self.balancing = Balancing(self._member, node_id=node_id, settings=self._settings)
-        self.detection = Detection(self._member, node_id=node_id, settings=self._settings)
+        self.detection = Detection(self._member, node_id=node_id, settings=self._settings, reports=self._reports)
         for name, work in (
             ("metadata-detection", self.detection.run()),
             ("metadata-follower", self._follower.run()),
@@ -188,14 +211,32 @@ class Membership:
         if self.balancing is not None:
             self.balancing.heard(following)
         self._heard(following.node_id, following.metadata_version)
+        if following.report is not None:
+            self._reports.heard(following.node_id, following.report, asyncio.get_running_loop().time())
         deadline_s = asyncio.get_running_loop().time() + following.wait_ms / 1_000
         while True:
             self._check_leads()
             left_s = deadline_s - asyncio.get_running_loop().time()
             next_index = self._member.next_index
             if following.next_index != next_index or left_s <= 0:
-                return Followed(entries=self._tenure.recent.since(following.next_index), next_index=next_index)
+                return Followed(
+                    entries=self._tenure.recent.since(following.next_index),
+                    next_index=next_index,
+                    reports=self._to_pass_on(following.node_id),
+                )
             await self._changes.wait(left_s * 1_000)
+
+    def _to_pass_on(self, node_id: int) -> Sequence[HeardReport]:
+        """What would be lost with this node and with others: whoever leads after it is to know."""
+        now_s = asyncio.get_running_loop().time()
+        own = self.report()
+        if own is not None:
+            self._reports.made(own, now_s)
+            self._reports.forget(self._member.image.state.tables.nodes)
+        return self._reports.to_pass_on(node_id, now_s)
+
+    def _take_reports(self, reports: Sequence[HeardReport]) -> None:
+        self._reports.passed_on(reports, asyncio.get_running_loop().time())
 
     async def balance(self) -> Balance:
         """See PeerService."""

@@ -8,6 +8,7 @@ Always true:
 - A registration is suspected before it is dead, and dead for good: its commands are refused, until the node registers again.
   One that takes no lease is never suspected, since nobody could tell when it stops to serve.
 - Altered settings of a node outlive its registration: they are there for it when it comes back.
+- What a node had reported that its WAL holds alone is kept from its suspicion on, until it is trusted or registers again.
 - A node that was drained gets no partitions until that is taken back, or it registers anew.
 """
 
@@ -33,12 +34,14 @@ from controller.records import (
     NodeUnregistered,
     Record,
     StreamsReassigned,
+    Unuploaded,
 )
 from controller.tables import NodeHealth, NodeStatus, Tables, Touched
 from controller.topics import changed_configs, takers
 
 __all__ = [
     "HEALTH_SINCE",
+    "REPORTS_SINCE",
     "ConfigureBroker",
     "DeclareDead",
     "DescribeNode",
@@ -54,6 +57,9 @@ __all__ = [
 
 HEALTH_SINCE: Final = 4
 """The metadata version since which nodes are suspected, tell of their leases, and are drained."""
+
+REPORTS_SINCE: Final = 5
+"""The metadata version since which a suspicion says what the node had reported that its WAL holds alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +113,10 @@ class SuspectNode(Command[bool]):
     node_id: int
     node_epoch: int
     at_ms: int
+    held: Unuploaded | None = None
+    """What the node reported last that its WAL holds alone; None: the leader knows of no report."""
+    held_before_silence_ms: int = -1
+    """How long before its last sign of life; -1: not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,6 +266,10 @@ def suspect_node(tables: Tables, command: SuspectNode) -> Decision[bool]:
     if status is not NodeStatus.ALIVE:
         return Decision((), status is NodeStatus.SUSPECT)
     record = NodeSuspected(node_id=command.node_id, node_epoch=command.node_epoch, at_ms=command.at_ms)
+    if tables.metadata_version >= REPORTS_SINCE:
+        record = msgspec.structs.replace(
+            record, held=command.held, held_before_silence_ms=command.held_before_silence_ms
+        )
     return Decision((record,), True)
 
 
@@ -375,7 +389,14 @@ def apply_node_unregistered(tables: Tables, record: NodeUnregistered, touched: T
 
 def apply_node_suspected(tables: Tables, record: NodeSuspected, touched: Touched) -> None:
     tables.require_version(HEALTH_SINCE)
-    tables.node_health[record.node_id] = NodeHealth(status=NodeStatus.SUSPECT, since_ms=record.at_ms)
+    if record.held is not None:
+        tables.require_version(REPORTS_SINCE)
+    tables.node_health[record.node_id] = NodeHealth(
+        status=NodeStatus.SUSPECT,
+        since_ms=record.at_ms,
+        held=record.held,
+        held_before_silence_ms=record.held_before_silence_ms,
+    )
     touched.nodes.add(record.node_id)
 
 
@@ -387,7 +408,13 @@ def apply_node_trusted(tables: Tables, record: NodeTrusted, touched: Touched) ->
 
 def apply_node_dead(tables: Tables, record: NodeDead, touched: Touched) -> None:
     tables.require_version(HEALTH_SINCE)
-    tables.node_health[record.node_id] = NodeHealth(status=NodeStatus.DEAD, since_ms=record.at_ms)
+    suspected = tables.node_health.get(record.node_id)
+    tables.node_health[record.node_id] = NodeHealth(
+        status=NodeStatus.DEAD,
+        since_ms=record.at_ms,
+        held=None if suspected is None else suspected.held,
+        held_before_silence_ms=-1 if suspected is None else suspected.held_before_silence_ms,
+    )
     touched.nodes.add(record.node_id)
     _touch_led(tables, record.node_id, touched)
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from controller.commands import Command
 from controller.errors import ControllerError
+from controller.records import Unuploaded
 from controller.wire import Outcome
 from s3stream.metadata import StreamId
 
@@ -21,8 +22,10 @@ __all__ = [
     "Balance",
     "Followed",
     "Following",
+    "HeardReport",
     "NodeBalance",
     "NodeLoad",
+    "NodeReport",
     "NotLeader",
     "PeerService",
     "PeerUnavailable",
@@ -55,6 +58,26 @@ class NodeLoad:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodeReport:
+    """What the WAL of a registration holds alone just now."""
+
+    node_epoch: int
+    held: Unuploaded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeardReport:
+    """A report of a node as the leader passes it on, for whoever leads after it."""
+
+    node_id: int
+    node_epoch: int
+    age_ms: int
+    """Since it was made, or heard by the leader."""
+    held: Unuploaded
+    """Of the leader itself it names streams, of others it does not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Following:
     """A node asks for what comes next, and shows by it that it lives."""
 
@@ -69,6 +92,8 @@ class Following:
     """Since it told the last time, where it is time to tell."""
     metadata_version: int = 3
     """The newest that it knows; those that knew no more than 3 did not say."""
+    report: NodeReport | None = None
+    """What would be lost with it now, where it is time to tell; those that knew no more than metadata version 4 do not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +103,8 @@ class Followed:
     entries: Sequence[bytes]
     next_index: int
     """The leader's own. Beyond the asked index without entries: they are to be read from the bucket."""
+    reports: Sequence[HeardReport] = ()
+    """What would be lost with the leader, and with others; none where it told this node just before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,11 +59,13 @@ __all__ = [
     "TopicConfigsChanged",
     "TopicCreated",
     "TopicDeleted",
+    "Unuploaded",
+    "UnuploadedStream",
     "decode_records",
     "encode_records",
 ]
 
-METADATA_VERSION: Final = 4
+METADATA_VERSION: Final = 5
 """Newest version of records and state machine that this code understands. It writes what the version that is in force allows.
 
 2: `PartitionsAdded`, `BrokerConfigsChanged`, and ranges without offsets that carry a state.
@@ -71,6 +73,7 @@ METADATA_VERSION: Final = 4
 4: `NodeSuspected`, `NodeTrusted`, `NodeDead`, `MetadataVersionRaised`, `NodeDrained`, and `NodeRegistered.lease_ms`, `.controller_address`, `.wal_uri` and
 `.wal_host`; and under which leader epoch a stream was first opened on its WAL. They are not written before this
 version is in force, which takes that every node understands it: so nodes can be upgraded one by one.
+5: `NodeSuspected.held` and `.held_before_silence_ms`, likewise.
 """
 
 ALL_NODES: Final = -1
@@ -346,12 +349,39 @@ class StreamsReassigned(msgspec.Struct, frozen=True, kw_only=True, array_like=Tr
     """(stream_id, node_id); the holder itself: it is to stay."""
 
 
+class UnuploadedStream(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+    """Acknowledged records of a stream that were in no object, as many as offsets."""
+
+    stream_id: StreamId
+    base_offset: int
+    """What comes before was in objects."""
+    end_offset: int
+    """Exclusive."""
+    size_bytes: int
+
+
+class Unuploaded(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+    """What a node said that its WAL holds alone: all of it in numbers, exact when it was said, and the streams that hold most of it."""
+
+    record_count: int
+    size_bytes: int
+    stream_count: int
+    oldest_age_ms: int
+    """For how long the oldest of them had been waiting; 0 where there was nothing."""
+    streams: tuple[UnuploadedStream, ...] = ()
+    """All of them, or those with the most bytes."""
+
+
 class NodeSuspected(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag=23):
     """The leader does not hear from a node: it must serve nothing once it reads this, or cannot read."""
 
     node_id: int
     node_epoch: int
     at_ms: int
+    held: Unuploaded | None = None
+    """What it reported last; None: the leader knows of no report."""
+    held_before_silence_ms: int = -1
+    """How long before the last sign of life that the leader had of it; -1: that was another one, and nobody knows."""
 
 
 class NodeTrusted(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False, tag=24):
@@ -451,7 +481,8 @@ def _unknown_tag(data: bytes | memoryview) -> object | None:
         return None  # what is wrong comes before what does not end well
     if isinstance(raw, list):
         for item in raw:
-            if isinstance(item, list) and item and item[0] not in _KNOWN_TAGS:
+            if isinstance(item, list) and item:
                 tag: object = item[0]
-                return tag
+                if not isinstance(tag, int) or tag not in _KNOWN_TAGS:
+                    return tag
     return None

@@ -21,7 +21,7 @@ import msgspec
 from crc32c import crc32c
 
 from controller.errors import MetadataCorrupt, UnsupportedMetadata
-from controller.records import METADATA_VERSION, NodeRegistered, ObjectCommitted, Skip
+from controller.records import METADATA_VERSION, NodeRegistered, ObjectCommitted, Skip, Unuploaded
 from controller.state import State
 from controller.tables import (
     IdSet,
@@ -67,6 +67,8 @@ class _Head(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False
     """Since metadata version 4: (node_id, status, since_ms)"""
     drained: tuple[int, ...] = ()
     """Since metadata version 4: nodes that are to have no partitions."""
+    held: tuple[tuple[int, int, Unuploaded], ...] = ()
+    """Since metadata version 5: (node_id, how long before its silence, what it reported that its WAL holds alone), of nodes that are not alive."""
 
 
 class _Stream(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
@@ -162,6 +164,11 @@ def capture(state: State, index: int) -> Capture:
             (node_id, health.status, health.since_ms) for node_id, health in sorted(tables.node_health.items())
         ),
         drained=tuple(sorted(tables.drained)),
+        held=tuple(
+            (node_id, health.held_before_silence_ms, health.held)
+            for node_id, health in sorted(tables.node_health.items())
+            if health.held is not None
+        ),
     )
     return Capture(
         index, head, topics, [_captured_object(tables, entry) for _, entry in sorted(tables.objects.items())]
@@ -294,11 +301,20 @@ def _restored_head(head: _Head) -> Tables:
         expired=dict.fromkeys(head.expired),
         gone=IdSet(head.gone),
         broker_configs={node_id: dict(configs) for node_id, configs in head.broker_configs},
-        node_health={
-            node_id: NodeHealth(status=status, since_ms=since_ms) for node_id, status, since_ms in head.node_health
-        },
+        node_health=_restored_health(head),
         drained=dict.fromkeys(head.drained),
     )
+
+
+def _restored_health(head: _Head) -> dict[int, NodeHealth]:
+    held = {node_id: (before_silence_ms, value) for node_id, before_silence_ms, value in head.held}
+    restored: dict[int, NodeHealth] = {}
+    for node_id, status, since_ms in head.node_health:
+        before_silence_ms, value = held.get(node_id, (-1, None))
+        restored[node_id] = NodeHealth(
+            status=status, since_ms=since_ms, held=value, held_before_silence_ms=before_silence_ms
+        )
+    return restored
 
 
 def _restore_topic(tables: Tables, topic: _Topic, newest: dict[StreamId, ObjectId]) -> None:

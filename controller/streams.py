@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from controller.commands import Command, Decision, NodeCommand, check_node
 from controller.errors import NodeRefused, StreamNotDrained, UnknownNode
+from controller.losses import known_loss, reported_end_offset
 from controller.lost_wals import recoverer_of, spread
 from controller.objects import release
 from controller.records import (
@@ -95,7 +96,7 @@ class AbandonWal(Command[Mapping[StreamId, tuple[int, int]]]):
 
     wal_id: str
     slack_offsets: int
-    """Offsets to leave out past the committed end: more than can have been acknowledged and not uploaded (I2)."""
+    """Offsets to leave out past the committed end, and past what the node reported last: more than can have been acknowledged since (I2)."""
     resume_offsets: Mapping[StreamId, int] = field(default_factory=dict)
     """Where streams go on of which that is known, since the WAL could be read."""
     kept: frozenset[StreamId] = frozenset()
@@ -182,12 +183,13 @@ def recover_wal(tables: Tables, command: RecoverWal) -> Decision[Sequence[Opened
 
 def abandon_wal(tables: Tables, command: AbandonWal) -> Decision[Mapping[StreamId, tuple[int, int]]]:
     assert command.slack_offsets >= 0, "slack is a number of offsets"
+    loss = known_loss(tables, command.wal_id)
     gaps = {
         stream.stream_id: (
             stream.committed_end_offset,
             max(
                 stream.committed_end_offset,
-                command.resume_offsets.get(stream.stream_id, stream.committed_end_offset + command.slack_offsets),
+                command.resume_offsets.get(stream.stream_id, reported_end_offset(stream, loss) + command.slack_offsets),
             ),
         )
         for stream in tables.streams.values()

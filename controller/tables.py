@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
-from controller.records import METADATA_VERSION, NodeRegistered, ObjectCommitted, Range, Skip
+from controller.records import METADATA_VERSION, NodeRegistered, ObjectCommitted, Range, Skip, Unuploaded
 from s3stream.metadata import ObjectId, StreamId
 
 __all__ = [
@@ -60,6 +60,10 @@ class NodeHealth:
     status: NodeStatus
     since_ms: int
     """When the leader of that time said so, by its clock: for people."""
+    held: Unuploaded | None = None
+    """What it had reported by then that its WAL holds alone; None: nobody knew of a report."""
+    held_before_silence_ms: int = -1
+    """How long before its last sign of life; -1: not known."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

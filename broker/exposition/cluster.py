@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -11,7 +12,9 @@ from itertools import islice
 from broker.damage import MAX_NAMED_RANGES, NamedRange
 from broker.exposition.described import Described, Parts, Sample, by_value, counter, gauge, histogram, labelled
 from broker.logs import FIGURES
-from controller.lost_wals import streams_of_dead
+from controller.losses import known_loss
+from controller.lost_wals import lost_wals, streams_of_dead
+from controller.records import Unuploaded
 from controller.tables import NodeStatus
 from wal.histogram import Histogram
 
@@ -33,6 +36,17 @@ def _offline(parts: Parts) -> Mapping[str, float | Histogram]:
         "damage": parts.partitions.offline_count,
         "dead_node": streams_of_dead(controller.image.state.tables) if controller.is_leader else 0,
     }
+
+
+def _reported(value_of: Callable[[Unuploaded], float], parts: Parts) -> Iterable[Sample]:
+    """Of each dead node whose WAL partitions wait for; told by the node that leads."""
+    if not parts.controller.is_leader:
+        return []
+    tables = parts.controller.image.state.tables
+    losses = [(str(wal.node_id), known_loss(tables, wal.wal_id)) for wal in lost_wals(tables)]
+    return [
+        ((node_id,), math.nan if loss is None or loss.held is None else value_of(loss.held)) for node_id, loss in losses
+    ]
 
 
 def _statuses(parts: Parts) -> Mapping[str, float | Histogram]:
@@ -187,6 +201,21 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "Partitions that take no records: damage (of those of this node; producers are answered KAFKA_STORAGE_ERROR), dead_node (of the whole "
                 "cluster, told by the node that leads: their node is dead, and nobody has recovered its WAL yet; clients find no leader).",
                 by_value(_offline),
+            ),
+            labelled(
+                "gauge",
+                "tidelog_lost_wal_reported_records",
+                "node",
+                "Records that a dead node last reported to hold in its WAL alone, while partitions wait for that WAL; told by the node that leads. So "
+                "many, or more, are lost where it is given up, but for those that came into objects after the report. NaN: no report is known.",
+                partial(_reported, lambda held: held.record_count),
+            ),
+            labelled(
+                "gauge",
+                "tidelog_lost_wal_reported_bytes",
+                "node",
+                "Their size.",
+                partial(_reported, lambda held: held.size_bytes),
             ),
             counter(
                 "tidelog_recovered_wals_total",

@@ -10,10 +10,12 @@ import msgspec
 
 from broker.inspect.bucket import Bucket, stream_name
 from broker.inspect.rows import DamageRow, NoteRow, Row, plural, size, when
+from broker.losses import loss_text
 from controller.entry import Entry, decode_entry
 from controller.errors import ControllerError, MetadataCorrupt, UnsupportedMetadata
 from controller.image import Image
-from controller.lost_wals import lost_wals
+from controller.losses import known_loss
+from controller.lost_wals import LostWal, lost_wals
 from controller.records import Record
 from s3stream.objectstore import NotFound
 
@@ -149,6 +151,16 @@ class LostWalRow(Row, frozen=True, kw_only=True, tag="lost-wal"):
     partitions: tuple[str, ...]
     newest_timestamp_ms: int
     """Of what objects hold of them; -1: nothing."""
+    cost: str
+    """What is known of what it alone holds."""
+    reported_records: int
+    """As the node said last; -1: no report is known."""
+    reported_bytes: int
+    reported_partitions: int
+    reported_before_silence_ms: int
+    """How long before its last sign of life; -1: not known."""
+    left_records: int
+    """Of these, those that are in no object now; -1: not known."""
 
     def text(self) -> str:
         head = f"WAL {self.wal_id} of node {self.node_id}, which is dead: {plural(len(self.partitions), 'partition')} wait for it"
@@ -159,9 +171,10 @@ class LostWalRow(Row, frozen=True, kw_only=True, tag="lost-wal"):
         return (
             f"{head}; NOBODY recovers it\n"
             f"  it is at: {where}\n"
-            f"  it alone holds what follows on what objects hold of them{objects}; how much that is, nobody else knows\n"
+            f"  it alone holds what follows on what objects hold of them{objects}\n"
+            f"  {self.cost}\n"
             f"  start node {self.node_id}, or attach its volume to a broker (wal.recovery.directories)\n"
-            f"  what giving it up would cost: tidelog wal abandon {self.wal_id}"
+            f"  what of each partition giving it up would cost: tidelog wal abandon {self.wal_id}; --yes does it"
         )
 
 
@@ -353,6 +366,31 @@ def _range_text(value: dict[str, Any]) -> str:
     return f"{value['stream_id']}@[{value['base_offset']}, {value['end_offset']})"
 
 
+def _lost_wal_row(image: Image, wal: LostWal) -> LostWalRow:
+    tables = image.state.tables
+    loss = known_loss(tables, wal.wal_id)
+    assert loss is not None, "it is lost with its node"
+    held = loss.held
+    return LostWalRow(
+        wal_id=wal.wal_id,
+        node_id=wal.node_id,
+        uri=wal.uri,
+        host=wal.host,
+        recoverer=wal.recoverer,
+        partitions=tuple(stream_name(image, stream_id) for stream_id in wal.stream_ids),
+        newest_timestamp_ms=max(
+            (value.max_timestamp_ms for stream_id in wal.stream_ids for value in tables.streams[stream_id].ranges),
+            default=-1,
+        ),
+        cost=loss_text(loss),
+        reported_records=-1 if held is None else held.record_count,
+        reported_bytes=-1 if held is None else held.size_bytes,
+        reported_partitions=-1 if held is None else held.stream_count,
+        reported_before_silence_ms=loss.before_silence_ms,
+        left_records=-1 if loss.record_count is None else loss.record_count,
+    )
+
+
 def _state_rows(image: Image, next_index: int) -> list[Row]:
     tables = image.state.tables
     led = Counter(stream.node_id for stream in tables.streams.values())
@@ -389,21 +427,7 @@ def _state_rows(image: Image, next_index: int) -> list[Row]:
         )
         for _, node in sorted(tables.nodes.items())
     ]
-    rows += [
-        LostWalRow(
-            wal_id=wal.wal_id,
-            node_id=wal.node_id,
-            uri=wal.uri,
-            host=wal.host,
-            recoverer=wal.recoverer,
-            partitions=tuple(stream_name(image, stream_id) for stream_id in wal.stream_ids),
-            newest_timestamp_ms=max(
-                (value.max_timestamp_ms for stream_id in wal.stream_ids for value in tables.streams[stream_id].ranges),
-                default=-1,
-            ),
-        )
-        for wal in lost_wals(tables)
-    ]
+    rows += [_lost_wal_row(image, wal) for wal in lost_wals(tables)]
     for topic in image.topics():
         partitions = []
         for state in topic.partitions:

@@ -12,6 +12,7 @@ from broker.compaction.process import CompactionProcess
 from broker.config import BrokerSettings
 from broker.failover import Failover
 from broker.group_lag import GroupLag
+from broker.held_report import HeldReport
 from broker.load_meter import LoadMeter
 from broker.retention import Retention
 from broker.salvage import take_out
@@ -109,6 +110,9 @@ class Work:
             partitions=broker.partitions.__iter__,
             interval_s=settings.balance_load_interval_ms / 1_000,
             report=opened.controller.membership.report_load,
+        )
+        opened.controller.membership.report = HeldReport(
+            broker.storage, node_epoch=registered.node_epoch, clock=around.clock
         )
         self.group_lag = GroupLag(
             groups=broker.groups,

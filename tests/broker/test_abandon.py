@@ -130,12 +130,15 @@ async def test_nothing_is_done_before_it_is_confirmed(
 
     assert await abandon(tmp_path, lost, "--json") == 2
 
-    partition, note = map(json.loads, capsys.readouterr().out.splitlines())
+    partition, cost, note = map(json.loads, capsys.readouterr().out.splitlines())
     assert (partition["partition"], partition["committed_end_offset"], partition["resume_offset"]) == (
         "t-0",
         2,
         2 + GAP,
     )
+    assert cost["cost"] == "node 1 worked alone, so nobody else knows what it had acknowledged and not uploaded"
+    assert (cost["records"], cost["left_records"]) == (-1, -1)
+    assert cost["newest_object_at_ms"] > 0
     assert note["message"].startswith("nothing was done.")
     assert sorted(path.name for path in (tmp_path / "bucket/metadata/log").iterdir()) == before
 

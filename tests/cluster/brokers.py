@@ -197,6 +197,7 @@ class Load:
         self._topic = topic
         self._partitions = partitions
         self._stopping = threading.Event()
+        self._gives_up = False
         self._thread = threading.Thread(target=self._run)
         self.errors: list[str] = []
         self.acknowledged: dict[int, list[int]] = {number: [] for number in range(partitions)}
@@ -215,6 +216,12 @@ class Load:
         self._stopping.set()
         self._thread.join()
 
+    def give_up(self) -> None:
+        """Send nothing more, and do not wait for what is not acknowledged."""
+        self._gives_up = True
+        self._stopping.set()
+        self._thread.join()
+
     def _run(self) -> None:
         number = 0
         while not self._stopping.is_set():
@@ -226,6 +233,8 @@ class Load:
             )
             number += 1
             self._producer.poll(0.002)
+        if self._gives_up:
+            self._producer.purge()
         if self._producer.flush(TIMEOUT_S):
             self.errors.append("not everything was delivered in the end")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -150,6 +151,42 @@ async def test_a_broker_that_slept_acknowledges_nothing_more(brokers: Brokers) -
     assert found == load.acknowledged, "each record once, in order, and not the one that came too late"
 
 
+REPORTED_WITHIN_S = 3.0
+"""A node reports about once a second: by then the leader, and whoever follows it, knows of what was acknowledged; generous."""
+
+
+@pytest.mark.parametrize("victim", [2, 1], ids=["one that follows", "the one that leads"])
+def test_what_an_unreachable_wal_alone_held_is_told_by_its_last_report(tmp_path: Path, victim: int) -> None:
+    """A broker is killed under load: what is said to be lost was acknowledged, and is not less than what was a while before."""
+    with running_brokers(tmp_path, **{"upload.interval.ms": 600_000}) as brokers:
+        create_topic(brokers, "t", PARTITIONS)
+        led = led_when(brokers, "t", lambda found: set(found.values()) == {1, 2, 3}, "each has some")
+        its = [index for index, leader in led.items() if leader == victim]
+        with Load(all_of(brokers), "t", PARTITIONS, only=its, size_bytes=100) as load:
+            time.sleep(1.0)
+            acknowledged_before = sum(map(len, load.acknowledged.values()))
+            time.sleep(REPORTED_WITHIN_S)
+            brokers[victim].kill()
+            (tmp_path / f"node{victim}" / "wal").rename(tmp_path / "burnt")
+            load.give_up()
+            acknowledged = {index: len(load.acknowledged[index]) for index in its}
+        rest = others(brokers, victim)
+        line = until_said(rest, "partitions of a dead node are offline", f"node_id={victim} ")
+        assert f"node {victim} last reported, " in line
+        wal_id = line.partition("tidelog wal abandon ")[2].split()[0]
+        code, told = run_tool(rest[3], "wal", "abandon", wal_id, "--json")
+        assert code == 2, told
+        *partitions, cost, _ = (json.loads(row) for row in told.splitlines() if row.startswith("{"))
+        print(cost["cost"])
+        assert acknowledged_before <= cost["left_records"] <= sum(acknowledged.values())
+        of_topic = {row["partition"]: row for row in partitions if row["partition"].startswith("t-")}
+        assert set(of_topic) == {f"t-{index}" for index in its}
+        for index in its:
+            assert 0 < of_topic[f"t-{index}"]["reported_end_offset"] <= acknowledged[index]
+        assert 0 <= cost["before_silence_ms"] <= 1_000 * REPORTED_WITHIN_S
+        assert f'"reported_records":{cost["records"]},' in run_tool(rest[3], "inspect", "metadata", "--json")[1]
+
+
 def test_what_only_an_unreachable_wal_holds_is_given_up_by_an_operator_alone(brokers: Brokers, tmp_path: Path) -> None:
     create_topic(brokers, "t", PARTITIONS)
     victim = 2
@@ -158,6 +195,7 @@ def test_what_only_an_unreachable_wal_holds_is_given_up_by_an_operator_alone(bro
     for index in led:
         producer.produce("t", b"before", partition=index)
     assert producer.flush(TIMEOUT_S) == 0
+    time.sleep(REPORTED_WITHIN_S)
     brokers[victim].kill()
     (tmp_path / "node2" / "wal").rename(tmp_path / "burnt")
     rest = others(brokers, victim)
@@ -184,5 +222,7 @@ def test_what_only_an_unreachable_wal_holds_is_given_up_by_an_operator_alone(bro
     consumer = Consumer({"bootstrap.servers": all_of(rest), "group.id": "any"})
     for index in its:
         low, high = consumer.get_watermark_offsets(TopicPartition("t", index), timeout=TIMEOUT_S)
-        assert (low, high) == (0, 1_000_000_001)
+        assert (low, high) == (0, 1_000_000_002), (
+            "past what was reported, and as much again as can have come after that"
+        )
     consumer.close()

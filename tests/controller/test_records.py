@@ -42,6 +42,8 @@ from controller.records import (
     TopicConfigsChanged,
     TopicCreated,
     TopicDeleted,
+    Unuploaded,
+    UnuploadedStream,
     decode_records,
     encode_records,
 )
@@ -86,7 +88,27 @@ RECORDS: dict[type, st.SearchStrategy[Record]] = {
         lease_ms=NUMBERS,
         controller_address=TEXT,
     ),
-    NodeSuspected: st.builds(NodeSuspected, node_id=NUMBERS, node_epoch=NUMBERS, at_ms=NUMBERS),
+    NodeSuspected: st.builds(
+        NodeSuspected,
+        node_id=NUMBERS,
+        node_epoch=NUMBERS,
+        at_ms=NUMBERS,
+        held=st.none()
+        | st.builds(
+            Unuploaded,
+            record_count=NUMBERS,
+            size_bytes=NUMBERS,
+            stream_count=NUMBERS,
+            oldest_age_ms=NUMBERS,
+            streams=st.lists(
+                st.builds(
+                    UnuploadedStream, stream_id=NUMBERS, base_offset=NUMBERS, end_offset=NUMBERS, size_bytes=NUMBERS
+                ),
+                max_size=3,
+            ).map(tuple),
+        ),
+        held_before_silence_ms=NUMBERS,
+    ),
     NodeTrusted: st.builds(NodeTrusted, node_id=NUMBERS, node_epoch=NUMBERS),
     NodeDead: st.builds(NodeDead, node_id=NUMBERS, node_epoch=NUMBERS, at_ms=NUMBERS),
     NodeDrained: st.builds(NodeDrained, node_id=NUMBERS, is_drained=st.booleans()),

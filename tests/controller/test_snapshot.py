@@ -170,6 +170,7 @@ def test_a_snapshot_of_the_version_before_is_read() -> None:
     machine.state.tables.metadata_version = 1
     head, *others = capture(machine.state, 41).frames()
     fields = msgspec.msgpack.decode(head)
+    assert fields.pop() == [], "what suspected nodes reported"
     assert fields.pop() == [], "who is drained"
     assert fields.pop() == [], "who is suspected or dead"
     assert fields.pop() == [], "altered settings of brokers"

@@ -23,6 +23,7 @@ from controller.nodes import (
     UnregisterNode,
 )
 from controller.objects import AllocateObjectIds, AllocateProducerIds, Commit, ExpireObjects, ForgetObjects
+from controller.records import Unuploaded, UnuploadedStream
 from controller.restoration import RestoreTopics
 from controller.state import _HANDLERS, FormatCluster
 from controller.streams import AbandonWal, CloseStreams, OpenStreams, ReassignStreams, RecoverWal, TrimStreams
@@ -54,7 +55,19 @@ SAMPLES: list[Command[Any]] = [
     RegisterNode(node_id=1, wal_id="w", wal_epoch=2, address="PLAINTEXT://h:1", rack="r", lease_ms=4, at_ms=3),
     AllotNode(claim="c", reserved_max_id=9, wal_uri="s3://b", rack="r", lease_ms=4, controller_address="h:2", at_ms=3),
     DescribeNode(node_id=1, node_epoch=2, lease_ms=4, controller_address="h:2"),
-    SuspectNode(node_id=1, node_epoch=2, at_ms=3),
+    SuspectNode(
+        node_id=1,
+        node_epoch=2,
+        at_ms=3,
+        held=Unuploaded(
+            record_count=3,
+            size_bytes=9,
+            stream_count=1,
+            oldest_age_ms=4,
+            streams=(UnuploadedStream(stream_id=StreamId(1), base_offset=5, end_offset=8, size_bytes=9),),
+        ),
+        held_before_silence_ms=400,
+    ),
     TrustNode(node_id=1, node_epoch=2),
     DeclareDead(node_id=1, node_epoch=2, at_ms=3),
     LeaveCluster(node_id=1, node_epoch=2, at_ms=3),

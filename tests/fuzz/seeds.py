@@ -16,6 +16,8 @@ from controller.records import (
     NodeTrusted,
     ProducerIdsAllocated,
     StreamsTrimmed,
+    Unuploaded,
+    UnuploadedStream,
     encode_records,
 )
 from protocol.apis import encode_request, encode_response
@@ -113,10 +115,20 @@ def objects() -> Iterator[bytes]:
     yield build()
 
 
+HELD = Unuploaded(
+    record_count=3,
+    size_bytes=90,
+    stream_count=2,
+    oldest_age_ms=1_000,
+    streams=(UnuploadedStream(stream_id=StreamId(1), base_offset=5, end_offset=8, size_bytes=90),),
+)
+
+
 def metadata_entry() -> Iterator[bytes]:
     entries = [
         ProducerIdsAllocated(node_id=1, end_producer_id=2000),
         NodeSuspected(node_id=1, node_epoch=2, at_ms=9),
+        NodeSuspected(node_id=2, node_epoch=3, at_ms=9, held=HELD, held_before_silence_ms=400),
         NodeTrusted(node_id=1, node_epoch=2),
         NodeDead(node_id=1, node_epoch=2, at_ms=9),
         MetadataVersionRaised(metadata_version=4),
