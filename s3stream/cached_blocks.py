@@ -18,6 +18,7 @@ from s3stream.log_cache import BlockPart, BlockState, CacheBlock
 from s3stream.metadata import StreamId
 from s3stream.object_writer import DataBlock, StreamSource
 from s3stream.stream import Stream
+from s3stream.unuploaded import UnuploadedRange, unuploaded_ranges
 from wal.arena import Arena
 
 __all__ = ["CachedBlocks"]
@@ -156,6 +157,15 @@ class CachedBlocks:
         return sum(block.size_bytes for block in self._sealed if block.state is not BlockState.COMMITTED) + (
             self.open.size_bytes
         )
+
+    def unuploaded(self) -> list[UnuploadedRange]:
+        """By stream, what of that is acknowledged and belongs to streams that are this node's; walks all of it."""
+        waiting = [block for block in self._sealed if block.state is not BlockState.COMMITTED]
+        return unuploaded_ranges((*waiting, self.open), self._own_stream)
+
+    def _own_stream(self, block: CacheBlock, stream_id: StreamId) -> Stream | None:
+        stream = self.appended_to(block, stream_id)
+        return None if stream is None or isinstance(stream.closed, StreamFenced) else stream
 
     @property
     def unuploaded_age_s(self) -> float:

@@ -29,7 +29,7 @@ from s3stream.payload import PayloadFormat
 from s3stream.recovery import Recovery
 from s3stream.second_upload import SecondUploads
 from s3stream.stream import Stream
-from s3stream.unuploaded import UnuploadedRange, unuploaded_ranges
+from s3stream.unuploaded import UnuploadedRange
 from s3stream.upload import Uploader
 from wal import crashpoint
 from wal.arena import Arena
@@ -544,12 +544,7 @@ class Storage:
 
     def unuploaded(self) -> list[UnuploadedRange]:
         """By stream, what of `unuploaded_bytes` is acknowledged and belongs to streams that are this node's; walks all that is not uploaded."""
-        waiting = [block for block in self._blocks if block.state is not BlockState.COMMITTED]
-        return unuploaded_ranges((*waiting, self._block), self._own_stream)
-
-    def _own_stream(self, block: CacheBlock, stream_id: StreamId) -> Stream | None:
-        stream = self._appended_to(block, stream_id)
-        return None if stream is None or isinstance(stream.closed, StreamFenced) else stream
+        return self._blocks.unuploaded()
 
     @property
     def wal_used_bytes(self) -> int:
