@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -263,11 +263,11 @@ async def _plan_of(asides: Sequence[AsideWal], image: Image, options: argparse.N
     return plan
 
 
-async def _note(message: str) -> AsyncIterator[Row]:
+async def _note(message: str) -> AsyncGenerator[Row]:
     yield NoteRow(message=message)
 
 
-async def _rows(image: Image, plan: Mapping[StreamId, _Loss], options: argparse.Namespace) -> AsyncIterator[Row]:
+async def _rows(image: Image, plan: Mapping[StreamId, _Loss], options: argparse.Namespace) -> AsyncGenerator[Row]:
     count = 0
     known = known_loss(image.state.tables, options.wal_id)
     for stream in image.state.tables.streams.values():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from broker.cluster_client import ClusterClient, open_cluster
 from broker.config import BrokerSettings
@@ -86,7 +86,7 @@ async def balance(options: argparse.Namespace, settings: BrokerSettings) -> int:
         return EXIT_CLEAN
 
 
-async def _rows(cluster: ClusterClient, found: Balance, *, is_dry: bool) -> AsyncIterator[Row]:
+async def _rows(cluster: ClusterClient, found: Balance, *, is_dry: bool) -> AsyncGenerator[Row]:
     for node in found.nodes:
         yield BrokerRow(
             node=node.node_id,

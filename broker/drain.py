@@ -14,7 +14,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Final
 
 from broker.cluster_client import ClusterClient, open_cluster
@@ -153,7 +153,7 @@ class _Progress:
         self._timeout_s = timeout_s
         self.is_done = False
 
-    async def rows(self) -> AsyncIterator[Row]:
+    async def rows(self) -> AsyncGenerator[Row]:
         told_s = self._began_s
         while True:
             await self._cluster.refresh()
@@ -197,5 +197,5 @@ class _Progress:
         return DrainedRow(node=self._node_id, moved=takers.total(), seconds=round(seconds, 3), takers=dict(takers))
 
 
-async def _note(message: str) -> AsyncIterator[Row]:
+async def _note(message: str) -> AsyncGenerator[Row]:
     yield NoteRow(message=message)

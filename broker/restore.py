@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import datetime
 from typing import Final
 
@@ -271,7 +271,7 @@ def _rehearse(found: Comparison, plan: RestorePlan) -> None:
     assert digest(back[0]) == digest(state), "a restored state survives its snapshot"
 
 
-async def _points(bucket: Bucket, history: History) -> AsyncIterator[Row]:
+async def _points(bucket: Bucket, history: History) -> AsyncGenerator[Row]:
     first, last = history.points[0], history.points[-1]
     yield WindowRow(first_index=first.index, first_at_ms=first.at_ms, last_index=last.index, last_at_ms=last.at_ms)
     if first.index < last.index:
@@ -288,7 +288,7 @@ async def _rows(
     refusal: RestoreRefused | None,
     *,
     confirmed: bool,
-) -> AsyncIterator[Row]:
+) -> AsyncGenerator[Row]:
     undone = history.after(point)
     yield PointRow(
         index=point.index,
@@ -319,7 +319,7 @@ async def _rows(
         )
 
 
-async def _done(index: int) -> AsyncIterator[Row]:
+async def _done(index: int) -> AsyncGenerator[Row]:
     yield NoteRow(message=f"restored, by entry {index} of the metadata log; to undo that: --at-index {index - 1}")
 
 

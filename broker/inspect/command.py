@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Final
 
@@ -127,7 +127,7 @@ async def inspect(options: argparse.Namespace, settings: BrokerSettings) -> int:
     return EXIT_FINDINGS if damaged else EXIT_CLEAN
 
 
-async def _rows(stack: AsyncExitStack, options: argparse.Namespace, settings: BrokerSettings) -> AsyncIterator[Row]:
+async def _rows(stack: AsyncExitStack, options: argparse.Namespace, settings: BrokerSettings) -> AsyncGenerator[Row]:
     uri = absolute_uri(settings.object_store_uri)
     wal = wal_path(getattr(options, "path", None) or settings.wal_uri)
     if options.inspected == "wal":
@@ -149,7 +149,9 @@ async def _rows(stack: AsyncExitStack, options: argparse.Namespace, settings: Br
     return inspect_partition(bucket, options.partition, image=image, wal=wal, read_blocks=options.check)
 
 
-async def _wal_rows(uri: str, place: Path | WalConfig | None, *, node_id: int, list_frames: bool) -> AsyncIterator[Row]:
+async def _wal_rows(
+    uri: str, place: Path | WalConfig | None, *, node_id: int, list_frames: bool
+) -> AsyncGenerator[Row]:
     image: Image | None = None
     try:
         async with open_bucket(uri, random.Random()) as bucket:
@@ -164,11 +166,12 @@ async def _wal_rows(uri: str, place: Path | WalConfig | None, *, node_id: int, l
         if isinstance(place, ObjectWalConfig)
         else inspect_wal(Path(str(place)), image=image, list_frames=list_frames)
     )
-    async for row in rows:
-        yield row
+    async with aclosing(rows):  # with the disk
+        async for row in rows:
+            yield row
 
 
-async def _object_rows(bucket: Bucket, options: argparse.Namespace) -> AsyncIterator[Row]:
+async def _object_rows(bucket: Bucket, options: argparse.Namespace) -> AsyncGenerator[Row]:
     named: str = options.object
     object_id = ObjectId(int(named)) if named.isascii() and named.isdigit() else bucket.paths.object_id(named)
     if object_id is None:

@@ -7,7 +7,7 @@ way, heartbeats) is not seen.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -168,7 +168,9 @@ class _Tails:
     batches: dict[int, list[bytes]] = field(default_factory=dict)
 
 
-async def inspect_groups(bucket: Bucket, group_id: str | None, *, image: Image, wal: Path | None) -> AsyncIterator[Row]:
+async def inspect_groups(
+    bucket: Bucket, group_id: str | None, *, image: Image, wal: Path | None
+) -> AsyncGenerator[Row]:
     """Tell of one group, with its members and offsets, or of all, a line each.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import msgspec
@@ -242,7 +242,7 @@ class StateRow(Row, frozen=True, kw_only=True):
 
 async def inspect_metadata(
     bucket: Bucket, *, entries: bool, first_index: int | None, last_index: int | None
-) -> AsyncIterator[Row]:
+) -> AsyncGenerator[Row]:
     """Tell what the metadata of a cluster is.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from broker.inspect.batches import batch_rows
 from broker.inspect.bucket import Bucket, stream_name
@@ -88,7 +88,7 @@ class BlockRow(Row, frozen=True, kw_only=True):
 
 async def inspect_object(
     bucket: Bucket, object_id: ObjectId, *, image: Image | None, read_blocks: bool, batches: bool, records: bool
-) -> AsyncIterator[Row]:
+) -> AsyncGenerator[Row]:
     """Tell what is in an object.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 from broker.inspect.bucket import Bucket
@@ -126,7 +126,7 @@ def find_stream(image: Image, name: str) -> StreamState:
 
 async def inspect_partition(
     bucket: Bucket, name: str, *, image: Image, wal: Path | None, read_blocks: bool = False
-) -> AsyncIterator[Row]:
+) -> AsyncGenerator[Row]:
     """Tell everything of one partition. Of each object the end is read, so that one that is gone or replaced shows.
 
     Args:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
@@ -59,21 +60,22 @@ class DamageRow(Row, frozen=True, kw_only=True):
         return f"DAMAGE: {self.message}"
 
 
-async def emit(rows: AsyncIterator[Row], *, as_json: bool, out: TextIO | None = None) -> bool:
+async def emit(rows: AsyncGenerator[Row], *, as_json: bool, out: TextIO | None = None) -> bool:
     """Print rows as they come, JSON as one object a line; tells whether there was damage.
 
-    A reader that has enough (`| head`) ends it.
+    A reader that has enough (`| head`) ends it: then what the rows are made from is closed in order.
     """
     out = out or sys.stdout
     encoder = msgspec.json.Encoder()
     damaged = False
-    async for row in rows:
-        damaged = damaged or isinstance(row, DamageRow)
-        try:
-            print(encoder.encode(row).decode() if as_json else row.text(), file=out, flush=True)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # else the interpreter complains at its end
-            break
+    async with aclosing(rows):
+        async for row in rows:
+            damaged = damaged or isinstance(row, DamageRow)
+            try:
+                print(encoder.encode(row).decode() if as_json else row.text(), file=out, flush=True)
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # else the interpreter complains at its end
+                break
     return damaged
 
 

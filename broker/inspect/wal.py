@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,7 +203,7 @@ async def open_wal_disk(path: Path) -> AsyncIterator[Disk]:
         await disk.close()
 
 
-async def inspect_wal(path: Path, *, image: Image | None, list_frames: bool) -> AsyncIterator[Row]:
+async def inspect_wal(path: Path, *, image: Image | None, list_frames: bool) -> AsyncGenerator[Row]:
     """Tell what is in a WAL's directory.
 
     Args:
@@ -234,7 +234,7 @@ async def inspect_wal(path: Path, *, image: Image | None, list_frames: bool) -> 
         )
 
 
-async def loss_rows(aside: AsideWal, image: Image) -> AsyncIterator[Row]:
+async def loss_rows(aside: AsideWal, image: Image) -> AsyncGenerator[Row]:
     """What a damaged WAL has lost of each partition that is open on it, and what it still holds."""
     assessment = await assess(aside, image)
     for stream_id, loss in assessment.incomplete.items():
@@ -244,7 +244,7 @@ async def loss_rows(aside: AsideWal, image: Image) -> AsyncIterator[Row]:
     )
 
 
-async def survey_rows(survey: WalSurvey, *, image: Image | None, list_frames: bool) -> AsyncIterator[Row]:
+async def survey_rows(survey: WalSurvey, *, image: Image | None, list_frames: bool) -> AsyncGenerator[Row]:
     """What a survey of one WAL finds."""
     copies = await survey.headers()
     intact = [copy for copy in copies if copy is not None]

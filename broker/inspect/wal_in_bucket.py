@@ -6,7 +6,7 @@ Always true: nothing is written. Where a writer trims while it is read, it is re
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -80,7 +80,7 @@ async def open_wal_objects(
 
 async def inspect_wal_in_bucket(
     config: ObjectWalConfig, *, node_id: int, image: Image | None, list_frames: bool
-) -> AsyncIterator[Row]:
+) -> AsyncGenerator[Row]:
     """Tell what is in the WAL of a node, and in those that were set aside.
 
     Raises:
@@ -110,7 +110,7 @@ async def inspect_wal_in_bucket(
 
 async def _rows(
     objects: WalObjects, wal_id: str, rng: random.Random, *, image: Image | None, list_frames: bool
-) -> AsyncIterator[Row]:
+) -> AsyncGenerator[Row]:
     for attempts_left in reversed(range(_ATTEMPTS)):
         tails: dict[int, StreamTail] = {}
         assessment = Assessment(()) if image is None else assessment_of(image, wal_id)

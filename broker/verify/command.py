@@ -6,7 +6,7 @@ import argparse
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from broker.config import BrokerSettings
 from broker.inspect.bucket import Bucket, open_bucket
@@ -94,7 +94,7 @@ def _wal_in_bucket(settings: BrokerSettings) -> ObjectWalConfig | None:
 
 async def _shown(
     run: Verification, progress: TerminalProgress | None, *, list_unreferenced: bool
-) -> AsyncIterator[Row]:
+) -> AsyncGenerator[Row]:
     async for row in run.rows():
         if isinstance(row, UnreferencedRow | MultipartRow) and not list_unreferenced:
             continue  # the summary counts them

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +78,16 @@ def test_programs_read_one_object_a_line(kept: Path, tidelog: Tool) -> None:
     assert rows[3]["partition"] == "orders-0"
     assert rows[3]["not_uploaded"] == [[12, 13]]
     assert rows[0]["open_in_process"] is None
+
+
+def test_a_reader_that_has_enough_ends_it_in_silence(kept: Path) -> None:
+    """As `| head` does."""
+    nobody_reads, written = os.pipe()
+    os.close(nobody_reads)
+    command = [sys.executable, "-m", "broker", "inspect", "wal", "--frames", "--data", str(kept)]
+    done = subprocess.run(command, stdout=written, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(written)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_wal_alone_is_shown_without_names(kept: Path, tidelog: Tool, tmp_path: Path) -> None:
