@@ -7,6 +7,8 @@ Always true:
 - Safety is the fence's and the metadata's: whoever wrote there acknowledges nothing more, and may commit nothing more, before the WAL is read.
   Two that recover the same WAL, or its own node that comes back meanwhile, disturb each other at worst.
 - What was done when a recoverer dies stays done; another one goes on from there.
+- A claim is held for as long as it gets ahead. Who fails for `GIVE_BACK_AFTER_S`, or gets nowhere for `STALLED_S`, gives it back, so that another may
+  try, and comes back to it later, ever later.
 - A WAL that cannot be reached is looked for again and again. Its partitions stay offline, and nothing is given up, unless an operator does
   so (`tidelog wal abandon`).
 - One WAL at a time, in memory of its own that is bounded (`shares.recovery_settings`).
@@ -44,8 +46,21 @@ RETRY_S = 2.0
 DAMAGED_RETRY_S = 60.0
 """Until a damaged one is read again, which may be repaired by then: all of it is read each time."""
 
+GIVE_BACK_AFTER_S = 10.0
+"""A node that took a WAL and fails for so long leaves it to others. Some attempts: a store that is away for a moment is no reason."""
+
+MAX_BACK_OFF_S = 300.0
+"""Until a node tries again what it gave back; at first as long as it had tried, then twice as long each time."""
+
+STALLED_S = 120.0
+"""An attempt that commits nothing and closes nothing for so long is given up. To read a whole WAL takes a tenth of it from a slow volume."""
+
 FIND_TIMEOUT_S = 30.0
 """For finding and fencing a WAL. A bucket that does not answer is waited for by coming back."""
+
+
+_FAILURES = (WalError, StorageError, ObjectStoreError, ControllerError, TimeoutError)
+"""What ends an attempt, and leaves everything as it is."""
 
 
 class Directory(Protocol):
@@ -67,6 +82,10 @@ class _Watched:
     """When it is this node's turn to look."""
     problem: str = ""
     """Why this node could not recover it; empty before it tried."""
+    failing_since_s: float | None = None
+    """When the first of the attempts in a row began that failed though this node has the claim."""
+    back_off_s: float = GIVE_BACK_AFTER_S
+    """How long this node leaves it alone when it has given it back."""
 
 
 class Failover:
@@ -79,12 +98,15 @@ class Failover:
         node_id: int,
         find: Callable[[WalPlace], Awaitable[ForeignWal]],
         take_out: Callable[[ForeignWal], Awaitable[Assessment]],
+        give_back: Callable[[str], Awaitable[bool]],
     ) -> None:
-        """`find` and `take_out` are `wal.foreign.find_foreign` and `broker.salvage.take_out`, with what they need."""
+        """`find` and `take_out` are `wal.foreign.find_foreign` and `broker.salvage.take_out`, with what they need; `give_back` lets others
+        recover a WAL."""
         self._directory = directory
         self._node_id = node_id
         self._find = find
         self._take_out = take_out
+        self._give_back = give_back
         self._watched: dict[tuple[str, int], _Watched] = {}
         """By WAL and node epoch: one that is lost again is looked at anew."""
         self._changed = asyncio.Event()
@@ -135,21 +157,27 @@ class Failover:
                 except TimeoutError:
                     pass
                 continue
-            watched.due_s = loop.time() + RETRY_S
+            began_s = loop.time()
+            watched.due_s = began_s + RETRY_S
             self.recovering = wal.wal_id
             try:
                 await self._recover(wal, watched)
+                watched.failing_since_s = None
             except NodeFenced:
                 raise
-            except (WalError, StorageError, ObjectStoreError, ControllerError, TimeoutError) as error:
+            except _FAILURES as error:
                 self._failed(wal, watched, error)
                 watched.due_s = loop.time() + RETRY_S
+                await self._leave_to_others(wal, watched, began_s)
             finally:
                 self.recovering = ""
 
     def _watch(self, lost: list[LostWal], now_s: float) -> None:
         tables = self._directory.image.state.tables
-        known, self._watched = self._watched, {}
+        # Of those that another node has by now, what this one knows is kept: it may give them back.
+        kept = {(wal.wal_id, wal.node_epoch) for wal in lost_wals(tables)}
+        known = self._watched
+        self._watched = {key: watched for key, watched in known.items() if key in kept}
         for wal in lost:
             key = (wal.wal_id, wal.node_epoch)
             watched = known.get(key)
@@ -174,7 +202,7 @@ class Failover:
             async with asyncio.timeout(FIND_TIMEOUT_S):
                 await found.fence()
             fenced_s = loop.time()
-            assessment = await self._take_out(found)
+            assessment = await self._taken_out(wal, found)
             taken_s = loop.time()
         finally:
             await found.close()
@@ -187,6 +215,63 @@ class Failover:
         problem = "; ".join(f"stream {stream_id}: {lost_text(loss.lost)}" for stream_id, loss in incomplete.items())
         watched.due_s = loop.time() + DAMAGED_RETRY_S
         self._tell(left, watched, f"it is damaged, in {found.place}: {problem}")
+
+    async def _taken_out(self, wal: LostWal, found: ForeignWal) -> Assessment:
+        """Take it out, for as long as that gets ahead. Raises TimeoutError."""
+        taking = asyncio.ensure_future(self._take_out(found))
+        try:
+            while True:
+                before = self._progress(wal)
+                done, _ = await asyncio.wait((taking,), timeout=STALLED_S)
+                if done:
+                    return taking.result()
+                if self._progress(wal) == before:
+                    raise TimeoutError(f"nothing of it came into objects for {STALLED_S:.0f} s")
+        finally:
+            taking.cancel()
+            await asyncio.gather(taking, return_exceptions=True)
+
+    def _progress(self, wal: LostWal) -> tuple[int, int]:
+        """What grows, or shrinks, while a WAL is taken out: where objects end, and how many streams are open on it."""
+        streams = self._directory.image.state.tables.streams
+        held = [streams[stream_id] for stream_id in wal.stream_ids if stream_id in streams]
+        return sum(stream.committed_end_offset for stream in held), sum(bool(stream.wal_id) for stream in held)
+
+    async def _leave_to_others(self, wal: LostWal, watched: _Watched, began_s: float) -> None:
+        """Give a claim back with which this node gets nowhere, if there is anybody else."""
+        tables = self._directory.image.state.tables
+        now_s = asyncio.get_running_loop().time()
+        left = next((each for each in self._lost() if each.wal_id == wal.wal_id), None)
+        if left is None or left.recoverer != self._node_id:
+            watched.failing_since_s = None
+            return
+        if watched.failing_since_s is None:
+            watched.failing_since_s = began_s
+        if now_s - watched.failing_since_s < GIVE_BACK_AFTER_S or order(tables, left) == [self._node_id]:
+            return
+        try:
+            await self._give_back(wal.wal_id)
+        except NodeFenced:
+            raise
+        except _FAILURES as error:
+            log.warning(
+                "the WAL of a dead node cannot be left to others now: %(error)s",
+                {"error": error, "node_id": wal.node_id, "wal_id": wal.wal_id},
+            )
+            return
+        log.warning(
+            "the WAL of a dead node is left to others, this node fails with it: %(problem)s",
+            {
+                "problem": watched.problem,
+                "node_id": wal.node_id,
+                "wal_id": wal.wal_id,
+                "tried_ms": round((now_s - watched.failing_since_s) * 1_000),
+                "again_in_ms": round(watched.back_off_s * 1_000),
+            },
+        )
+        watched.failing_since_s = None
+        watched.due_s = now_s + watched.back_off_s
+        watched.back_off_s = min(2 * watched.back_off_s, MAX_BACK_OFF_S)
 
     def _is_dead(self, wal: LostWal) -> bool:
         """Else its node came back, and recovers it by itself."""
@@ -215,7 +300,7 @@ class Failover:
         if isinstance(error, WalUnreachable):
             self._tell(wal, watched, str(error))
         elif isinstance(error, TimeoutError):
-            self._tell(wal, watched, f"{wal.uri} did not answer within {FIND_TIMEOUT_S:.0f} s")
+            self._tell(wal, watched, str(error) or f"{wal.uri} did not answer within {FIND_TIMEOUT_S:.0f} s")
         else:
             self._tell(wal, watched, f"it cannot be recovered here now: {error}")
 

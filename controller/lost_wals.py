@@ -3,7 +3,8 @@
 Always true:
 - A WAL is to be recovered while its node is dead, streams are open on it, and no living node recovers it.
 - Who may try is everybody: who can reach a WAL, nobody but the node itself knows. So all look, one after the other, in an order that is
-  another for each WAL; the first to reach it takes it by a command (`RecoverWal`), and from then on the others leave it alone.
+  another for each WAL; the first to reach it takes it by a command (`RecoverWal`), and from then on the others leave it alone, until it
+  dies or gives it back (`GiveBackWal`).
 - Equal states give equal answers on every node.
 """
 

@@ -15,7 +15,7 @@ from controller.committed import CommittedMetadata
 from controller.image import Image
 from controller.nodes import HEALTH_SINCE, DescribeNode, LeaveCluster
 from controller.objects import AllocateObjectIds, AllocateProducerIds, Commit, ExpireObjects, ForgetObjects
-from controller.streams import CloseStreams, OpenStreams, RecoverWal, TrimStreams
+from controller.streams import CloseStreams, GiveBackWal, OpenStreams, RecoverWal, TrimStreams
 from controller.tables import NodeStatus
 from s3stream.metadata import (
     CommitObjects,
@@ -141,6 +141,10 @@ class NodeMetadata(CommittedMetadata):
     async def recover_wal(self, wal_id: str) -> Sequence[OpenedStream]:
         """Take over every stream that is open on another WAL, which nobody writes to any more; see `RecoverWal`."""
         return await self._port.submit(RecoverWal(node_id=self.node_id, node_epoch=self.node_epoch, wal_id=wal_id))
+
+    async def give_back_wal(self, wal_id: str) -> bool:
+        """Let others recover a WAL that this node took over; False: there was nothing to give back."""
+        return await self._port.submit(GiveBackWal(node_id=self.node_id, node_epoch=self.node_epoch, wal_id=wal_id))
 
     async def close_streams(self, end_offsets: Mapping[StreamId, int]) -> None:
         """Close streams, all committed up to the given ends (else StreamNotDrained); those held no more are left alone."""

@@ -174,6 +174,7 @@ _HANDLERS: Final[Mapping[type, Callable[[Tables, Any], Decision[Any]]]] = {
     streams.TrimStreams: streams.trim_streams,
     streams.ReassignStreams: streams.reassign_streams,
     streams.RecoverWal: streams.recover_wal,
+    streams.GiveBackWal: streams.give_back_wal,
     streams.AbandonWal: streams.abandon_wal,
     objects.Commit: objects.commit_objects,
     objects.ExpireObjects: objects.expire_objects,

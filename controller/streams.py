@@ -5,6 +5,7 @@ Always true:
 - The node of a WAL may open again what is open on it (a restart), also while another recovers it: the tail that the WAL holds past the
   committed end stays good and is uploaded under the new leader epoch, and the other's is refused from then on. Any other way out of OPEN
   is a close with everything uploaded, the recovery of exactly that WAL, or an operator's abandon.
+- Whoever recovers a WAL and cannot may give it back to its dead node, from which others take it.
 - What a WAL holds of a stream counts from the leader epoch on under which it was opened there after it was closed (`wal_leader_epoch`).
 - Log start and committed end never go back.
 """
@@ -31,7 +32,15 @@ from controller.records import (
 from controller.tables import NodeStatus, StreamState, StreamStatus, Tables, Touched
 from s3stream.metadata import OpenedStream, StreamId
 
-__all__ = ["AbandonWal", "CloseStreams", "OpenStreams", "ReassignStreams", "RecoverWal", "TrimStreams"]
+__all__ = [
+    "AbandonWal",
+    "CloseStreams",
+    "GiveBackWal",
+    "OpenStreams",
+    "ReassignStreams",
+    "RecoverWal",
+    "TrimStreams",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +90,13 @@ class RecoverWal(NodeCommand[Sequence[OpenedStream]]):
 
     Raises NodeRefused where the WAL's node lives, or another living node recovers it.
     """
+
+    wal_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveBackWal(NodeCommand[bool]):
+    """Let other nodes recover the WAL of a dead one that this node took over and cannot recover; replies whether there was anything to give back."""
 
     wal_id: str
 
@@ -179,6 +195,23 @@ def recover_wal(tables: Tables, command: RecoverWal) -> Decision[Sequence[Opened
         return decision
     targets = spread(tables, [stream.stream_id for stream in held])
     return Decision((*decision.records, StreamsReassigned(targets=tuple(targets.items()))), decision.reply)
+
+
+def give_back_wal(tables: Tables, command: GiveBackWal) -> Decision[bool]:
+    check_node(tables, command.node_id, command.node_epoch)
+    owner = next((node for node in tables.nodes.values() if node.wal_id == command.wal_id), None)
+    held = [
+        stream
+        for stream in tables.streams.values()
+        if stream.wal_id == command.wal_id
+        and stream.status is StreamStatus.RECOVERING
+        and _holds(stream, command.node_id)
+    ]
+    if owner is None or tables.node_status(owner.node_id) is not NodeStatus.DEAD or not held:
+        return Decision((), False)
+    # As before the claim, and under an epoch that its recoverer does not have: what that would still commit is refused.
+    decision = _granted(StreamsOpened, owner.node_id, command.wal_id, [_opened(stream) for stream in held])
+    return Decision(decision.records, True)
 
 
 def abandon_wal(tables: Tables, command: AbandonWal) -> Decision[Mapping[StreamId, tuple[int, int]]]:

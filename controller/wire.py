@@ -51,7 +51,15 @@ from controller.nodes import (
 )
 from controller.objects import AllocateObjectIds, AllocateProducerIds, Commit, ExpireObjects, ForgetObjects
 from controller.state import FormatCluster
-from controller.streams import AbandonWal, CloseStreams, OpenStreams, ReassignStreams, RecoverWal, TrimStreams
+from controller.streams import (
+    AbandonWal,
+    CloseStreams,
+    GiveBackWal,
+    OpenStreams,
+    ReassignStreams,
+    RecoverWal,
+    TrimStreams,
+)
 from controller.topics import AddPartitions, ConfigureTopic, CreateTopics, DeleteTopics
 from s3stream.errors import MetadataUnavailable, NodeFenced, ObjectExpired, SourcesChanged
 from s3stream.metadata import CommitResult, ObjectId, OpenedStream, StreamId
@@ -169,6 +177,7 @@ COMMANDS: Final[Mapping[type[Command[Any]], _Reply]] = {
     TrimStreams: _NOTHING,
     ReassignStreams: _NOTHING,
     RecoverWal: _STREAMS,
+    GiveBackWal: _YES_OR_NO,
     AbandonWal: _Reply(dict[StreamId, tuple[int, int]]),
     Commit: _Reply(CommitResult),
     ExpireObjects: _Reply(tuple[ObjectId, ...]),

@@ -96,6 +96,7 @@ class Work:
                 open_objects=opened.open_foreign,
                 rng=around.rng,
             ),
+            give_back=registered.metadata.give_back_wal,
             take_out=partial(
                 take_out,
                 metadata=registered.metadata,

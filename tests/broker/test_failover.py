@@ -267,6 +267,82 @@ async def test_another_goes_on_where_a_recoverer_died(start: Any) -> None:
                 assert await to_three.fetch_all("t", partition=index) == [b"0"]
 
 
+async def test_a_recoverer_that_gets_nowhere_leaves_it_to_another(
+    start: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It lives, and the objects that it puts are refused, for it alone."""
+    monkeypatch.setattr("broker.failover.STALLED_S", 1.0)
+    monkeypatch.setattr("broker.failover.GIVE_BACK_AFTER_S", 1.0)
+    stores: list[WithoutData] = []
+
+    def stuck(inner: Any) -> WithoutData:
+        stores.append(WithoutData(inner))
+        return stores[-1]
+
+    async with start(2, wrap_store=stuck) as two, await Wire.connect(two.bootstrap_servers) as to_two:
+        await two.running.broker.controller.until_in_office()
+        async with start(1) as one:
+            lost = await written(one, two, to_two)
+            crash(one)
+        await take_for_dead(1, two)
+        await eventually(lambda: any(store.refused for store in stores), "node 2 is at it")
+        await asyncio.sleep(3.0)
+        tables = two.running.broker.controller.image.state.tables
+        assert [wal.recoverer for wal in lost_wals(tables)] == [2], "as long as there is nobody else"
+        async with start(3) as three:
+            await eventually(lambda: three.running.failover.recovered_wals == 1, "node 3 has recovered it")
+            assert "is left to others, this node fails with it" in caplog.text
+            assert two.running.failover.recovered_wals == 0
+            for store in stores:
+                store.refuses = False
+            await eventually(lambda: set(lost) <= set(open_on(two, "t")), "they go where they were to go")
+            for index in lost:
+                assert await to_two.fetch_all("t", partition=index) == [b"0"]
+
+
+async def test_a_recoverer_whose_volume_was_moved_to_another_leaves_it_to_that_one(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has the claim, and does not find the WAL any more."""
+    monkeypatch.setattr("broker.failover.STALLED_S", 1.0)
+    monkeypatch.setattr("broker.failover.GIVE_BACK_AFTER_S", 2.0)
+    monkeypatch.setattr("broker.failover.RETRY_S", 0.5)
+    store: list[WithoutData] = []
+    volumes = {node_id: tmp_path / f"volumes{node_id}" for node_id in (2, 3)}
+    for directory in volumes.values():
+        directory.mkdir()
+
+    def stuck(inner: Any) -> WithoutData:
+        store.append(WithoutData(inner))
+        return store[-1]
+
+    async with (
+        start(2, wal_recovery_directories=str(volumes[2]), wrap_store=stuck) as two,
+        await Wire.connect(two.bootstrap_servers) as to_two,
+        start(3, wal_recovery_directories=str(volumes[3])) as three,
+    ):
+        await two.running.broker.controller.until_in_office()
+        async with start(1) as one:
+            lost = await written(one, two, to_two)
+            crash(one)
+        (tmp_path / "wal1").rename(volumes[2] / "of node 1")
+        await take_for_dead(1, two)
+        await eventually(lambda: any(each.refused for each in store), "node 2 is at it")
+        (volumes[2] / "of node 1").rename(volumes[3] / "of node 1")
+        await eventually(lambda: three.running.failover.recovered_wals == 1, "node 3 has recovered it")
+        assert "is left to others, this node fails with it" in caplog.text
+        for each in store:
+            each.refuses = False
+        everywhere = [two, three]
+        await eventually(
+            lambda: set(lost) <= {index for node in everywhere for index in open_on(node, "t")}, "they are open"
+        )
+        for index in lost:
+            node = next(node for node in everywhere if index in open_on(node, "t"))
+            async with await Wire.connect(node.bootstrap_servers) as wire:
+                assert await wire.fetch_all("t", partition=index) == [b"0"]
+
+
 async def test_a_node_that_comes_back_takes_over_from_its_recoverer(
     start: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,9 +6,9 @@ import pytest
 
 from controller.errors import NodeRefused
 from controller.lost_wals import lost_wals, order, streams_of_dead
-from controller.streams import RecoverWal
+from controller.streams import GiveBackWal, RecoverWal
 from controller.tables import StreamStatus
-from s3stream.metadata import StreamId
+from s3stream.metadata import SkipReason, StreamId
 from tests.controller.machine import Machine, stream_range
 
 
@@ -101,6 +101,41 @@ def test_one_node_recovers_at_a_time_and_another_goes_on_when_it_dies() -> None:
     machine.upload(3, stream_range(streams[0], 10, 20, leader_epoch=3))
     machine.close(3, {streams[0]: 20, **dict.fromkeys(streams[1:], 0)})
     assert lost_wals(machine.state.tables) == []
+
+
+def give_back(machine: Machine, node_id: int, wal_id: str = "wal-1") -> bool:
+    return machine.do(GiveBackWal(node_id=node_id, node_epoch=machine.node_epoch(node_id), wal_id=wal_id))
+
+
+def test_what_a_node_cannot_recover_it_gives_back_and_another_goes_on() -> None:
+    machine, streams = cluster()
+    machine.kill(1)
+    recover(machine, 2)
+    machine.upload(2, stream_range(streams[0], 0, 10, leader_epoch=1))
+    machine.close(2, {streams[5]: 0})
+    assert not give_back(machine, 3), "it has nothing to give back"
+    assert give_back(machine, 2)
+    (lost,) = lost_wals(machine.state.tables)
+    assert (lost.recoverer, list(lost.stream_ids)) == (-1, streams[:5]), "what was done stays done"
+    assert {machine.stream(stream).status for stream in streams[:5]} == {StreamStatus.OPEN}
+    _, skipped = machine.upload(2, stream_range(streams[0], 10, 20, leader_epoch=1))
+    assert skipped == {streams[0]: SkipReason.FENCED}, "its claim has ended (I4)"
+    assert recover(machine, 3) == streams[:5]
+    assert not give_back(machine, 2), "it is the other's"
+    machine.upload(3, stream_range(streams[0], 10, 20, leader_epoch=3))
+    machine.close(3, {streams[0]: 20, **dict.fromkeys(streams[1:5], 0)})
+    assert lost_wals(machine.state.tables) == []
+
+
+def test_a_wal_that_was_given_back_is_its_own_nodes_when_that_comes_back() -> None:
+    machine, streams = cluster()
+    machine.kill(1)
+    recover(machine, 2)
+    give_back(machine, 2)
+    machine.register(1, "wal-1", wal_epoch=1)
+    assert [opened.stream_id for opened in machine.open(1, streams)] == streams
+    machine.upload(1, stream_range(streams[0], 0, 10, leader_epoch=3))
+    assert not give_back(machine, 2)
 
 
 def test_the_order_is_the_same_everywhere_and_another_for_each_wal() -> None:

@@ -22,7 +22,7 @@ from controller.records import Range, decode_records, encode_records
 from controller.restoration import plan_restore
 from controller.snapshot import capture, digest, encode, restore
 from controller.state import State
-from controller.streams import AbandonWal, RecoverWal
+from controller.streams import AbandonWal, GiveBackWal, RecoverWal
 from controller.tables import StreamState, StreamStatus
 from s3stream.errors import NodeFenced, ObjectExpired, SourcesChanged
 from s3stream.metadata import NewObject, ObjectId, StreamId, StreamRange
@@ -86,6 +86,7 @@ class MetadataMachine(RuleBasedStateMachine):
                 "restart",
                 "change disk",
                 "recover",
+                "recover in vain",
                 "abandon",
                 "create",
                 "delete",
@@ -120,6 +121,8 @@ class MetadataMachine(RuleBasedStateMachine):
                 self.change_disk(node_id)
             case "recover":
                 self.recover_the_other(node_id)
+            case "recover in vain":
+                self.recover_in_vain(node_id)
             case "abandon":
                 self.abandon(node_id, number - 1)
             case "create":
@@ -257,6 +260,23 @@ class MetadataMachine(RuleBasedStateMachine):
             stream.wal_id == wal_id for stream in self.machine.state.tables.streams.values() if stream.node_id == other
         )
         self.register(other)  # in the middle of it; what is open on its WAL it may take back
+
+    def recover_in_vain(self, node_id: int) -> None:
+        """The WAL of the other is given back, and goes on as it was; or to whoever recovers it after all."""
+        other = 3 - node_id
+        wal_id = self.wal_id(other)
+        if not self.machine.suspect(other):
+            return
+        self.machine.declare_dead(other)
+        epoch = self.machine.node_epoch(node_id)
+        for opened in self.machine.do(RecoverWal(node_id=node_id, node_epoch=epoch, wal_id=wal_id)):
+            self.hold(node_id, opened.stream_id, opened.leader_epoch)
+        self.machine.do(GiveBackWal(node_id=node_id, node_epoch=epoch, wal_id=wal_id))
+        for stream in self.machine.state.tables.streams.values():
+            if stream.wal_id == wal_id:
+                assert (stream.status, stream.node_id) == (StreamStatus.OPEN, other)
+                self.hold(other, stream.stream_id, stream.leader_epoch)
+        self.register(other)
 
     def abandon(self, node_id: int, slack: int) -> None:
         try:

@@ -26,7 +26,15 @@ from controller.objects import AllocateObjectIds, AllocateProducerIds, Commit, E
 from controller.records import Unuploaded, UnuploadedStream
 from controller.restoration import RestoreTopics
 from controller.state import _HANDLERS, FormatCluster
-from controller.streams import AbandonWal, CloseStreams, OpenStreams, ReassignStreams, RecoverWal, TrimStreams
+from controller.streams import (
+    AbandonWal,
+    CloseStreams,
+    GiveBackWal,
+    OpenStreams,
+    ReassignStreams,
+    RecoverWal,
+    TrimStreams,
+)
 from controller.topics import AddPartitions, ConfigureTopic, CreateTopics, DeleteTopics, NewTopic
 from controller.wire import (
     COMMANDS,
@@ -87,6 +95,7 @@ SAMPLES: list[Command[Any]] = [
     TrimStreams(node_id=1, node_epoch=2, log_start_offsets={StreamId(1): 2**62}, at_ms=3),
     ReassignStreams(targets={StreamId(1): 2, StreamId(2): -1}),
     RecoverWal(node_id=1, node_epoch=2, wal_id="w"),
+    GiveBackWal(node_id=1, node_epoch=2, wal_id="w"),
     AbandonWal(wal_id="w", slack_offsets=1, at_ms=2),
     Commit(node_id=1, node_epoch=2, commit=COMMIT, at_ms=3),
     ExpireObjects(object_ids=(ObjectId(1),)),
@@ -118,6 +127,7 @@ def test_every_command_arrives_as_it_was(kind: type[Command[Any]]) -> None:
         (AbandonWal, {StreamId(1): (2, 3)}),
         (TrimStreams, None),
         (SuspectNode, True),
+        (GiveBackWal, True),
         (CreateTopics, {"made": ID}),
         (DeleteTopics, {ID: None}),
     ],
