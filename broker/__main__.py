@@ -30,7 +30,7 @@ from broker.supervisor.supervisor import supervise
 from broker.verify.command import add_verify, verify
 from controller.errors import ControllerError, NodeIdTaken
 from s3stream.config import InvalidSettings as InvalidStorageSettings
-from s3stream.errors import StorageError
+from s3stream.errors import StorageError, TakenForDead
 from s3stream.objectstore import ObjectStoreError
 from wal.errors import WalError, WalFencedByRecoverer
 
@@ -55,7 +55,7 @@ _CANNOT_START = (
 )
 """What is wrong outside of this program: the message says what to do, a traceback would not help."""
 
-_STARTS_AGAIN = (NodeIdTaken, WalFencedByRecoverer)
+_STARTS_AGAIN = (NodeIdTaken, TakenForDead, WalFencedByRecoverer)
 """What a start may end with that was overtaken by others, since it took long: the next one finds them done."""
 
 _DESCRIPTION = """\

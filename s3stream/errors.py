@@ -15,6 +15,7 @@ __all__ = [
     "StorageFenced",
     "StreamClosed",
     "StreamFenced",
+    "TakenForDead",
     "UnsupportedObjectFormat",
 ]
 
@@ -41,6 +42,10 @@ class StorageFenced(StorageError):
 
 class NodeFenced(StorageError):
     """A newer registration of this node id exists: stop serving, register again."""
+
+
+class TakenForDead(NodeFenced):
+    """It is this very registration that others took for dead, since it stood still; nobody else runs as this node: start again."""
 
 
 class MetadataUnavailable(StorageError):

@@ -6,8 +6,8 @@ Always true: until the registration nothing that others see is changed; from the
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,7 +37,7 @@ from controller.image import Applied, Image
 from controller.lease import ALWAYS, Lease, Serving
 from controller.node_metadata import NodeMetadata
 from controller.tables import NodeStatus
-from s3stream.errors import NodeFenced
+from s3stream.errors import NodeFenced, TakenForDead
 from s3stream.metered import Purpose
 from s3stream.object_reader import ObjectReader
 from s3stream.storage import Storage
@@ -114,25 +114,40 @@ async def come_up(
 
     Raises:
         WalDamaged: acknowledged frames are missing in it; it is closed, and as it was.
+        TakenForDead: the process stood still in the middle of it; the next start begins anew.
     """
     async with wals_set_aside(
         absolute_uri(settings.wal_uri), node_id=settings.node_id, rng=around.rng, open_objects=opened.open_objects
     ) as asides:
         registered = await _register(settings, around, opened, advertised, asides)
-        offline = await salvage(
-            asides,
-            image=opened.controller.image,
-            metadata=registered.metadata,
-            store=opened.store,
-            paths=opened.paths,
-            settings=opened.config,
-            rng=around.rng,
-        )
+        with _told_where_dead(opened.controller.image, registered.metadata):
+            offline = await salvage(
+                asides,
+                image=opened.controller.image,
+                metadata=registered.metadata,
+                store=opened.store,
+                paths=opened.paths,
+                settings=opened.config,
+                rng=around.rng,
+            )
     broker, reader = assemble(settings, around, opened, registered, metrics)
     broker.advertised = advertised
     damage = DamageReport(image=opened.controller.image, objects=reader.damage, offline=offline)
-    await _recover(stack, settings, opened, registered, broker, reader, server, offline)
+    with _told_where_dead(opened.controller.image, registered.metadata):
+        await _recover(stack, settings, opened, registered, broker, reader, server, offline)
     return Up(registered=registered, broker=broker, reader=reader, damage=damage)
+
+
+@contextmanager
+def _told_where_dead(image: Image, metadata: NodeMetadata) -> Iterator[None]:
+    """Tell a registration that others took for dead from one that another process has replaced. Raises TakenForDead."""
+    try:
+        yield
+    except NodeFenced as error:
+        node = image.node(metadata.node_id)
+        if node is not None and node.node_epoch == metadata.node_epoch and node.status is NodeStatus.DEAD:
+            raise TakenForDead(str(error)) from error
+        raise
 
 
 async def _register(

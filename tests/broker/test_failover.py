@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,11 @@ from controller.lost_wals import lost_wals
 from controller.tables import NodeStatus
 from protocol.errors import ErrorCode
 from protocol.messages.metadata import MetadataRequest, MetadataRequestTopic
-from s3stream.errors import NodeFenced
+from s3stream.errors import NodeFenced, TakenForDead
+from s3stream.metadata import StreamId
 from s3stream.objectstore import Unavailable
+from s3stream.storage import Storage
+from s3stream.stream import Stream
 from tests.broker.conftest import StartNode
 from tests.broker.scraping import scrape
 from tests.broker.wire import Wire, batch, eventually
@@ -265,6 +268,45 @@ async def test_another_goes_on_where_a_recoverer_died(start: Any) -> None:
             await eventually(lambda: open_on(three, "t") == list(range(PARTITIONS)), "node 3 has all of them")
             for index in lost:
                 assert await to_three.fetch_all("t", partition=index) == [b"0"]
+
+
+async def test_a_broker_that_is_taken_for_dead_while_it_starts_may_begin_anew(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stood still between its registration and the recovery of its WAL. One that another process has replaced is told something else."""
+    recover = Storage.start
+
+    def overtaken_by(others: Callable[[], Awaitable[object]]) -> None:
+        async def late(storage: Storage, stream_ids: Sequence[StreamId]) -> Mapping[StreamId, Stream]:
+            monkeypatch.setattr(Storage, "start", recover)
+            await others()
+            return await recover(storage, stream_ids)
+
+        monkeypatch.setattr(Storage, "start", late)
+
+    async with start(2) as two, await Wire.connect(two.bootstrap_servers) as to_two:
+        await two.running.broker.controller.until_in_office()
+        async with start(1) as one:
+            lost = await written(one, two, to_two)
+            wal_id = one.running.wal_id
+            crash(one)
+        overtaken_by(lambda: two.running.broker.controller.register_node(1, wal_id, wal_epoch=1))
+        with pytest.raises(NodeFenced, match="was registered again") as raised:
+            async with start(1):
+                pass
+        assert not isinstance(raised.value, TakenForDead), "stop one of the two"
+        overtaken_by(lambda: take_for_dead(1, two))
+        with pytest.raises(TakenForDead, match="is taken for dead"):
+            async with start(1):
+                pass
+        async with start(1) as one, await Wire.connect(one.bootstrap_servers) as to_one:
+            everywhere = {1: (one, to_one), 2: (two, to_two)}
+            for index in lost:
+                await eventually(
+                    lambda its=index: any(its in open_on(node, "t") for node, _ in everywhere.values()), ""
+                )
+                (wire,) = [wire for node, wire in everywhere.values() if index in open_on(node, "t")]
+                assert await wire.fetch_all("t", partition=index) == [b"0"]
 
 
 async def test_a_recoverer_that_gets_nowhere_leaves_it_to_another(

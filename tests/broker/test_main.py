@@ -163,8 +163,30 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+_DEAD_ONCE = """
+import sys
+from broker.__main__ import main
+from s3stream.errors import TakenForDead
+from s3stream.storage import Storage
+
+start = Storage.start
+
+async def dead(self, stream_ids):
+    Storage.start = start
+    raise TakenForDead("node 1 is taken for dead")
+
+Storage.start = dead
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.parametrize(
-    ("overtaken", "reason"), [(_FENCED_ONCE, "WAL "), (_ID_TAKEN_ONCE, "node id 1001 is another's now")]
+    ("overtaken", "reason"),
+    [
+        (_FENCED_ONCE, "WAL "),
+        (_ID_TAKEN_ONCE, "node id 1001 is another's now"),
+        (_DEAD_ONCE, "node 1 is taken for dead"),
+    ],
 )
 def test_a_broker_that_is_overtaken_while_it_starts_begins_anew(overtaken: str, reason: str, tmp_path: Path) -> None:
     """It was taken for dead, and came back at the moment at which another one began to recover its WAL, or was given its id."""
