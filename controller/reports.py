@@ -56,7 +56,10 @@ class Reports:
         """A node tells."""
         known = self._by_node.get(node_id)
         if known is None or (known.node_epoch, known.at_s) <= (report.node_epoch, at_s):
-            self._by_node[node_id] = Heard(node_epoch=report.node_epoch, at_s=at_s, held=report.held)
+            held = report.held
+            if len(held.streams) > MAX_NAMED:  # of whoever does not keep to it: it goes into the log
+                held = msgspec.structs.replace(held, streams=held.streams[:MAX_NAMED])
+            self._by_node[node_id] = Heard(node_epoch=report.node_epoch, at_s=at_s, held=held)
 
     def passed_on(self, reports: Iterable[HeardReport], now_s: float) -> None:
         """The leader tells what it knows."""

@@ -161,11 +161,7 @@ class CachedBlocks:
     def unuploaded(self) -> list[UnuploadedRange]:
         """By stream, what of that is acknowledged and belongs to streams that are this node's; walks all of it."""
         waiting = [block for block in self._sealed if block.state is not BlockState.COMMITTED]
-        return unuploaded_ranges((*waiting, self.open), self._own_stream)
-
-    def _own_stream(self, block: CacheBlock, stream_id: StreamId) -> Stream | None:
-        stream = self.appended_to(block, stream_id)
-        return None if stream is None or isinstance(stream.closed, StreamFenced) else stream
+        return unuploaded_ranges((*waiting, self.open), self._streams)
 
     @property
     def unuploaded_age_s(self) -> float:

@@ -11,6 +11,7 @@ from controller.losses import KnownLoss, StreamLoss
 from controller.records import NodeRegistered, Unuploaded, UnuploadedStream
 from controller.reports import MAX_NAMED
 from controller.tables import NodeStatus
+from s3stream.errors import StorageError, StreamFenced
 from s3stream.log_cache import CacheBlock, StreamTail
 from s3stream.metadata import StreamId
 from s3stream.unuploaded import UnuploadedRange, unuploaded_ranges
@@ -54,22 +55,28 @@ def held_by(node: Node) -> Unuploaded:
 class Confirmed:
     """A stream, as far as it is needed."""
 
-    def __init__(self, confirmed_offset: int) -> None:
+    def __init__(self, tail: StreamTail, confirmed_offset: int, closed: StorageError | None = None) -> None:
+        self.tail = tail
         self.confirmed_offset = confirmed_offset
+        self.closed = closed
 
 
 def test_what_waits_for_the_wal_does_not_count_nor_what_is_of_no_stream_of_this_node() -> None:
     blocks = [CacheBlock(0, 0, lambda: None) for _ in range(2)]
-    tails = {StreamId(number): StreamTail() for number in (1, 2, 3)}
+    tails = {StreamId(number): StreamTail() for number in (1, 2, 3, 4, 5)}
     for block, base in zip(blocks, (0, 20), strict=True):
         for stream_id, tail in tails.items():
             part = tail.open_part(stream_id, block, base)
             part.add(base + 10, 0, 100, 0)
             part.add(base + 20, 0, 50, 0)
-    streams = {StreamId(1): Confirmed(30), StreamId(2): Confirmed(0)}
-    assert unuploaded_ranges(blocks, lambda block, stream_id: streams.get(stream_id)) == [  # type: ignore[arg-type,return-value]
-        UnuploadedRange(StreamId(1), 0, 30, 250)
-    ]
+    one, two, three, four, _ = tails
+    streams = {
+        one: Confirmed(tails[one], 30),
+        two: Confirmed(tails[two], 0),
+        three: Confirmed(StreamTail(), 40),  # deleted, and restored since
+        four: Confirmed(tails[four], 40, StreamFenced("another node has it")),
+    }
+    assert unuploaded_ranges(blocks, streams) == [UnuploadedRange(one, 0, 30, 250)]  # type: ignore[arg-type]
 
 
 class Many:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from controller.peers import HeardReport, NodeReport
 from controller.records import NodeSuspected, Unuploaded, UnuploadedStream
-from controller.reports import Reports
+from controller.reports import MAX_NAMED, Reports
 from controller.tables import NodeStatus
 from s3stream.metadata import StreamId
 from tests.controller.test_cluster import Cluster, run
@@ -57,6 +58,16 @@ def test_the_leader_passes_on_what_would_be_lost_with_it_and_with_others() -> No
     assert (of_two.held.record_count, of_two.held.streams, of_two.at_s) == (5, (), 48.5), "in numbers only"
     leader.made(report(10), 101.0)
     assert [each.held.record_count for each in leader.to_pass_on(3, 101.0)] == [5, 10]
+
+
+def test_a_report_is_cut_that_names_too_many() -> None:
+    reports = Reports(1)
+    (stream,) = held(5).streams
+    long = msgspec.structs.replace(held(5), stream_count=MAX_NAMED + 1, streams=(stream,) * (MAX_NAMED + 1))
+    reports.heard(2, NodeReport(node_epoch=1, held=long), 1.0)
+    found = reports.of(2, 1)
+    assert found is not None
+    assert (len(found.held.streams), found.held.stream_count) == (MAX_NAMED, MAX_NAMED + 1)
 
 
 def test_nobody_is_told_what_it_holds_itself() -> None:
