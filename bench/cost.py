@@ -347,7 +347,7 @@ def _print_wal(settings: StorageSettings) -> None:
 
 
 _LOADS = (
-    Load(title="10 partitions, 10 MB/s each", partitions=10, bytes_per_s=100e6, payload_bytes=1_000_000, hours=0.05),
+    Load(title="10 partitions, 10 MB/s each", partitions=10, bytes_per_s=100e6, payload_bytes=1_000_000, hours=0.2),
     Load(title="100 partitions, 100 KB/s each", partitions=100, bytes_per_s=10e6, payload_bytes=500_000, hours=0.5),
     Load(title="1,000 partitions, 10 KB/s each", partitions=1000, bytes_per_s=10e6, payload_bytes=50_000, hours=0.6),
     Load(

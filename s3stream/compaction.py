@@ -45,6 +45,8 @@ _ENOUGH_BYTES = 6 << 20
 """A range of this size need not be rewritten again. A little more than S3 copies at least, since streams are not quite alike."""
 _GOOD_BYTES = 16 << 20
 """A range of this size costs few requests to copy. Worth a wider merge, not another one."""
+_MOST_COPIES = 48
+"""Ranges of this size that wait for each other at most: a reader asks for the index of each."""
 _LEAST_GROWTH_SHARE = 0.8
 """Of the growth that is wanted. Less than all of it, so that sizes need not be quite equal."""
 _LEAST_GARBAGE_SHARE = 0.5
@@ -188,7 +190,9 @@ def growth(size_bytes: int, settings: CompactionSettings) -> float:
     """How many times larger than `size_bytes` a merged range must be at least: large enough after the fewest rewrites, and no sooner
     merged than these need."""
     if is_large(size_bytes):
-        return settings.fan_in * _LEAST_GROWTH_SHARE
+        # In one go to where nothing is merged any more, if it is not too far: each step copies all of it once more.
+        wanted = min(settings.stream_object_max_bytes / size_bytes, settings.max_fan_in / 2, _MOST_COPIES)
+        return max(settings.fan_in * _LEAST_GROWTH_SHARE, wanted)
     most = settings.max_fan_in
     wanted: float = (_GOOD_BYTES / size_bytes) ** (1 / rewrites(size_bytes, settings))
     wanted = min(most, max(settings.fan_in, wanted))

@@ -71,6 +71,22 @@ def test_ranges_grow_to_what_can_be_copied_in_the_fewest_rewrites(size_bytes: in
     assert round(growth(size_bytes, replace(SETTINGS, max_fan_in=max_fan_in))) == times
 
 
+@pytest.mark.parametrize(
+    ("size_bytes", "max_fan_in", "times"),
+    [
+        (8 * MIB, 256, 32),  # 256 MiB at once
+        (6 * MIB, 256, 43),
+        (6 * MIB, 40, 20),  # with many streams fewer wait
+        (50 * MIB, 256, 8),  # nearly fan_in: they are large anyway
+        (255 * MIB, 256, 8),
+    ],
+)
+def test_what_can_be_copied_waits_until_it_need_not_be_copied_again(
+    size_bytes: int, max_fan_in: int, times: int
+) -> None:
+    assert round(growth(size_bytes, CompactionSettings(max_fan_in=max_fan_in))) == times
+
+
 def test_a_wide_merge_waits_until_it_is_wide() -> None:
     model = Model(replace(SETTINGS, max_fan_in=64, max_sources=64, max_source_bytes=1 << 40))
     for number in range(51):

@@ -29,6 +29,7 @@ INDEX_BYTES = 16 * KIB
 """What is read of an object that is copied."""
 SETTINGS = CompactionSettings(
     fan_in=3,
+    max_fan_in=4,
     object_size_bytes=16 * MIB,
     stream_object_max_bytes=4096 * MIB,
     memory_bytes=8 * MIB,
