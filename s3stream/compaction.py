@@ -191,8 +191,8 @@ def growth(size_bytes: int, settings: CompactionSettings) -> float:
     merged than these need."""
     if is_large(size_bytes):
         # In one go to where nothing is merged any more, if it is not too far: each step copies all of it once more.
-        wanted = min(settings.stream_object_max_bytes / size_bytes, settings.max_fan_in / 2, _MOST_COPIES)
-        return max(settings.fan_in * _LEAST_GROWTH_SHARE, wanted)
+        at_once = min(settings.stream_object_max_bytes / size_bytes, settings.max_fan_in / 2, _MOST_COPIES)
+        return max(settings.fan_in * _LEAST_GROWTH_SHARE, at_once)
     most = settings.max_fan_in
     wanted: float = (_GOOD_BYTES / size_bytes) ** (1 / rewrites(size_bytes, settings))
     wanted = min(most, max(settings.fan_in, wanted))
