@@ -9,7 +9,7 @@ Always true:
 - Nothing moves while nodes are about even (`Tolerances`), and what is begun is made more even than that: so a plan that was carried out is
   not begun again at the next breath (hysteresis).
 - Moves for load lessen one number, the sum of squared relative distances from the average, and leave counts within their tolerance. So under
-  constant load they come to an end, and none is ever taken back.
+  constant load they come to an end. What moved for its load not long ago rests: so none is taken back, however others moved meanwhile.
 - Equal inputs make equal plans, and what need not move does not.
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -100,6 +100,8 @@ class Plan:
     """Moves that make sense together; none: all is well."""
 
     moves: Sequence[Move] = ()
+    evens_load: bool = False
+    """They are made for what goes through nodes, so what was busy in them rests afterwards."""
 
     @property
     def targets(self) -> Mapping[StreamId, int]:
@@ -107,11 +109,18 @@ class Plan:
         return {move.stream_id: move.target for move in self.moves}
 
 
-def plan_moves(places: Sequence[NodePlace], *, max_moves: int, tolerances: Tolerances | None = None) -> Plan:
+def plan_moves(
+    places: Sequence[NodePlace],
+    *,
+    max_moves: int,
+    tolerances: Tolerances | None = None,
+    resting: Collection[StreamId] = (),
+) -> Plan:
     """What is to move now.
 
     Args:
         max_moves: How many may go at a time to make nodes even. Those that have to go, go all at once.
+        resting: Partitions that moved for their load not long ago: they do not for that again.
     """
     takers = [place for place in sorted(places, key=lambda place: place.node_id) if place.takes]
     if not takers:
@@ -120,7 +129,8 @@ def plan_moves(places: Sequence[NodePlace], *, max_moves: int, tolerances: Toler
     if not moves and max_moves:
         moves = _evened_by_count(takers)[:max_moves]
     if not moves and max_moves and all(place.load is not None for place in takers):
-        moves = _evened_by_load(takers, min(max_moves, MAX_LOAD_MOVES), tolerances or Tolerances())
+        moves = _evened_by_load(takers, min(max_moves, MAX_LOAD_MOVES), tolerances or Tolerances(), resting)
+        return Plan(moves=tuple(moves), evens_load=bool(moves))
     return Plan(moves=tuple(moves))
 
 
@@ -209,7 +219,7 @@ class _Scale:
 
     __slots__ = ("busy", "count", "idle", "load", "node_id")
 
-    def __init__(self, place: NodePlace) -> None:
+    def __init__(self, place: NodePlace, resting: Collection[StreamId]) -> None:
         self.node_id = place.node_id
         self.count = _count(place)
         load = _load_of(place)
@@ -218,7 +228,7 @@ class _Scale:
         self.busy = {
             stream_id: (each.bytes_in, each.bytes_out)
             for stream_id, each in sorted(place.busy.items())
-            if stream_id in open_streams
+            if stream_id in open_streams and stream_id not in resting
         }
         self.idle = sorted(open_streams - place.busy.keys(), reverse=True)
 
@@ -226,8 +236,10 @@ class _Scale:
 _NAMES: Final = ("in", "out")
 
 
-def _evened_by_load(takers: Sequence[NodePlace], most: int, tolerances: Tolerances) -> list[Move]:
-    scales = [_Scale(place) for place in takers]
+def _evened_by_load(
+    takers: Sequence[NodePlace], most: int, tolerances: Tolerances, resting: Collection[StreamId]
+) -> list[Move]:
+    scales = [_Scale(place, resting) for place in takers]
     totals = [sum(scale.load[kind] for scale in scales) for kind in (0, 1)]
     # What is next to nothing all in all does not count: its distances from the average would be noise.
     averages = [total / len(scales) if total > tolerances.bytes_per_s else 0.0 for total in totals]
@@ -273,8 +285,10 @@ def _best_step(
         for stream_id, load in source.busy.items():
             if not load[kind]:
                 continue
-            gain = _gain(source.load, taker.load, load, averages)
-            if gain > best_gain:
+            gains = _gains(source.load, taker.load, load, averages)
+            gain = sum(gains)
+            # Also of what is too much here: what lessens the other kind alone would be a move for its own sake, and might come back.
+            if gain > best_gain and gains[kind] > _LEAST_GAIN:
                 best_gain = gain
                 best = [(stream_id, source, taker)]
                 if not alone:
@@ -291,15 +305,14 @@ def _counts_stay(counts: Sequence[int], source: int, taker: int, tolerated: floa
     return max(after) - min(after) <= max(tolerated, counts[-1] - counts[0])
 
 
-def _gain(
+def _gains(
     source: Sequence[float], taker: Sequence[float], load: tuple[float, float], averages: Sequence[float]
-) -> float:
-    """By how much the sum of squared relative distances from the average becomes less: 2x(s - t - x) for each kind."""
-    return sum(
-        2 * load[kind] * (source[kind] - taker[kind] - load[kind]) / average**2
+) -> list[float]:
+    """By how much the sum of squared relative distances from the average becomes less, for each kind: 2x(s - t - x)."""
+    return [
+        2 * load[kind] * (source[kind] - taker[kind] - load[kind]) / average**2 if average > 0 else 0.0
         for kind, average in enumerate(averages)
-        if average > 0
-    )
+    ]
 
 
 def _carry(stream_id: StreamId, source: _Scale, taker: _Scale) -> None:

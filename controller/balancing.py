@@ -27,6 +27,9 @@ from s3stream.metadata import StreamId
 
 __all__ = ["Balancing", "Office"]
 
+REST_S: Final = 600.0
+"""A partition that was moved for its load is not moved for it again for so long: what others do meanwhile may make its former place the best one."""
+
 _log: Final = logging.getLogger("tidelog.controller")
 
 
@@ -69,6 +72,8 @@ class Balancing:
         self._tolerances = Tolerances(
             share=settings.load_tolerance_percent / 100, bytes_per_s=settings.load_tolerance_bytes_per_s
         )
+        self._rests_from_s: dict[StreamId, float] = {}
+        """When partitions were moved for their load."""
         self._wake = asyncio.Event()
         """Set where somebody waits for partitions to go."""
         self._judges_from_s = 0.0
@@ -164,6 +169,9 @@ class Balancing:
             _log.warning("partitions cannot be moved now: %(error)s", {"error": error})
         else:
             self.moves += len(moves)
+            if plan.evens_load:
+                now_s = asyncio.get_running_loop().time()
+                self._rests_from_s.update(dict.fromkeys(moves, now_s))
             _log.info(
                 "partitions are moved: %(count)d, to nodes %(nodes)s",
                 {
@@ -174,7 +182,9 @@ class Balancing:
             )
 
     def _plan(self, places: Sequence[NodePlace], *, max_moves: int) -> Plan:
-        return plan_moves(places, max_moves=max_moves, tolerances=self._tolerances)
+        least_s = asyncio.get_running_loop().time() - REST_S
+        self._rests_from_s = {key: from_s for key, from_s in self._rests_from_s.items() if from_s > least_s}
+        return plan_moves(places, max_moves=max_moves, tolerances=self._tolerances, resting=self._rests_from_s)
 
     def balance(self) -> Balance:
         """How partitions lie, for people."""
