@@ -7,21 +7,24 @@ Always true:
 
 from __future__ import annotations
 
+import argparse
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import uvloop
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from bench.cpu import cpu_seconds, written_bytes
 
-__all__ = ["Broker", "BrokerFailed", "running_broker"]
+__all__ = ["Broker", "BrokerFailed", "free_port", "run_program", "running_broker"]
 
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 60.0
@@ -89,8 +92,7 @@ class Broker:
 def running_broker(directory: Path, settings: Mapping[str, object], *, module: str = "broker") -> Iterator[Broker]:
     """Start a broker on `directory` and stop it in order at the end. What `settings` does not say is the broker's default."""
     directory.mkdir(parents=True, exist_ok=True)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     everything = {
         "node.id": 1,
         "listeners": f"PLAINTEXT://127.0.0.1:{port}",
@@ -124,6 +126,22 @@ def running_broker(directory: Path, settings: Mapping[str, object], *, module: s
         if process.poll() is None:
             process.kill()
             process.wait()
+
+
+def run_program(name: str, serve: Callable[[Path], Coroutine[Any, Any, None]]) -> int:
+    """What a broker of a benchmark's own has for `main`: it is started as `tidelog` is, `python -m NAME serve -c FILE`."""
+    parser = argparse.ArgumentParser(prog=f"python -m {name}")
+    parser.add_argument("command", choices=["serve"])
+    parser.add_argument("-c", "--config", type=Path, required=True)
+    uvloop.run(serve(parser.parse_args().config))
+    return 0
+
+
+def free_port() -> int:
+    """One of loopback that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def _quoted(text: str) -> str:

@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 import uvloop
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-from bench.broker import Broker, running_broker
+from bench.broker import Broker, free_port, running_broker
 from bench.cpu import cpu_seconds, peak_resident_bytes
 from bench.load import LoadFailed
 from broker.config import BrokerSettings
@@ -345,8 +345,7 @@ def _s3_server(work_dir: Path) -> Iterator[_Server]:
         minio.check()
     except StoreUnavailable as error:
         print(f"moto instead: {error}", file=sys.stderr)
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
+        port = free_port()
         process = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
             stdout=subprocess.DEVNULL,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bench.broker import Broker, BrokerFailed, running_broker
+from bench.broker import Broker, BrokerFailed, free_port, running_broker
 from bench.load import LoadFailed
 
 __all__ = ["run"]
@@ -102,8 +101,7 @@ def _line(found: Mapping[str, float]) -> str:
 
 
 def _measure(directory: Path, settings: Mapping[str, object]) -> dict[str, float]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     with running_broker(directory, {**settings, "metrics.listeners": f"HTTP://127.0.0.1:{port}"}) as broker:
         broker_cpu_s = _metric(port, "process_cpu_seconds_total")
         found = _load(

@@ -22,7 +22,6 @@ import json
 import os
 import random
 import resource
-import socket
 import statistics
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bench.broker import Broker, running_broker
+from bench.broker import Broker, free_port, running_broker
 from bench.cpu import cpu_seconds, resident_bytes
 from broker.__main__ import GC_THRESHOLDS
 from controller.config import ControllerSettings
@@ -324,7 +323,7 @@ def _idle(work_dir: Path, partition_count: int, seconds: float) -> None:
     with contextlib.ExitStack() as stack:
         nodes: dict[int, tuple[Broker, int]] = {}
         for node_id in range(1, _NODES + 1):
-            controller_port, metrics_port = _free_port(), _free_port()
+            controller_port, metrics_port = free_port(), free_port()
             settings: Mapping[str, object] = {
                 "node.id": node_id,
                 "object.store.uri": f"file://{work_dir}/objects",
@@ -350,12 +349,6 @@ def _idle(work_dir: Path, partition_count: int, seconds: float) -> None:
                 per_minute = sum(named.values()) * 60 / seconds
                 _report(f"idle, node {node_id} {office}: {kind.upper()} a minute {named or ''}", per_minute, "")
             _report(f"idle, node {node_id} {office}: CPU", share * 100, "% of a core")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _samples(port: int, name: str) -> Iterator[tuple[str, float]]:

@@ -6,7 +6,6 @@ SIGUSR1 makes it print the requests so far, one JSON object on a line; SIGTERM s
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import json
@@ -14,8 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-import uvloop
-
+from bench.broker import run_program
 from broker.__main__ import GC_THRESHOLDS
 from broker.config import settings_from
 from broker.node import Node
@@ -39,13 +37,5 @@ async def _serve(config: Path) -> None:
         await stop.wait()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.counting_broker")
-    parser.add_argument("command", choices=["serve"])
-    parser.add_argument("-c", "--config", type=Path, required=True)
-    uvloop.run(_serve(parser.parse_args().config))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program("bench.counting_broker", _serve))

@@ -32,7 +32,7 @@ from typing import Any
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from bench.broker import Broker, BrokerFailed, running_broker
+from bench.broker import Broker, BrokerFailed, free_port, running_broker
 from bench.following import Following
 from bench.load import LoadFailed
 from protocol.apis import api_named, decode_response, encode_request
@@ -94,7 +94,7 @@ def _nodes(work_dir: Path) -> Iterator[Mapping[int, _Node]]:
         found: dict[int, _Node] = {}
         for node_id in range(1, _NODES + 1):
             directory = work_dir / f"node{node_id}"
-            controller_port, metrics_port = _free_port(), _free_port()
+            controller_port, metrics_port = free_port(), free_port()
             settings: dict[str, object] = {
                 "node.id": node_id,
                 "object.store.uri": f"file://{work_dir}/objects",
@@ -105,12 +105,6 @@ def _nodes(work_dir: Path) -> Iterator[Mapping[int, _Node]]:
             broker = stack.enter_context(running_broker(directory, settings))
             found[node_id] = _Node(broker=broker, metrics_port=metrics_port, config=directory / "tidelog.toml")
         yield found
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _all_of(nodes: Mapping[int, _Node]) -> str:

@@ -6,7 +6,6 @@ embedded `Node` with a wrapper around its store; all else is as in `tidelog serv
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import signal
 import sys
@@ -14,8 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
+from bench.broker import run_program
 from broker.config import settings_from
 from broker.node import Node
 from s3stream.objectstore import ObjectStore
@@ -73,13 +71,5 @@ async def _serve(config: Path) -> None:
         await stop.wait()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.stalling_broker")
-    parser.add_argument("command", choices=["serve"])
-    parser.add_argument("-c", "--config", type=Path, required=True)
-    uvloop.run(_serve(parser.parse_args().config))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program("bench.stalling_broker", _serve))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from s3stream.errors import StreamClosed
 from s3stream.log_cache import MAX_PAYLOADS, TailRead
-from s3stream.metadata import StreamId, StreamMetadata
+from s3stream.metadata import StreamId, StreamMetadata, past_gaps
 from s3stream.storage import ColdReader
 from s3stream.stream import READ_ATTEMPTS, StreamRead
 
@@ -54,10 +54,7 @@ class CommittedStream:
 
     def past_gap(self, offset: int) -> int:
         """The offset itself, or, where it was given up, the first one after it that was not."""
-        for start, end in self.gaps:
-            if start <= offset < end:
-                offset = end
-        return offset
+        return past_gaps(self.gaps, offset)
 
     def confirmed_bytes_from(self, offset: int) -> int:
         """Nothing arrives here."""

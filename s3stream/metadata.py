@@ -24,6 +24,7 @@ __all__ = [
     "StreamId",
     "StreamMetadata",
     "StreamRange",
+    "past_gaps",
 ]
 
 StreamId = NewType("StreamId", int)
@@ -111,6 +112,14 @@ class OpenedStream:
     only by an abandon, which closes the stream."""
     least_leader_epoch: int = 0
     """Frames of older leader epochs, which the WAL may still hold, count for nothing: the stream was closed since, and went on elsewhere."""
+
+
+def past_gaps(gaps: Sequence[tuple[int, int]], offset: int) -> int:
+    """The offset itself, or, where it was given up, the first one after it that was not."""
+    for start, end in gaps:
+        if start <= offset < end:
+            offset = end
+    return offset
 
 
 class StreamMetadata(Protocol):

@@ -9,6 +9,7 @@ Always true:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -25,6 +26,7 @@ __all__ = [
     "Payload",
     "StreamData",
     "StreamSource",
+    "assemble_in_turns",
     "assemble_object",
     "build_object",
     "build_objects",
@@ -195,6 +197,20 @@ def build_object(object_id: ObjectId, streams: Sequence[StreamSource], *, block_
         except StopIteration as stop:
             built: BuiltObject = stop.value
             return built
+
+
+async def assemble_in_turns(
+    object_id: ObjectId, streams: Sequence[StreamSource], *, block_size_bytes: int
+) -> BuiltObject:
+    """The same, letting others run after each data block."""
+    steps = assemble_object(object_id, streams, block_size_bytes=block_size_bytes)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            built: BuiltObject = stop.value
+            return built
+        await asyncio.sleep(0)
 
 
 def assemble_object(

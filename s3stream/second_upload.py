@@ -26,7 +26,7 @@ from s3stream.config import StorageSettings
 from s3stream.errors import ObjectCorrupt, StorageError
 from s3stream.log_cache import BlockPart, CacheBlock
 from s3stream.metadata import CommitObjects, NewObject, ObjectId, StreamId, StreamMetadata, StreamRange
-from s3stream.object_writer import BuiltObject, DataBlock, StreamSource, assemble_object, is_joined
+from s3stream.object_writer import DataBlock, assemble_in_turns, is_joined
 from s3stream.objectstore import ObjectStore, ObjectStoreError
 from s3stream.paths import Paths
 from wal.arena import Arena
@@ -248,7 +248,7 @@ class SecondUploads:
         copied_bytes = sum(source.size_bytes for source in sources if source.is_joined)
         await self._copies.take(copied_bytes)
         try:
-            built = await _assembled(object_id, sources, self._block_size_bytes)
+            built = await assemble_in_turns(object_id, sources, block_size_bytes=self._block_size_bytes)
             await self._store.put(self._paths.data_object(object_id), built.parts, crc32c=built.crc32c)
             return built.new_object
         finally:
@@ -265,18 +265,6 @@ def _small_ranges(block: CacheBlock) -> Iterator[StreamRange]:
     for each in block.objects:
         if _is_small(each):
             yield from each.ranges
-
-
-async def _assembled(object_id: ObjectId, sources: Sequence[StreamSource], block_size_bytes: int) -> BuiltObject:
-    """Lay an object out, letting others run after each data block."""
-    steps = assemble_object(object_id, sources, block_size_bytes=block_size_bytes)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            built: BuiltObject = stop.value
-            return built
-        await asyncio.sleep(0)
 
 
 @dataclass(frozen=True, slots=True)

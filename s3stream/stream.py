@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from s3stream.errors import OffsetOutOfRange, StorageError, StreamClosed
 from s3stream.log_cache import MAX_PAYLOADS, BlockPart, CacheBlock, StreamTail, TailRead
-from s3stream.metadata import StreamId
+from s3stream.metadata import StreamId, past_gaps
 from s3stream.objectstore import Buffer
 
 if TYPE_CHECKING:
@@ -118,10 +118,7 @@ class Stream:
 
     def past_gap(self, offset: int) -> int:
         """The offset itself, or, where it was given up, the first one after it that was not."""
-        for start, end in self.gaps:
-            if start <= offset < end:
-                offset = end
-        return offset
+        return past_gaps(self.gaps, offset)
 
     def confirmed_bytes_from(self, offset: int) -> int:
         """Bytes between an earlier confirmed offset and the one of now, as far as the log cache holds them."""

@@ -23,7 +23,7 @@ from dataclasses import replace
 from s3stream.errors import MetadataUnavailable, ObjectExpired, StorageFenced
 from s3stream.log_cache import BlockState, CacheBlock
 from s3stream.metadata import CommitObjects, CommitResult, NewObject, ObjectId, SkipReason, StreamId, StreamMetadata
-from s3stream.object_writer import BuiltObject, StreamSource, assemble_object, plan_objects
+from s3stream.object_writer import BuiltObject, StreamSource, assemble_in_turns, plan_objects
 from s3stream.objectstore import ObjectStore, ObjectStoreError
 from s3stream.paths import Paths
 from wal import crashpoint
@@ -185,17 +185,10 @@ class Uploader:
         """Lay the objects out, letting others run after each data block."""
         groups = plan_objects(sources, stream_object_min_bytes=self._stream_object_min_bytes)
         object_ids = await self._metadata.new_object_ids(len(groups))
-        built: list[BuiltObject] = []
-        for object_id, group in zip(object_ids, groups, strict=True):
-            steps = assemble_object(object_id, group, block_size_bytes=self._block_size_bytes)
-            while True:
-                try:
-                    next(steps)
-                except StopIteration as stop:
-                    built.append(stop.value)
-                    break
-                await asyncio.sleep(0)
-        return built
+        return [
+            await assemble_in_turns(object_id, group, block_size_bytes=self._block_size_bytes)
+            for object_id, group in zip(object_ids, groups, strict=True)
+        ]
 
     async def _commit(self, block: CacheBlock, objects: list[NewObject]) -> CommitResult:
         delay_s = RETRY_FIRST_DELAY_S

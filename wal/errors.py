@@ -64,3 +64,9 @@ class WalFencedByRecoverer(WalFenced):
 
 class PayloadTooLarge(WalError):
     """The payload can never fit this WAL: raise the WAL's capacity or the arena, or send smaller batches."""
+
+    def __init__(self, size_bytes: int, max_bytes: int) -> None:
+        super().__init__(
+            f"a payload of {size_bytes} bytes; this WAL takes at most {max_bytes}: raise its capacity and the arena, or send "
+            "smaller batches"
+        )

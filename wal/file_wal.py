@@ -49,8 +49,8 @@ from wal.header import (
 )
 from wal.header_writer import HeaderWriter
 from wal.histogram import SIZE_BOUNDS_BYTES, Histogram
-from wal.log import RecoveredRun
-from wal.recovery import FrameScan, Hole, Need, floor_block
+from wal.log import RecoveredRun, ignore_durable, ignore_failed
+from wal.recovery import RUN_BYTES, FrameScan, Hole, Need, floor_block
 from wal.ring_reader import RingReader, complete
 
 __all__ = ["GROUP_WRITE_LIMIT_BYTES", "FileWal"]
@@ -58,23 +58,12 @@ __all__ = ["GROUP_WRITE_LIMIT_BYTES", "FileWal"]
 GROUP_WRITE_LIMIT_BYTES = 4 << 20
 """Frames stop joining a write at this size: a larger one gains no throughput and makes everybody in it wait."""
 
-RECOVERY_RUN_BYTES = 2 << 20
-"""Frames that recovery hands over at a time: enough to spread what a run costs over thousands, few enough for a cache."""
-
 FORMAT_STEP_BYTES = 1 << 20
 FORMAT_PAUSE_S = 0.002
 """Formatting writes one step, then leaves the disk alone for this long: appends come first."""
 
 _FRAME_ROUND_UP = FRAME_HEADER_SIZE_BYTES + FRAME_ALIGNMENT_BYTES - 1
 _ZEROS = bytes(BLOCK_SIZE_BYTES)
-
-
-def _ignore_durable(offset: int) -> None:
-    """Until `set_listeners`."""
-
-
-def _ignore_failed(error: BaseException) -> None:
-    """Until `set_listeners`."""
 
 
 def _never_fenced() -> int:
@@ -125,8 +114,8 @@ class FileWal:
         self._ring_limit = floor_block(header.trim_offset) + header.capacity_bytes
         """Exclusive log offset up to which blocks may be written."""
 
-        self._on_durable: Callable[[int], None] = _ignore_durable
-        self._on_failed: Callable[[BaseException], None] = _ignore_failed
+        self._on_durable: Callable[[int], None] = ignore_durable
+        self._on_failed: Callable[[BaseException], None] = ignore_failed
         self._recovery_begun = False
         self._ready = False
         self._failure: WalFenced | None = None
@@ -237,7 +226,7 @@ class FileWal:
         self._recovery_begun = True
         scan = FrameScan(self._header, self._seed)
         reader = RingReader(self._disk, self.capacity_bytes, floor_block(scan.next_offset), scan.limit_offset)
-        run_bytes = min(RECOVERY_RUN_BYTES, self._arena.size_bytes // 8)
+        run_bytes = min(RUN_BYTES, self._arena.size_bytes // 8)
         while not isinstance(found := scan.run(reader.view, reader.start_offset, run_bytes), Hole):
             if isinstance(found, Need):
                 await reader.extend(floor_block(scan.next_offset), found.end_offset)
@@ -294,10 +283,7 @@ class FileWal:
         """
         assert self._reserved is None, "the last reservation is still open: append or cancel it"
         if payload_size > self.max_payload_bytes:
-            raise PayloadTooLarge(
-                f"a payload of {payload_size} bytes; this WAL takes at most {self.max_payload_bytes}: raise its capacity and "
-                "the arena, or send smaller batches"
-            )
+            raise PayloadTooLarge(payload_size, self.max_payload_bytes)
         frame_size = (payload_size + _FRAME_ROUND_UP) & -FRAME_ALIGNMENT_BYTES
         if self._next_offset + frame_size > self._open_limit and not self._make_room(frame_size):
             return None

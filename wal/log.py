@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol
 
 from wal.histogram import Histogram
 
-__all__ = ["RecoveredPayloads", "RecoveredRun", "WriteAheadLog"]
+__all__ = ["RecoveredPayloads", "RecoveredRun", "WriteAheadLog", "ignore_durable", "ignore_failed"]
 
 
 class RecoveredPayloads(NamedTuple):
@@ -135,3 +135,11 @@ class WriteAheadLog(Protocol):
 
     async def close(self) -> None:
         """Write what was appended, then release files and threads. Calling it again does nothing."""
+
+
+def ignore_durable(offset: int) -> None:
+    """Who is told of a new durable offset until `set_listeners`."""
+
+
+def ignore_failed(error: BaseException) -> None:
+    """Likewise, of a failed write."""

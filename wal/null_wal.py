@@ -13,7 +13,7 @@ from wal.arena import Arena
 from wal.errors import PayloadTooLarge
 from wal.frame import FRAME_HEADER_SIZE_BYTES, frame_size
 from wal.histogram import SIZE_BOUNDS_BYTES, Histogram
-from wal.log import RecoveredRun
+from wal.log import RecoveredRun, ignore_durable
 
 __all__ = ["NullWal"]
 
@@ -35,7 +35,7 @@ class NullWal:
         self.trim_offset = 0
         self.durable_offset = 0
         self.end_offset = 0
-        self._on_durable: Callable[[int], None] = lambda offset: None
+        self._on_durable: Callable[[int], None] = ignore_durable
         self._reserved_size = -1
         self._reserved_at = 0
         self._head_before = 0
@@ -55,10 +55,7 @@ class NullWal:
         """See `WriteAheadLog`."""
         assert self._reserved_size < 0, "the last reservation is still open: append or cancel it"
         if payload_size > self.max_payload_bytes:
-            raise PayloadTooLarge(
-                f"a payload of {payload_size} bytes; this WAL takes at most {self.max_payload_bytes}: raise the arena, or send "
-                "smaller batches"
-            )
+            raise PayloadTooLarge(payload_size, self.max_payload_bytes)
         arena = self._arena
         head = arena.head
         position = arena.reserve(frame_size(payload_size))

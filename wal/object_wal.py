@@ -34,18 +34,15 @@ from wal.frame import FRAME_HEADER_SIZE_BYTES, crc_seed, frame_size, pack_frame
 from wal.header import WalHeader
 from wal.histogram import SIZE_BOUNDS_BYTES, Histogram
 from wal.identity import WalIdentity, pack_identity, read_identity
-from wal.log import RecoveredRun
+from wal.log import RecoveredRun, ignore_durable, ignore_failed
 from wal.objects import WalObjects
-from wal.recovery import FrameScan, Hole
+from wal.recovery import RUN_BYTES, FrameScan, Hole
 from wal.slot import SLOT_HEADER_SIZE_BYTES, Position, SlotHeader, SlotKind, identity_key, new_writer_id
 from wal.slot_log import End, Patience, SlotLog
 
 __all__ = ["ObjectWal"]
 
 _log = logging.getLogger("tidelog.wal")
-
-RECOVERY_RUN_BYTES = 2 << 20
-"""Frames that recovery hands over at a time, as the file WAL does."""
 
 CLOSE_TIMEOUT_S = 3.0
 """How long closing waits for a store that does not answer. What was not acknowledged by then is in doubt, as after a crash."""
@@ -77,14 +74,6 @@ class _Slot:
     header: SlotHeader
     began: float
     filled: bool = False
-
-
-def _ignore_durable(offset: int) -> None:
-    """Until `set_listeners`."""
-
-
-def _ignore_failed(error: BaseException) -> None:
-    """Until `set_listeners`."""
 
 
 class ObjectWal:
@@ -128,8 +117,8 @@ class ObjectWal:
         self.durable_offset = newest.trim_offset
         self.end_offset = newest.trim_offset
 
-        self._on_durable: Callable[[int], None] = _ignore_durable
-        self._on_failed: Callable[[BaseException], None] = _ignore_failed
+        self._on_durable: Callable[[int], None] = ignore_durable
+        self._on_failed: Callable[[BaseException], None] = ignore_failed
         self._recovery_begun = False
         self._ready = False
         self._failure: WalFenced | None = None
@@ -258,7 +247,7 @@ class ObjectWal:
             ),
             self._seed,
         )
-        run_bytes = min(RECOVERY_RUN_BYTES, self._arena.size_bytes // 8)
+        run_bytes = min(RUN_BYTES, self._arena.size_bytes // 8)
         while scan.next_offset < header.end_offset:
             found = scan.run(frames, header.base_offset, run_bytes)
             if not isinstance(found, RecoveredRun):
@@ -290,10 +279,7 @@ class ObjectWal:
         assert self._ready, "recover the WAL before the first append"
         assert not self._closing, "the WAL is closed"
         if payload_size > self.max_payload_bytes:
-            raise PayloadTooLarge(
-                f"a payload of {payload_size} bytes; this WAL takes at most {self.max_payload_bytes}: raise its capacity and "
-                "the arena, or send smaller batches"
-            )
+            raise PayloadTooLarge(payload_size, self.max_payload_bytes)
         arena = self._arena
         size = frame_size(payload_size)
         if self.end_offset + size - self.trim_offset > self.capacity_bytes:

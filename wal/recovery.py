@@ -37,11 +37,14 @@ from wal.frame import (
 from wal.header import WalHeader
 from wal.log import RecoveredPayloads, RecoveredRun
 
-__all__ = ["AcceptedFrame", "FrameScan", "Hole", "Need", "floor_block"]
+__all__ = ["RUN_BYTES", "AcceptedFrame", "FrameScan", "Hole", "Need", "floor_block"]
 
 _MAGIC_BYTES = MAGIC.to_bytes(4, "little")
 _MAGICS_PER_BLOCK = BLOCK_SIZE_BYTES // 4
 _ROUND_UP = FRAME_ALIGNMENT_BYTES - 1
+
+RUN_BYTES = 2 << 20
+"""Frames that are handed over at a time: enough to spread what a run costs over thousands, few enough for a cache."""
 
 GLANCE_MAX_BYTES = 4096
 """Payloads up to here are told apart from damage by one CRC over the whole frame; of larger ones there are few."""

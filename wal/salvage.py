@@ -32,13 +32,10 @@ from wal.frame import (
 )
 from wal.header import RING_START_BYTES, WalHeader, choose_header
 from wal.log import RecoveredPayloads, RecoveredRun
-from wal.recovery import FrameScan, Hole, Need, floor_block
+from wal.recovery import RUN_BYTES, FrameScan, Hole, Need, floor_block
 from wal.ring_reader import RingReader, complete
 
 __all__ = ["Assessment", "Finding", "LostFrame", "LostStretch", "StreamLoss", "lost_text", "salvage_ring"]
-
-_RUN_BYTES = 2 << 20
-"""Frames that are told together."""
 
 _SEARCH_BYTES = 4 << 20
 """How much of a hole is searched at a time."""
@@ -87,7 +84,7 @@ async def salvage_ring(disk: Disk) -> AsyncGenerator[Finding, None]:
     reader = RingReader(disk, header.capacity_bytes, floor_block(scan.next_offset), scan.limit_offset)
     acknowledged_offset = -1
     while True:
-        found = scan.run(reader.view, reader.start_offset, _RUN_BYTES)
+        found = scan.run(reader.view, reader.start_offset, RUN_BYTES)
         if isinstance(found, Need):
             await reader.extend(floor_block(scan.next_offset), found.end_offset)
             continue

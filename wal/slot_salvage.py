@@ -19,7 +19,7 @@ from wal.frame import FRAME_ALIGNMENT_BYTES, crc_seed
 from wal.header import WalHeader
 from wal.log import RecoveredRun
 from wal.objects import WalObjects
-from wal.recovery import FrameScan, Hole
+from wal.recovery import RUN_BYTES, FrameScan, Hole
 from wal.salvage import Finding, LostFrame, LostStretch
 from wal.slot import (
     FIRST_POSITION,
@@ -37,7 +37,6 @@ from wal.slot_log import Patience
 
 __all__ = ["SlotAside", "close_off", "in_batch", "salvage_slots", "set_slots_aside", "slot_asides"]
 
-_RUN_BYTES = 2 << 20
 _READS = 16
 """Slots that are asked for at a time."""
 _DELETE_BATCH = 1000
@@ -197,7 +196,7 @@ def in_batch(header: SlotHeader, frames: memoryview, start_offset: int) -> Itera
         crc_seed(header.wal_id),
     )
     while scan.next_offset < end_offset:
-        found = scan.run(frames, base_offset, _RUN_BYTES)
+        found = scan.run(frames, base_offset, RUN_BYTES)
         if isinstance(found, RecoveredRun):
             yield found
             continue

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,12 @@ class HangingGets(InstrumentedObjectStore):
         self.answers = asyncio.Event()
         self.answers.set()
 
+    @classmethod
+    def into(cls, made: list[HangingGets], inner: ObjectStore) -> HangingGets:
+        """One around a store, for a test that wants to get hold of it."""
+        made.append(cls(inner))
+        return made[-1]
+
     async def get_range_into(self, key: str, start: int, parts: Sequence[memoryview]) -> int:
         await self.answers.wait()
         return await super().get_range_into(key, start, parts)
@@ -149,16 +156,12 @@ def both(cold: int, hot: int, **changes: Any) -> FetchRequest:
 async def test_nobody_at_the_tail_waits_for_a_store_that_does_not_answer_readers(start_node: StartNode) -> None:
     stores: list[HangingGets] = []
 
-    def hanging(store: ObjectStore) -> HangingGets:
-        stores.append(HangingGets(store))
-        return stores[-1]
-
     async with start_node() as node, await Wire.connect(node.bootstrap_servers) as wire:
         await wire.create_topic("t", partitions=2)
         await wire.produce("t", batch(b"cold"), partition=0)
         await wire.produce("t", batch(b"hot"), partition=1)
     async with (
-        start_node(wrap_store=hanging, remote_fetch_max_wait_ms=60_000) as node,
+        start_node(wrap_store=partial(HangingGets.into, stores), remote_fetch_max_wait_ms=60_000) as node,
         await Wire.connect(node.bootstrap_servers) as wire,
         await Wire.connect(node.bootstrap_servers) as behind,
     ):
@@ -177,15 +180,11 @@ async def test_nobody_at_the_tail_waits_for_a_store_that_does_not_answer_readers
 async def test_records_of_today_wait_for_those_of_last_week_only_so_long(start_node: StartNode) -> None:
     stores: list[HangingGets] = []
 
-    def hanging(store: ObjectStore) -> HangingGets:
-        stores.append(HangingGets(store))
-        return stores[-1]
-
     async with start_node() as node, await Wire.connect(node.bootstrap_servers) as wire:
         await wire.create_topic("t", partitions=2)
         await wire.produce("t", batch(b"cold"), partition=0)
     async with (
-        start_node(wrap_store=hanging, remote_fetch_max_wait_ms=20) as node,
+        start_node(wrap_store=partial(HangingGets.into, stores), remote_fetch_max_wait_ms=20) as node,
         await Wire.connect(node.bootstrap_servers) as wire,
     ):
         await wire.produce("t", batch(b"hot"), partition=1)

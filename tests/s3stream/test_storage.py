@@ -523,13 +523,16 @@ async def test_time_lookup_finds_the_payload_in_objects_and_in_the_log_cache(wor
         assert await streams[ONE].payload_for_timestamp(18_001) == sent[19]
 
 
+class Socket:
+    """Holds memory, and is asked to let go of it."""
+
+    revoked = False
+
+    def revoke(self) -> None:
+        self.revoked = True
+
+
 async def test_pinned_memory_is_not_recycled_and_its_holder_is_asked_to_let_go(world: World) -> None:
-    class Socket:
-        revoked = False
-
-        def revoke(self) -> None:
-            self.revoked = True
-
     async with world.engine() as (storage, streams):
         socket = Socket()
         first = await put_durably(storage, streams[ONE], 100_000)
@@ -548,12 +551,6 @@ async def test_pinned_memory_is_not_recycled_and_its_holder_is_asked_to_let_go(w
 
 
 async def test_a_full_log_takes_neither_cache_nor_connection_from_readers(world: World) -> None:
-    class Socket:
-        revoked = False
-
-        def revoke(self) -> None:
-            self.revoked = True
-
     async with world.engine() as (storage, streams):
         socket = Socket()
         first = await put_durably(storage, streams[ONE], 100_000)

@@ -17,7 +17,15 @@ from crc32c import crc32c
 from tests.wal.driving import Listener, append, append_durably, recover
 from wal.arena import Arena
 from wal.directory import WalDirectory, fence
-from wal.errors import WalCorrupt, WalFenced, WalLocked, WalMismatch, WalUnavailable, WalUnsupportedFormat
+from wal.errors import (
+    WalCorrupt,
+    WalFenced,
+    WalFencedByRecoverer,
+    WalLocked,
+    WalMismatch,
+    WalUnavailable,
+    WalUnsupportedFormat,
+)
 from wal.file_wal import FileWal
 from wal.header import HEADER_SLOT_COUNT, RING_START_BYTES, choose_header
 from wal.open import open_wal
@@ -269,7 +277,7 @@ async def test_a_fence_from_another_process_stops_the_acknowledgements(tmp_path:
     await wal.close()
 
     assert told.durable == [end]
-    assert [type(failure) for failure in told.failures] == [WalFenced]
+    assert [type(failure) for failure in told.failures] == [WalFencedByRecoverer]
 
 
 async def test_the_next_incarnation_is_not_fenced(tmp_path: Path) -> None:
