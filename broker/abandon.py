@@ -106,6 +106,8 @@ class CostRow(Row, frozen=True, kw_only=True):
     """As its node reported last; -1: no report is known."""
     size_bytes: int
     partitions: int
+    oldest_age_ms: int
+    """For how long the oldest had waited by then, or longer; -1: not known."""
     before_silence_ms: int
     """How long before its last sign of life; -1: not known."""
     left_records: int
@@ -308,6 +310,7 @@ def _cost(image: Image, known: KnownLoss) -> CostRow:
         records=-1 if held is None else held.record_count,
         size_bytes=-1 if held is None else held.size_bytes,
         partitions=-1 if held is None else held.stream_count,
+        oldest_age_ms=-1 if held is None else held.oldest_age_ms,
         before_silence_ms=known.before_silence_ms,
         left_records=-1 if known.record_count is None else known.record_count,
         newest_object_at_ms=max(

@@ -29,7 +29,8 @@ def loss_text(loss: KnownLoss) -> str:
     is_left = loss.record_count == held.record_count
     return (
         f"node {node_id} last reported, {when}, {_records(held.record_count)} ({size(held.size_bytes)}) in "
-        f"{plural(held.stream_count, 'partition')} that {'are' if is_left else 'were'} nowhere else{_since(loss, held)}; {after}"
+        f"{plural(held.stream_count, 'partition')} that {'are' if is_left else 'were'} nowhere else{_since(loss, held)}; the oldest had waited for at least "
+        f"{held.oldest_age_ms / 1_000:.1f} s; {after}"
     )
 
 

@@ -367,7 +367,7 @@ class Unuploaded(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=
     size_bytes: int
     stream_count: int
     oldest_age_ms: int
-    """For how long the oldest of them had been waiting; 0 where there was nothing."""
+    """For how long the oldest of them had been waiting, or longer, where it had been recovered; 0 where there was nothing."""
     streams: tuple[UnuploadedStream, ...] = ()
     """All of them, or those with the most bytes."""
 

@@ -43,9 +43,10 @@ def _reported(value_of: Callable[[Unuploaded], float], parts: Parts) -> Iterable
     if not parts.controller.is_leader:
         return []
     tables = parts.controller.image.state.tables
-    losses = [(str(wal.node_id), known_loss(tables, wal.wal_id)) for wal in lost_wals(tables)]
+    losses = [(wal, known_loss(tables, wal.wal_id)) for wal in lost_wals(tables)]
     return [
-        ((node_id,), math.nan if loss is None or loss.held is None else value_of(loss.held)) for node_id, loss in losses
+        ((str(wal.node_id), wal.wal_id), math.nan if loss is None or loss.held is None else value_of(loss.held))
+        for wal, loss in losses
     ]
 
 
@@ -205,7 +206,7 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
             labelled(
                 "gauge",
                 "tidelog_lost_wal_reported_records",
-                "node",
+                ("node", "wal_id"),
                 "Records that a dead node last reported to hold in its WAL alone, while partitions wait for that WAL; told by the node that leads. So "
                 "many, or more, are lost where it is given up, but for those that came into objects after the report. NaN: no report is known.",
                 partial(_reported, lambda held: held.record_count),
@@ -213,7 +214,7 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
             labelled(
                 "gauge",
                 "tidelog_lost_wal_reported_bytes",
-                "node",
+                ("node", "wal_id"),
                 "Their size.",
                 partial(_reported, lambda held: held.size_bytes),
             ),

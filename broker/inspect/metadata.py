@@ -157,6 +157,8 @@ class LostWalRow(Row, frozen=True, kw_only=True, tag="lost-wal"):
     """As the node said last; -1: no report is known."""
     reported_bytes: int
     reported_partitions: int
+    reported_oldest_age_ms: int
+    """For how long the oldest had waited by then, or longer; -1: not known."""
     reported_before_silence_ms: int
     """How long before its last sign of life; -1: not known."""
     left_records: int
@@ -386,6 +388,7 @@ def _lost_wal_row(image: Image, wal: LostWal) -> LostWalRow:
         reported_records=-1 if held is None else held.record_count,
         reported_bytes=-1 if held is None else held.size_bytes,
         reported_partitions=-1 if held is None else held.stream_count,
+        reported_oldest_age_ms=-1 if held is None else held.oldest_age_ms,
         reported_before_silence_ms=loss.before_silence_ms,
         left_records=-1 if loss.record_count is None else loss.record_count,
     )

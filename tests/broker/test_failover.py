@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -234,6 +235,10 @@ async def test_a_wal_that_cannot_be_reached_leaves_its_partitions_offline_until_
         told = await inspected(tmp_path, capsys)
         assert f"WAL {wal_id} of node 1, which is dead: {len(lost)} partitions wait for it; NOBODY recovers it" in told
         assert f"tidelog wal abandon {wal_id}" in told
+        assert "what node 1 had acknowledged and not uploaded is not known" in told, (
+            "it was not the leader who suspected it"
+        )
+        assert math.isnan((await scrape(two))("tidelog_lost_wal_reported_records", node="1", wal_id=wal_id))
 
         volumes.mkdir()
         (tmp_path / "unplugged").rename(volumes / "of node 1")

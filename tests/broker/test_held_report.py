@@ -144,7 +144,7 @@ def of(records: int, streams: int, named: int) -> Unuploaded:
         record_count=records,
         size_bytes=3 << 20,
         stream_count=streams,
-        oldest_age_ms=1,
+        oldest_age_ms=3_900,
         streams=tuple(
             UnuploadedStream(stream_id=StreamId(number), base_offset=0, end_offset=10, size_bytes=1)
             for number in range(named)
@@ -157,18 +157,18 @@ def of(records: int, streams: int, named: int) -> Unuploaded:
     [
         (
             known(of(12_345, 1, 1), (0, 0, 12_345)),
-            "node 2 last reported, 0.4 s before it fell silent, 12,345 records (3.0 MiB) in 1 partition that are nowhere else; "
+            "node 2 last reported, 0.4 s before it fell silent, 12,345 records (3.0 MiB) in 1 partition that are nowhere else; the oldest had waited for at least 3.9 s; "
             "what it acknowledged after that is not known",
         ),
         (
             known(of(30, 2, 2), (0, 5, 10), before_silence_ms=-1),
             "node 2 last reported, nobody knows how long before it fell silent, 30 records (3.0 MiB) in 2 partitions that were nowhere else, of which "
-            "25 records came into objects or were deleted afterwards, so that 5 are left; what it acknowledged after that is not known",
+            "25 records came into objects or were deleted afterwards, so that 5 are left; the oldest had waited for at least 3.9 s; what it acknowledged after that is not known",
         ),
         (
             known(of(30, 4, 2), (0, 0, 10), (1, 0, 10)),
             "node 2 last reported, 0.4 s before it fell silent, 30 records (3.0 MiB) in 4 partitions that were nowhere else (it named 2 of these; some "
-            "may be in objects by now); what it acknowledged after that is not known",
+            "may be in objects by now); the oldest had waited for at least 3.9 s; what it acknowledged after that is not known",
         ),
         (
             known(of(0, 0, 0)),

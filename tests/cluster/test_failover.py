@@ -15,6 +15,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from protocol.errors import ErrorCode
+from tests.broker.scraping import Page, get_blocking
 from tests.broker.wire import Wire, batch
 from tests.cluster.brokers import (
     TIMEOUT_S,
@@ -31,6 +32,7 @@ from tests.cluster.brokers import (
     values_in,
 )
 from tests.cluster.test_moves import committed_offset
+from tests.crash.process import free_port
 from tests.stores.s3_server import S3Server
 
 pytestmark = pytest.mark.crash
@@ -158,7 +160,12 @@ REPORTED_WITHIN_S = 3.0
 @pytest.mark.parametrize("victim", [2, 1], ids=["one that follows", "the one that leads"])
 def test_what_an_unreachable_wal_alone_held_is_told_by_its_last_report(tmp_path: Path, victim: int) -> None:
     """A broker is killed under load: what is said to be lost was acknowledged, and is not less than what was a while before."""
-    with running_brokers(tmp_path, **{"upload.interval.ms": 600_000}) as brokers:
+    ports = {node_id: free_port() for node_id in (1, 2, 3)}
+    with running_brokers(
+        tmp_path,
+        of_each=lambda node_id: {"metrics.listeners": f"HTTP://127.0.0.1:{ports[node_id]}"},
+        **{"upload.interval.ms": 600_000},
+    ) as brokers:
         create_topic(brokers, "t", PARTITIONS)
         led = led_when(brokers, "t", lambda found: set(found.values()) == {1, 2, 3}, "each has some")
         its = [index for index, leader in led.items() if leader == victim]
@@ -185,6 +192,9 @@ def test_what_an_unreachable_wal_alone_held_is_told_by_its_last_report(tmp_path:
             assert 0 < of_topic[f"t-{index}"]["reported_end_offset"] <= acknowledged[index]
         assert 0 <= cost["before_silence_ms"] <= 1_000 * REPORTED_WITHIN_S
         assert f'"reported_records":{cost["records"]},' in run_tool(rest[3], "inspect", "metadata", "--json")[1]
+        pages = [Page(get_blocking(ports[node_id], "/metrics")[2]) for node_id in rest]
+        labels = {"node": str(victim), "wal_id": wal_id}
+        assert {page("tidelog_lost_wal_reported_records", **labels) for page in pages} == {0, cost["records"]}
 
 
 def test_what_only_an_unreachable_wal_holds_is_given_up_by_an_operator_alone(brokers: Brokers, tmp_path: Path) -> None:
