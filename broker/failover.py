@@ -53,7 +53,11 @@ MAX_BACK_OFF_S = 300.0
 """Until a node tries again what it gave back; at first as long as it had tried, then twice as long each time."""
 
 STALLED_S = 120.0
-"""An attempt that commits nothing and closes nothing for so long is given up. To read a whole WAL takes a tenth of it from a slow volume."""
+"""An attempt that commits nothing and closes nothing for so long is given up. To read a whole WAL takes a tenth of it from a slow volume; a log of
+very many small objects may take longer, so the next attempt gets twice as long."""
+
+MAX_STALLS = 5
+"""After which it gets no longer: more than an hour."""
 
 FIND_TIMEOUT_S = 30.0
 """For finding and fencing a WAL. A bucket that does not answer is waited for by coming back."""
@@ -84,6 +88,8 @@ class _Watched:
     """Why this node could not recover it; empty before it tried."""
     failing_since_s: float | None = None
     """When the first of the attempts in a row began that failed though this node has the claim."""
+    stalls: int = 0
+    """Attempts of this node that got nowhere."""
     back_off_s: float = GIVE_BACK_AFTER_S
     """How long this node leaves it alone when it has given it back."""
 
@@ -202,7 +208,7 @@ class Failover:
             async with asyncio.timeout(FIND_TIMEOUT_S):
                 await found.fence()
             fenced_s = loop.time()
-            assessment = await self._taken_out(wal, found)
+            assessment = await self._taken_out(wal, found, watched)
             taken_s = loop.time()
         finally:
             await found.close()
@@ -216,17 +222,19 @@ class Failover:
         watched.due_s = loop.time() + DAMAGED_RETRY_S
         self._tell(left, watched, f"it is damaged, in {found.place}: {problem}")
 
-    async def _taken_out(self, wal: LostWal, found: ForeignWal) -> Assessment:
+    async def _taken_out(self, wal: LostWal, found: ForeignWal, watched: _Watched) -> Assessment:
         """Take it out, for as long as that gets ahead. Raises TimeoutError."""
+        patience_s = STALLED_S * 2 ** min(watched.stalls, MAX_STALLS)
         taking = asyncio.ensure_future(self._take_out(found))
         try:
             while True:
                 before = self._progress(wal)
-                done, _ = await asyncio.wait((taking,), timeout=STALLED_S)
+                done, _ = await asyncio.wait((taking,), timeout=patience_s)
                 if done:
                     return taking.result()
                 if self._progress(wal) == before:
-                    raise TimeoutError(f"nothing of it came into objects for {STALLED_S:.0f} s")
+                    watched.stalls += 1
+                    raise TimeoutError(f"nothing of it came into objects for {patience_s:.0f} s")
         finally:
             taking.cancel()
             await asyncio.gather(taking, return_exceptions=True)
