@@ -73,7 +73,13 @@ class Machine:
             settings: Of its broker; None: of one that is alone.
         """
         self.name = name
-        self.settings = settings or broker_settings(node_id=NODE_ID, cluster_id=CLUSTER_ID, port=port)
+        self.settings = settings or broker_settings(
+            node_id=NODE_ID,
+            cluster_id=CLUSTER_ID,
+            port=port,
+            # Clocks are wrong for seconds, and brokers live no longer.
+            log_retention_check_interval_ms=300 if scenario.clock_errors and scenario.retention else 2_000,
+        )
         self.files = {} if files is None else files
         self.paths = PATHS
         self.clock = WallClock(

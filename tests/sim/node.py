@@ -81,14 +81,16 @@ class SimSocket:
         """Nothing to release."""
 
 
-def broker_settings(*, node_id: int, cluster_id: str, port: int, **more: Any) -> BrokerSettings:
+def broker_settings(
+    *, node_id: int, cluster_id: str, port: int, log_retention_check_interval_ms: int = 2_000, **more: Any
+) -> BrokerSettings:
     """The broker's settings, but for what `simulated_ports` replaces."""
     return BrokerSettings(
         node_id=node_id,
         cluster_id=cluster_id,
         listeners=f"PLAINTEXT://localhost:{port}",
         memory_bytes=64 * MIB,
-        log_retention_check_interval_ms=2_000,
+        log_retention_check_interval_ms=log_retention_check_interval_ms,
         log_message_timestamp_after_max_ms=(1 << 63) - 1,  # this computer's clock may be wrong
         **more,
     )

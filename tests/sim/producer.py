@@ -35,6 +35,7 @@ class _Outgoing:
     partition: int
     numbers: range
     data: bytes
+    timestamp_ms: int
     is_old: bool
     in_flight: bool = False
 
@@ -169,16 +170,17 @@ class Producer:
             self._world.history.sent(self._topic.key(partition), self._name, number, record_digest(key, value))
         retention_ms = self._topic.retention_ms
         is_old = retention_ms is not None and self._batches_left > self._max_batches // 2
+        timestamp_ms = self._world.now_ms() - (2 * retention_ms if is_old and retention_ms is not None else 0)
         data = encode_batch(
             records,
-            timestamp_ms=self._world.now_ms() - (2 * retention_ms if is_old and retention_ms is not None else 0),
+            timestamp_ms=timestamp_ms,
             producer_id=self._producer_id,
             producer_epoch=self._producer_epoch,
             base_sequence=state.next_sequence if self._idempotent else -1,
         )
         state.next_number = numbers.stop
         state.next_sequence = (state.next_sequence + len(numbers)) & 0x7FFF_FFFF
-        batch = _Outgoing(partition=partition, numbers=numbers, data=data, is_old=is_old)
+        batch = _Outgoing(partition=partition, numbers=numbers, data=data, timestamp_ms=timestamp_ms, is_old=is_old)
         state.outgoing.append(batch)
         return batch
 
@@ -220,9 +222,8 @@ class Producer:
                 if state.retrying and not state.outgoing:
                     state.retrying = False
                 if self._topic.retention_ms is not None and not batch.is_old:
-                    kept_from = self._world.kept_from
-                    key = self._topic.key(batch.partition)
-                    kept_from[key] = min(answer.base_offset, kept_from.get(key, answer.base_offset))
+                    aging = self._world.aging.setdefault(self._topic.key(batch.partition), deque())
+                    aging.append((batch.timestamp_ms, answer.base_offset))
                 if answer.base_offset < 0:
                     self._problem(batch, f"was acknowledged at offset {answer.base_offset}")
                 for offset, number in enumerate(batch.numbers, start=answer.base_offset):

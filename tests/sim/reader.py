@@ -109,10 +109,11 @@ class Reader:
                 f"{self._key}: log start {answer.log_start_offset}, last stable {answer.last_stable_offset}, "
                 f"high watermark {high_watermark} (I10)"
             )
-        if answer.log_start_offset > self._world.kept_from.get(self._key, answer.log_start_offset):
+        kept_from = self._world.kept_from(self._topic, self._partition)
+        if kept_from is not None and answer.log_start_offset > kept_from:
             problems.append(
-                f"{self._key}: the log starts at {answer.log_start_offset}, and offset {self._world.kept_from[self._key]} is of "
-                "today (retention by a wrong clock)"
+                f"{self._key}: the log starts at {answer.log_start_offset}, and offset {kept_from} is of today (retention by a wrong "
+                "clock)"
             )
         found: list[Found] = []
         expected = offset

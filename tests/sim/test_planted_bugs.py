@@ -318,8 +318,12 @@ def is_found(job: tuple[str, int]) -> bool:
     """Run one seed with one bug planted (in a worker process)."""
     name, seed = job
     plant = next(plant for plant in PLANTS if plant.__name__ == name)
-    if plant is wal_epoch_ignored and not draw(seed).block_sized:
-        return False  # counted as a seed; but only frames that fill blocks can follow those of another epoch
+    scenario = draw(seed)
+    # Counted as seeds; but only frames that fill blocks can follow those of another epoch, and clocks must be wrong, and something go by age.
+    if plant is wal_epoch_ignored and not scenario.block_sized:
+        return False
+    if plant is retention_by_a_wrong_clock and not (scenario.clock_errors and scenario.retention):
+        return False
     with pytest.MonkeyPatch.context() as patch:
         plant(patch)
         return bool(simulate(seed, problems_enough=1).problems)

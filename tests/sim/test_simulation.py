@@ -12,7 +12,7 @@ import pytest
 from tests.sim.__main__ import parse_seeds
 from tests.sim.simulation import simulate
 
-SEEDS = [*range(1, 301), 1939, 3911, 3938]
+SEEDS = [*range(1, 301), 1939, 3911, 3938, 24752]
 """The last ones found something: clients that hung up on a broker that stood still, and, twice, one that was deposed and took
 what others had compacted for lost."""
 JOBS = 2

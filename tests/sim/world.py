@@ -9,9 +9,11 @@ shows as a loss.
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from broker.retention import MAX_CLOCK_DIFFERENCE_MS
 from tests.checker.history import History
 from tests.sim.client import Client
 from tests.sim.network import Network
@@ -52,16 +54,25 @@ class World:
     now_ms: Callable[[], int]
     problems: list[str] = field(default_factory=list)
     finishing: bool = False
+    """Send nothing new, but bring to an end what was begun."""
     lull: float = 1.0
     """How much longer than usually clients pause: while nothing is waited for but a process that stands still for hours."""
-    """Send nothing new, but bring to an end what was begun."""
     high_watermarks: dict[str, int] = field(default_factory=dict)
     """The highest that any client was told, by partition."""
-    kept_from: dict[str, int] = field(default_factory=dict)
-    """The first offset of a partition that retention must leave alone."""
+    aging: dict[str, deque[tuple[int, int]]] = field(default_factory=dict)
+    """What was acknowledged of a partition with retention by age, (timestamp in ms, offset), but for what retention may have taken."""
 
     def client(self, name: str, slowness: float = 1.0, *, of: tuple[str, int] | None = None) -> Client:
         """Of any broker, or of the one that leads a partition: topic and index."""
         if len(self.ports) == 1:
             return Client(self.network, self.ports[0], name, slowness)
         return RoutedClient(self.network, self.ports, name, random.Random(name), slowness, of=of)
+
+    def kept_from(self, topic: Topic, partition: int) -> int | None:
+        """The first offset that retention must leave alone: of a record so young that no clock that is in order takes it for too old."""
+        aging = self.aging.get(topic.key(partition))
+        if not aging or topic.retention_ms is None:
+            return None
+        while aging and aging[0][0] < self.now_ms() - topic.retention_ms + MAX_CLOCK_DIFFERENCE_MS:
+            aging.popleft()
+        return min((offset for _, offset in aging), default=None)
