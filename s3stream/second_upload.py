@@ -42,6 +42,8 @@ _BEFORE_SHARE = 0.9
 """Of the sources that compaction waits for: so that it does not come first."""
 _MOST_RANGES = 10_000
 """Of all sources: what one commit replaces, and one plan looks at, without anybody noticing."""
+_PAUSE_PAYLOADS = 2048
+"""Hashed between two pauses: about a millisecond."""
 _WORTHWHILE_SHARE = 0.9
 """Of the bytes that must not be written once more than compaction would."""
 
@@ -248,6 +250,8 @@ class SecondUploads:
         copied_bytes = sum(source.size_bytes for source in sources if source.is_joined)
         await self._copies.take(copied_bytes)
         try:
+            for source in sources:
+                await source.check()
             built = await assemble_in_turns(object_id, sources, block_size_bytes=self._block_size_bytes)
             await self._store.put(self._paths.data_object(object_id), built.parts, crc32c=built.crc32c)
             return built.new_object
@@ -302,18 +306,26 @@ class _Rejoined:
         """Whether payloads are copied."""
         return is_joined(sum(len(part.sizes) for part in self.parts), self.size_bytes)
 
-    def blocks(self, block_size_bytes: int) -> Iterator[DataBlock]:
-        """The payloads, checked.
+    async def check(self) -> None:
+        """Compare the payloads with what was uploaded, letting others run now and then.
 
         Raises:
-            ObjectCorrupt: they are not what was uploaded.
+            ObjectCorrupt: they differ.
         """
+        looked_at = 0
         for (object_id, piece), part in zip(self.planned.pieces, self.parts, strict=True):
+            looked_at += len(part.sizes)
+            if looked_at >= _PAUSE_PAYLOADS:
+                looked_at = 0
+                await asyncio.sleep(0)
             if part.size_bytes != piece.size_bytes or _crc32c(self.arena, part) != part.crc32c:
                 raise ObjectCorrupt(
                     f"memory no longer holds what was uploaded as object {object_id}: stream {self.stream_id}, offsets"
                     f" {piece.base_offset} to {piece.end_offset} (exclusive)"
                 )
+
+    def blocks(self, block_size_bytes: int) -> Iterator[DataBlock]:
+        """See `StreamSource`."""
         return BlockPart.joined(self.parts).blocks(self.arena, block_size_bytes)
 
 
