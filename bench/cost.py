@@ -362,7 +362,7 @@ _LOADS = (
         tick_s=1.0,
     ),
     Load(
-        title="40 partitions, 10 KB/s each, less often",
+        title="uploads each 30 s: 40 partitions, 10 KB/s each",
         partitions=40,
         bytes_per_s=400e3,
         payload_bytes=50_000,
