@@ -46,8 +46,16 @@ PARTITIONS = 12
 # ---- brokers that come and go -------------------------------------------------------------------------------------------
 
 
-async def test_a_rolling_restart_costs_no_request(brokers: Brokers) -> None:
+@pytest.fixture
+def patient_brokers(tmp_path: Path) -> Iterator[Brokers]:
+    """Three brokers that hand over also where the disk that they all share stands still for seconds: their objects are on it, too."""
+    with running_brokers(tmp_path, **{"shutdown.timeout.ms": 25_000}) as found:
+        yield found
+
+
+async def test_a_rolling_restart_costs_no_request(patient_brokers: Brokers) -> None:
     """Of an idempotent producer, of one that is not, of a consumer and of its group: all have default settings."""
+    brokers = patient_brokers
     create_topic(brokers, "t", PARTITIONS)
     await shared(brokers, "t", {1: 4, 2: 4, 3: 4})
     halves = range(PARTITIONS // 2), range(PARTITIONS // 2, PARTITIONS)

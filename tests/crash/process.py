@@ -16,7 +16,7 @@ from pathlib import Path
 __all__ = ["BrokerProcess", "free_port", "killed_at_last"]
 
 _READY_WITHIN_S = 90.0
-_STOPPED_WITHIN_S = 15.0
+_STOPPED_WITHIN_S = 60.0
 
 
 class BrokerProcess:
