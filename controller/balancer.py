@@ -4,7 +4,8 @@ What is made even, in this order: nothing is left where it cannot stay; then the
 busiest nodes. Only the first of these that has anything to do is planned: the next look plans the next one.
 
 Always true:
-- A partition goes only to a node that lives and stays. One that is open on a node that is away stays where it is: only that node's WAL knows
+- A partition goes only to a node that lives and stays. Where there is none, one that is closed on a node that is away goes to one that is drained,
+  since nobody could serve it else. One that is open on a node that is away stays where it is: only that node's WAL knows
   its end.
 - Nothing moves while nodes are about even (`Tolerances`), and what is begun is made more even than that: so a plan that was carried out is
   not begun again at the next breath (hysteresis).
@@ -70,6 +71,8 @@ class NodePlace:
     lives: bool
     leaves: bool = False
     """It is stopping, or drained: everything is to go."""
+    is_drained: bool = False
+    """It leaves because it is drained, and runs on."""
     open_streams: Sequence[StreamId] = field(default_factory=tuple)
     closed_streams: Sequence[StreamId] = field(default_factory=tuple)
     """Wholly in objects: any node may open them."""
@@ -124,7 +127,9 @@ def plan_moves(
     """
     takers = [place for place in sorted(places, key=lambda place: place.node_id) if place.takes]
     if not takers:
-        return Plan()
+        shelters = [place for place in places if place.lives and place.is_drained]
+        away = [place for place in places if not place.lives]
+        return Plan(moves=tuple(_housed(away, shelters)) if shelters else ())
     moves = [*_housed(places, takers)]
     if not moves and max_moves:
         moves = _evened_by_count(takers)[:max_moves]

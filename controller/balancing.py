@@ -235,6 +235,7 @@ class Balancing:
                 node_id=node_id,
                 lives=node_id in living and node_id in tables.nodes,
                 leaves=node_id in leaving,
+                is_drained=node_id in tables.drained and node_id not in self._leaving,
                 open_streams=open_streams.get(node_id, ()),
                 closed_streams=closed_streams.get(node_id, ()),
                 load=None if found is None else found[0],

@@ -30,6 +30,7 @@ from controller.records import (
     StreamsTrimmed,
 )
 from controller.tables import NodeStatus, StreamState, StreamStatus, Tables, Touched
+from controller.topics import takers
 from s3stream.metadata import OpenedStream, StreamId
 
 __all__ = [
@@ -168,7 +169,7 @@ def reassign_streams(tables: Tables, command: ReassignStreams) -> Decision[None]
     for stream_id, wanted in command.targets.items():
         if wanted != -1 and wanted not in tables.nodes:
             raise UnknownNode(f"node {wanted} is not registered: start it first")
-        if wanted in tables.drained:
+        if wanted in tables.drained and wanted not in takers(tables, tables.nodes):  # else it is the last that there is
             raise UnknownNode(f"node {wanted} is drained: take that back first (`tidelog drain --cancel {wanted}`)")
         stream = tables.streams.get(stream_id)
         if stream is None:

@@ -51,6 +51,16 @@ def test_a_node_that_joins_gets_its_share() -> None:
     assert len([stream for stream in moves if stream < 6]) == 2
 
 
+def test_what_is_closed_on_a_node_that_is_away_goes_to_a_drained_one_where_there_is_no_other() -> None:
+    away = place(1, [1], [2, 3], lives=False)
+    drained = replace(place(2, [10], leaves=True), is_drained=True)
+    plan = plan_moves([away, drained], max_moves=0)
+    assert plan.targets == {2: 2, 3: 2}, "and what is open there stays: only its node's WAL knows where it ends"
+    assert not plan_moves(carried_out([away, drained], plan.targets), max_moves=100).moves
+    assert plan_moves([away, drained, place(3)], max_moves=0).targets == {2: 3, 3: 3, 10: 3}
+    assert not plan_moves([away, place(2, [10], leaves=True)], max_moves=0).moves, "one that stops takes nothing"
+
+
 def test_a_node_that_leaves_gives_everything_away() -> None:
     moves = plan_moves([place(1, range(5), leaves=True), place(2, [10, 11, 12]), place(3, [20])], max_moves=1).targets
     assert set(moves) == set(range(5)), "however few may move for evenness"

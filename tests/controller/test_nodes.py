@@ -9,6 +9,7 @@ from controller.errors import ConfigsChanged, NodeRefused, NoNodes, UnknownNode
 from controller.image import Image
 from controller.nodes import (
     ConfigureBroker,
+    DeclareDead,
     DescribeNode,
     DrainNode,
     LeaveCluster,
@@ -322,6 +323,17 @@ def test_a_drained_node_gets_no_partitions_until_that_is_taken_back_or_it_regist
     assert 1 in machine.state.tables.drained
     machine.register(1, "wal-1")
     machine.reassign({made[0]: 1})
+
+
+def test_a_drained_node_may_have_partitions_where_nobody_else_is_left() -> None:
+    machine, streams = ready(partitions=1)
+    machine.register(2, "wal-2")
+    machine.drain(2)
+    machine.close(1, {streams[0]: 0})
+    assert machine.suspect(1)
+    machine.do(DeclareDead(node_id=1, node_epoch=machine.node_epoch(1), at_ms=machine.now_ms))
+    machine.reassign({streams[0]: 2})
+    assert machine.stream(streams[0]).node_id == 2
 
 
 def test_the_last_node_cannot_be_drained() -> None:
