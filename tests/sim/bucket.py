@@ -14,7 +14,7 @@ that every node follows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -45,6 +45,8 @@ class WatchedBucket(Bucket):
         """Writes that came too late: entries below the floor, objects that were deleted."""
         self.counts: Counter[str] = Counter()
         """Records that count, by kind."""
+        self.on_dead: Callable[[records.NodeDead], None] = lambda record: None
+        """Called when a node is dead from now on."""
         self._floor = Floor(index=0, snapshot_index=-1)
         self._paths = paths
         self._problems = problems
@@ -108,6 +110,8 @@ class WatchedBucket(Bucket):
                 self._problem(f"entry {index}: {error!r}")
                 return
             self.counts[type(record).__name__] += 1
+            if isinstance(record, records.NodeDead):
+                self.on_dead(record)
             for object_id in _referenced_by(record):
                 if object_id in self.state.tables.objects and self._paths.data_object(object_id) not in self.objects:
                     self._problem(f"entry {index} refers to object {object_id}, which is not there (I8)")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
@@ -23,7 +24,9 @@ from pathlib import Path
 
 from broker.node import Node
 from controller.errors import ControllerError
+from controller.lease import Lease
 from controller.nodes import DrainNode
+from controller.records import NodeDead
 from controller.tables import NodeStatus, StreamState, StreamStatus
 from s3stream.errors import MetadataUnavailable
 from s3stream.metadata import StreamId
@@ -68,6 +71,7 @@ class _Cluster(Simulation):
         super().__init__(loop, scenario.base, problems_enough, ports=[_PORT + node_id for node_id in nodes])
         self.cluster = scenario
         self.network.request_timeout_s = scenario.request_timeout_s
+        self.bucket.on_dead = self._died
         threads = self._rng("threads")
         loop.thread_s = lambda: threads.expovariate(1 / 0.001)
         shared: FileSystem = {}
@@ -77,10 +81,22 @@ class _Cluster(Simulation):
         self._ends = Ends(loop, scenario.base, lambda process: not self.healed)
         self._cut_off: Machine | None = None
         """It does not reach all others just now."""
+        self._gone: Machine | None = None
+        """It never comes back."""
         self._begun = asyncio.Event()
         """Things go wrong from then on."""
         self._away: dict[Machine, asyncio.Event] = {}
         """Nodes without a process, and what brings them back sooner."""
+
+    def _died(self, record: NodeDead) -> None:
+        """Whoever is taken for dead may answer nothing from that moment on, and knows that by its clock alone."""
+        machine = self.machines[record.node_id - 1]
+        if machine.node is None or machine.is_stopping:
+            return
+        lease = machine.node.running.broker.serving
+        assert isinstance(lease, Lease)
+        if lease.serves and lease._registration.node_epoch == record.node_epoch:
+            self.problems.append(f"node {record.node_id} is dead, and holds a lease for {lease.remaining_s:.3f} s")
 
     def _machine(self, node_id: int, files: FileSystem) -> Machine:
         scenario = self.cluster
@@ -137,6 +153,8 @@ class _Cluster(Simulation):
         await asyncio.sleep(self.scenario.duration_s)
         weather.cancel()
         await asyncio.gather(weather, return_exceptions=True)
+        if self.cluster.away_for_good:
+            await self._lose_one()
         self._heal()
         try:
             if not await self._until(self._all_are_led, _LED_WITHIN_S):
@@ -188,6 +206,15 @@ class _Cluster(Simulation):
             here = [machine for machine in self.machines if machine not in self._away]
             for machine in self._away:
                 self._attach(machine, self._rng("volumes").choice(here))
+
+    async def _lose_one(self) -> None:
+        """If all nodes are there, one dies now."""
+        living = [machine for machine in self.machines if machine.node is not None]
+        if len(living) == len(self.machines):
+            self._gone = self._rng("gone").choice(living)
+            assert self._gone.process is not None
+            self._gone.process.kill()
+            await asyncio.sleep(0.1)
 
     async def _until(self, holds: Callable[[], bool], timeout_s: float) -> bool:
         """Wait until something holds; False: it does not in time."""
@@ -285,7 +312,9 @@ class _Cluster(Simulation):
 
     async def _stay_away(self, machine: Machine, rng: random.Random) -> None:
         away_s = self.scenario.restart_delay_s
-        if rng.random() < self.cluster.stay_away:
+        if machine is self._gone:
+            away_s = math.inf
+        elif rng.random() < self.cluster.stay_away:
             away_s = self.cluster.death_s * rng.uniform(1.0, 3.0)
         back = self._away[machine] = asyncio.Event()
         try:
@@ -293,7 +322,7 @@ class _Cluster(Simulation):
                 await asyncio.sleep(rng.uniform(0.0, self.cluster.death_s))
                 others = [other for other in self.machines if other is not machine and other not in self._away]
                 self._attach(machine, rng.choice(others or self.machines))
-            async with asyncio.timeout(away_s):
+            async with asyncio.timeout(None if math.isinf(away_s) else away_s):
                 await back.wait()
         except TimeoutError:
             if self.healed and self.cluster.away_for_good and len(self._away) < len(self.machines):
@@ -444,10 +473,10 @@ class _Cluster(Simulation):
             streams = self.bucket.state.tables.streams.values()
             return self._all_are_led() and all(stream.node_id != node_id for stream in streams)
 
-        for _ in range(_STARTS_AFTER_HEALING):
-            if await self._command(machine, partial(_drain, node_id=node_id, is_drained=True)):
-                break
-            await asyncio.sleep(1.0)
+        for other in range(1, self.cluster.nodes + 1):
+            await self._command(machine, partial(_drain, node_id=other, is_drained=False))
+        if not await self._command(machine, partial(_drain, node_id=node_id, is_drained=True)):
+            self.problems.append(f"node {node_id} cannot be drained on a healthy system")
         if not await self._until(is_rid, _LED_WITHIN_S):
             self.problems.append(f"node {node_id} still leads {_LED_WITHIN_S} s after it was drained")
         await self._command(machine, partial(_drain, node_id=node_id, is_drained=False))

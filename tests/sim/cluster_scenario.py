@@ -67,6 +67,8 @@ def draw_cluster(seed: int) -> ClusterScenario:
     """What most goes wrong; a third of all runs have little else but crashes."""
     wals = rng.choice(list(WalsAre))
     session_timeout_ms, lease_ms = rng.choice(((1_000, 1_500), (2_000, 3_000)))
+    if random.Random(f"{seed} lease").random() < 0.3:
+        session_timeout_ms, lease_ms = 1_000, 4_000  # so that it matters that the end of the lease is waited for
     base = replace(
         base,
         duration_s=duration_s,
@@ -110,6 +112,6 @@ def draw_cluster(seed: int) -> ClusterScenario:
         cut_s=rng.choice((1.0, 2 * (session_timeout_ms + lease_ms) / 1_000)),
         store_cut=rng.choice((0.0, 0.05)) if theme in ("cuts", "all") else 0.0,
         move={"moves": 0.7, "all": 0.2}.get(theme, 0.05),
-        request_timeout_s=rng.choice((2.0, 2.0, 10.0)),
+        request_timeout_s=rng.choice((1.0, 2.0, 10.0)),
         settles=rng.random() < 0.25,
     )

@@ -127,6 +127,11 @@ class Machine:
         return not self.settings.controller_listeners
 
     @property
+    def is_stopping(self) -> bool:
+        """Its broker was asked to end in good order."""
+        return self._stop.is_set()
+
+    @property
     def has_outage(self) -> bool:
         """It cannot reach the bucket."""
         return self._outage
@@ -189,8 +194,9 @@ class Machine:
             disk=self._disk,
             fenced_epoch=lambda: self.volume.fenced_epoch,
             on_wal_open=self._opened,
-            # An operator may give less memory than before: recovery then meets more than fits.
-            arena_bytes=self._scenario.arena_bytes // self._rng.choice((1, 1, 2)),
+            # An operator may give less memory than before: recovery then meets more than fits. What others have written may then be
+            # too large for good.
+            arena_bytes=self._scenario.arena_bytes // (self._rng.choice((1, 1, 2)) if self.is_alone else 1),
             scenario=self._scenario,
         )
         async with Node(self.settings, now_ms=self.clock, rng=rng) as node:
@@ -218,9 +224,8 @@ class Machine:
         """Whether a broker may give up with this on a machine whose parts fail: the next start sees to the rest."""
         if not self.is_alone:
             # Others take it for dead, and go on with its WAL, whenever it is silent for long.
-            return _caused_by_a_fence(error) or isinstance(
-                error, ObjectStoreError | MetadataUnavailable | OSError | TimeoutError
-            )
+            reasons = ObjectStoreError | MetadataUnavailable | OSError | TimeoutError
+            return isinstance(error, reasons) or _caused_by_a_fence(error) or _caused_by_disk(error)
         if isinstance(error, NodeFenced) or (
             isinstance(error, StorageFenced | WalFenced) and _caused_by_a_fence(error)
         ):

@@ -196,12 +196,15 @@ def run(make: Callable[[VirtualLoop], Simulation]) -> Outcome:
         simulation.problems.append(f"deadlock: {error}")
     finally:
         crashpoint.arm(None)
+        mute = logging.NullHandler()
+        _LOGGER.addHandler(mute)  # what tasks log while they are taken apart is of no account
         _LOGGER.removeHandler(log)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that died before their first step
             loop.bury()
             asyncio.set_event_loop(None)
             loop.close()
+            _LOGGER.removeHandler(mute)
             outcome = simulation.outcome()
             del simulation, log, loop
             gc.collect()
