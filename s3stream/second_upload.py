@@ -98,6 +98,8 @@ class SecondUploads:
         """Of each stream in the row, in objects that hold what has to be merged."""
         self._ranges = 0
         """In those objects."""
+        self._largest_bytes = 0
+        """Of those sizes."""
         self._task: asyncio.Task[None] | None = None
         self.jobs = 0
         """Merges that were committed."""
@@ -114,6 +116,7 @@ class SecondUploads:
         for value in _small_ranges(block):
             self._sizes[value.stream_id] += value.size_bytes
             self._ranges += 1
+            self._largest_bytes = max(self._largest_bytes, self._sizes[value.stream_id])
         self._row.append(block)
         if self._task is not None or not self._is_due():
             return
@@ -148,15 +151,15 @@ class SecondUploads:
     def _forget(self) -> None:
         self._row = []
         self._sizes = Counter()
-        self._ranges = 0
+        self._ranges = self._largest_bytes = 0
 
     def _is_due(self) -> bool:
         """Whether nothing is to be gained by waiting. Asked for each block."""
         count = len(self._row)
         if self._arena.head - self._row[0].start_position >= self._arena.size_bytes * _ARENA_SHARE:
             return True
-        if self._ranges + len(self._sizes) > _MOST_RANGES:
-            return True
+        if self._ranges + len(self._sizes) > _MOST_RANGES or self._largest_bytes >= self._settings.object_size_bytes:
+            return True  # the largest is put in one request, some of it in copies
         mean_bytes = self._sizes.total() // max(1, len(self._sizes) * count)
         wanted = min(growth(max(1, mean_bytes), self._settings), self._settings.max_fan_in)
         return count >= _BEFORE_SHARE * max(wanted, self._settings.fan_in)

@@ -194,6 +194,16 @@ async def test_large_ranges_stay_where_they_are() -> None:
         await made.check()
 
 
+async def test_no_object_becomes_much_larger_than_an_upload() -> None:
+    async with world() as made:
+        for _ in range(14):  # one partition has nearly all of it
+            await made.upload(20_000, 50)
+        await made.finished()
+        assert (made.second.jobs, made.range_counts) == (1, [1, 1])
+        assert max(each.size_bytes for each in made.metadata.live_objects()) < SETTINGS.upload_size_bytes * 1.2
+        await made.check()
+
+
 async def test_what_compaction_has_merged_already_is_left_alone() -> None:
     async with world() as made:
         for _ in range(71):
