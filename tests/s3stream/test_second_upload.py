@@ -119,7 +119,7 @@ async def world(*, partitions: int = 2, states: bool = False, arena_bytes: int =
             store=store, paths=PATHS, metadata=metadata, payload_format=PlainPayloads(), settings=SETTINGS.read
         ),
         payload_format=PlainPayloads(),
-        settings=replace(SETTINGS, arena_bytes=arena_bytes),
+        settings=replace(SETTINGS, arena_bytes=arena_bytes, upload_size_bytes=arena_bytes // 4),
         rng=random.Random(2),
         on_failed=failures.append,
         second_store=store,
@@ -172,12 +172,10 @@ async def test_small_payloads_are_joined_to_blocks_as_large_as_usual() -> None:
 
 async def test_what_does_not_come_to_enough_is_left_to_compaction() -> None:
     async with world() as made:
-        for _ in range(
-            8
-        ):  # the memory is nearly full, and what they are merged to would be merged again by a job as wide as any
-            await made.upload(45_000, 45_000)
+        for _ in range(6):  # as much as an object should have, and yet too little not to be merged once more
+            await made.upload(70_000, 70_000)
         await made.finished()
-        assert (made.second.jobs, made.range_counts) == (0, [8, 8])
+        assert (made.second.jobs, made.range_counts) == (0, [6, 6])
 
 
 async def test_large_ranges_stay_where_they_are() -> None:
