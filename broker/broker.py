@@ -6,8 +6,9 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from broker.addresses import Listener
 from broker.arrivals import Arrivals
-from broker.config import BrokerSettings, Listener
+from broker.config import BrokerSettings
 from broker.config_layers import SettingsLayers
 from broker.delayed_fetch import WaitingFetches
 from broker.error_codes import error_counter

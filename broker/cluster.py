@@ -13,8 +13,9 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
+from broker.addresses import Listener, parse_listeners
 from broker.allotment import allot
-from broker.config import ALLOTTED, BrokerSettings, InvalidSettings, Listener, parse_listeners
+from broker.config import ALLOTTED, BrokerSettings, InvalidSettings
 from broker.listening import advertised_listeners, bind
 from controller.allotment import AllotNode
 from controller.controller import Controller

@@ -25,7 +25,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from broker.ack_queue import AckQueue
-from broker.config import Listener
+from broker.addresses import Listener
 from broker.connection_limits import plain_address
 from broker.receive import ReceiveBuffer
 from protocol.errors import ProtocolError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from broker.config import Listener, parse_listeners
+from broker.addresses import Listener, parse_listeners
 from controller.tables import NodeStatus
 
 if TYPE_CHECKING:

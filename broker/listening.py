@@ -6,7 +6,8 @@ import asyncio
 import errno
 import socket
 
-from broker.config import BrokerSettings, Listener, parse_listeners
+from broker.addresses import Listener, parse_listeners
+from broker.config import BrokerSettings
 
 __all__ = ["advertised_listeners", "bind"]
 

@@ -19,7 +19,8 @@ from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 
-from broker.config import InvalidSettings, Listener
+from broker.addresses import Listener
+from broker.config import InvalidSettings
 from broker.event_loop import EventLoopWatch
 from broker.exposition.collector import BrokerCollector
 from broker.exposition.described import Parts

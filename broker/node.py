@@ -17,7 +17,8 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
 
-from broker.config import ALLOTTED, BrokerSettings, Listener
+from broker.addresses import Listener
+from broker.config import ALLOTTED, BrokerSettings
 from broker.host import host_identity
 from broker.wiring.start import Running, start_broker
 from broker.wiring.surroundings import Surroundings

@@ -16,7 +16,8 @@ from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from broker.config import InvalidSettings, Listener
+from broker.addresses import Listener
+from broker.config import InvalidSettings
 from broker.connection import Connection, Dispatcher
 from broker.connection_limits import ConnectionLimits
 from broker.large_requests import LargeRequests

@@ -15,12 +15,17 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["INT32_MAX", "INT64_MAX", "Kind", "Setting", "Value", "nearest", "parse_size"]
+__all__ = ["INT32_MAX", "INT64_MAX", "InvalidSettings", "Kind", "Setting", "Value", "nearest", "parse_size"]
 
 INT32_MAX = (1 << 31) - 1
 INT64_MAX = (1 << 63) - 1
 
 Value = bool | int | float | str
+
+
+class InvalidSettings(Exception):
+    """The settings do not make sense; the message names each of them and says what is allowed."""
+
 
 _UNITS = {
     "": 1,

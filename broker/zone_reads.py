@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from broker.config import parse_listeners
+from broker.addresses import parse_listeners
 from broker.leader_epochs import EpochCheck, check_leader_epoch
 from broker.replica import Replica
 from broker.zones import Sent, ZoneNode, Zones

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from broker.config import ALLOTTED, SETTINGS, BrokerSettings, InvalidSettings, Listener, parse_listeners
+from broker.addresses import Listener, parse_listeners
+from broker.config import ALLOTTED, SETTINGS, BrokerSettings, InvalidSettings
 from broker.uris import absolute_uri
 from wal.config import FileWalConfig, parse_wal_uri
 

@@ -11,10 +11,11 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from broker.addresses import Listener, parse_overrides
 from broker.arrivals import Arrivals
 from broker.broker import Broker
 from broker.cluster import leave_cluster
-from broker.config import BrokerSettings, Listener, parse_overrides
+from broker.config import BrokerSettings
 from broker.config_layers import SettingsLayers
 from broker.damage import DamageReport
 from broker.fetch_session import FetchSessionCache

@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
+from broker.addresses import Listener, parse_listeners
 from broker.broker import Broker
 from broker.compaction.process import CompactionProcess
-from broker.config import BrokerSettings, Listener, parse_listeners
+from broker.config import BrokerSettings
 from broker.dispatch import Dispatch
 from broker.exposition.described import Parts
 from broker.failover import Failover

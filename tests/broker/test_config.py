@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.config import SETTINGS, BrokerSettings, InvalidSettings, Listener, parse_listeners, settings_from
+from broker.addresses import Listener, parse_listeners
+from broker.config import SETTINGS, BrokerSettings, InvalidSettings, settings_from
 from broker.setting import Kind, parse_size
 from broker.shares import storage_settings, wal_store_settings
 from broker.uris import absolute_uri

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from broker.config import InvalidSettings, parse_overrides
+from broker.addresses import parse_overrides
+from broker.config import InvalidSettings
 from broker.connection_limits import ConnectionLimits, plain_address
 from protocol.messages.api_versions import ApiVersionsRequest
 from tests.broker.conftest import StartNode

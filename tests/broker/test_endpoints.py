@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from broker.config import parse_listeners
+from broker.addresses import parse_listeners
 from broker.endpoints import brokers_on, endpoint_of
 from controller.image import Image
 from controller.nodes import RegisterNode

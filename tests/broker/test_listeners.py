@@ -9,7 +9,8 @@ import socket
 import pytest
 
 from broker import listening
-from broker.config import InvalidSettings, Listener
+from broker.addresses import Listener
+from broker.config import InvalidSettings
 from broker.node import Node
 from protocol.messages.api_versions import ApiVersionsRequest
 from protocol.messages.metadata import MetadataRequest

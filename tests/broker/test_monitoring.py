@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from broker import monitoring
-from broker.config import BrokerSettings, InvalidSettings, Listener
+from broker.addresses import Listener
+from broker.config import BrokerSettings, InvalidSettings
 from broker.monitoring import Monitoring
 from broker.node import Node
 from s3stream.errors import StorageFenced

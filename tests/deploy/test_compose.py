@@ -20,7 +20,8 @@ import yaml
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
-from broker.config import BrokerSettings, parse_listeners, settings_from
+from broker.addresses import parse_listeners
+from broker.config import BrokerSettings, settings_from
 from tests.cluster.brokers import TIMEOUT_S, values_in
 from tests.crash.process import free_port
 from tests.deploy.tools import DEPLOY, built, run

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from broker.config import BrokerSettings, parse_listeners, settings_from
+from broker.addresses import parse_listeners
+from broker.config import BrokerSettings, settings_from
 from tests.deploy.schemas import write_schema
 from tests.deploy.tools import DEPLOY, built, run
 

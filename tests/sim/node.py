@@ -19,7 +19,8 @@ import broker.node
 import broker.server
 import broker.wiring.outside
 import broker.wiring.parts
-from broker.config import BrokerSettings, Listener
+from broker.addresses import Listener
+from broker.config import BrokerSettings
 from broker.node import Node
 from broker.server import Server
 from broker.shares import controller_settings
