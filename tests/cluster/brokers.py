@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
@@ -177,7 +178,29 @@ def run_tool(broker: BrokerProcess, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-class Load:
+class _Client:
+    """Works in a thread of its own for as long as it is open."""
+
+    def __init__(self) -> None:
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.errors: list[str] = []
+        """What failed of what it asked for."""
+
+    def _run(self) -> None:
+        """Until `_stopping` is set."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+
+class Load(_Client):
     """A producer with default settings, idempotent as a rule, that goes on whatever happens, and what came of its records."""
 
     def __init__(
@@ -191,15 +214,13 @@ class Load:
         idempotent: bool = True,
     ) -> None:
         """Produce to all partitions in turn, or `only` to some, in records of at least so many bytes."""
+        super().__init__()
         self._only = only or range(partitions)
         self._size_bytes = size_bytes
         self._producer = Producer({"bootstrap.servers": bootstrap_servers, "enable.idempotence": idempotent})
         self._topic = topic
         self._partitions = partitions
-        self._stopping = threading.Event()
         self._gives_up = False
-        self._thread = threading.Thread(target=self._run)
-        self.errors: list[str] = []
         self.acknowledged: dict[int, list[int]] = {number: [] for number in range(partitions)}
         """Values by partition, in the order of their acknowledgements."""
         self.longest_gap_s = 0.0
@@ -207,14 +228,6 @@ class Load:
         """Between acknowledgements of the same partition. May be set to zero at any time."""
         self._last_of_s: dict[int, float] = {}
         self._last_s = time.monotonic()
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        self._thread.join()
 
     def give_up(self) -> None:
         """Send nothing more, and do not wait for what is not acknowledged."""
@@ -251,10 +264,11 @@ class Load:
             self.acknowledged[partition].append(int(message.value() or b""))
 
 
-class Reader:
+class Reader(_Client):
     """A member of a group with default settings that reads a topic for as long as it is open."""
 
     def __init__(self, bootstrap_servers: str, topic: str, partitions: int) -> None:
+        super().__init__()
         self._consumer = Consumer(
             {
                 "bootstrap.servers": bootstrap_servers,
@@ -264,20 +278,8 @@ class Reader:
             }
         )
         self._consumer.subscribe([topic])
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self.errors: list[str] = []
-        """What its calls and its commits failed with."""
         self.values: dict[int, list[int]] = {number: [] for number in range(partitions)}
         """By partition, in the order that they came in."""
-
-    def __enter__(self) -> Reader:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        self._thread.join()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
