@@ -19,6 +19,8 @@ import broker.node
 import broker.server
 import broker.wiring.outside
 import broker.wiring.parts
+import wal.salvage
+import wal.slot_salvage
 from broker.addresses import Listener
 from broker.config import BrokerSettings
 from broker.node import Node
@@ -49,6 +51,8 @@ __all__ = ["Ports", "broker_settings", "metadata_digest", "simulated_ports", "tr
 
 _COMMAND_TIMEOUT_MS = 5_000
 _RETAINED_ENTRIES = 3
+_RUN_BYTES = 16 * KIB
+"""Of another node's WAL, read at a time: an eighth of the smallest arena at most, as of one's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +115,8 @@ def simulated_ports() -> Iterator[None]:
             (broker.server, "bind", _bind),
             (broker.cluster, "bind", _bind),
             (broker.cluster, "Pulse", SimPulse),
+            (wal.salvage, "RUN_BYTES", _RUN_BYTES),
+            (wal.slot_salvage, "RUN_BYTES", _RUN_BYTES),
         ):
             stack.enter_context(mock.patch.object(target, name, replacement))
         stack.enter_context(simulated_files())
