@@ -113,16 +113,17 @@ class SecondUploads:
 
     def committed(self, block: CacheBlock) -> None:
         """A block is in objects, and still in memory. They are told in order."""
-        for value in _small_ranges(block):
-            self._sizes[value.stream_id] += value.size_bytes
-            self._ranges += 1
-            self._largest_bytes = max(self._largest_bytes, self._sizes[value.stream_id])
-        self._row.append(block)
+        self._add(block)
         if self._task is not None or not self._is_due():
             return
-        if self._replaced(self._row[0]):
-            self._forget()  # compaction came first
-            return
+        if self._is_replaced(self._row[0]):  # compaction came first; what came after that is gathered on
+            row = self._row
+            self._forget()
+            for each in row:
+                if not self._is_replaced(each):
+                    self._add(each)
+            if not self._row or not self._is_due():
+                return
         row = self._row
         is_worthwhile = self._is_worthwhile()
         self._forget()
@@ -147,6 +148,13 @@ class SecondUploads:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    def _add(self, block: CacheBlock) -> None:
+        for value in _small_ranges(block):
+            self._sizes[value.stream_id] += value.size_bytes
+            self._ranges += 1
+            self._largest_bytes = max(self._largest_bytes, self._sizes[value.stream_id])
+        self._row.append(block)
 
     def _forget(self) -> None:
         self._row = []
@@ -175,11 +183,11 @@ class SecondUploads:
             spared += size if 1 + rewrites(max(1, size), self._settings) <= before else 0
         return spared > 0 and spared >= self._sizes.total() * _WORTHWHILE_SHARE
 
-    def _replaced(self, block: CacheBlock) -> bool:
+    def _is_replaced(self, block: CacheBlock) -> bool:
         """Whether other objects took the place of those that a block was put as."""
         for value in _small_ranges(block):
             found = self._metadata.locate(value.stream_id, value.base_offset, limit=1)
-            if found and found[0].range.base_offset == value.base_offset:
+            if found and found[0].range.base_offset <= value.base_offset:  # else it was trimmed away
                 return all(found[0].object_id != each.object_id for each in block.objects)
         return False
 

@@ -20,7 +20,7 @@ def test_an_upload_costs_two_puts_and_a_get_and_each_byte_is_rewritten_once() ->
     assert upload.puts <= metadata.puts <= upload.puts * 1.2  # an entry each, and now and then ids, a merge, a snapshot
     assert metadata.gets <= metadata.puts * 1.1  # is it still this leader's?
     assert 1.0 <= bill.sent(Purpose.UPLOAD, Purpose.METADATA) <= 1.15
-    assert bill.jobs > 1
+    assert bill.jobs > 0
     assert bill.second_uploads > 5
     assert 0.5 <= bill.sent(Purpose.COMPACTION) <= 1.05
     assert bill.usage.total(Purpose.COMPACTION).gets <= uploads / 3  # from memory; to read them would take two of each

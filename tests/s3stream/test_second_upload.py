@@ -217,7 +217,11 @@ async def test_what_compaction_has_merged_already_is_left_alone() -> None:
         assert await compactor.run_once()
         await made.upload(1000, 1000)
         await made.finished()
-        assert (made.second.jobs, made.second.discarded_jobs) == (0, 0)
+        assert (made.second.jobs, made.second.discarded_jobs, made.range_counts) == (0, 0, [2, 2])
+        for _ in range(71):  # what came after that is one of the next
+            await made.upload(1000, 1000)
+        await made.finished()
+        assert (made.second.jobs, made.second.discarded_jobs, made.range_counts) == (1, 0, [2, 2])
         await made.check()
 
 
