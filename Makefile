@@ -27,8 +27,8 @@ run: $(VENV)/.installed ## Serve Kafka on localhost:9092, everything below ./dat
 	@exec $(BIN)/tidelog dev $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.installed-dev clients stores deploy-tools ## Run all tests (ARGS="-k wal" narrows them)
-	$(BIN)/pytest $(ARGS)
+test: $(VENV)/.installed-dev clients stores deploy-tools ## Run all tests, JOBS=2 at a time (ARGS="-k wal" narrows them)
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 .PHONY: clients
 clients: $(CLIENTS) ## Build the Kafka clients in Java, Go and JavaScript that tests use, as far as their tools are here
