@@ -28,7 +28,7 @@ run: $(VENV)/.installed ## Serve Kafka on localhost:9092, everything below ./dat
 
 .PHONY: test
 test: $(VENV)/.installed-dev clients stores deploy-tools ## Run all tests, JOBS=2 at a time (ARGS="-k wal" narrows them)
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --no-loadscope-reorder $(ARGS)
 
 .PHONY: clients
 clients: $(CLIENTS) ## Build the Kafka clients in Java, Go and JavaScript that tests use, as far as their tools are here

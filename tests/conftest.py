@@ -8,10 +8,10 @@ Always true:
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.stores.fixtures import s3_server, s3_server_named
 
@@ -20,20 +20,29 @@ __all__ = ["s3_server", "s3_server_named"]
 settings.register_profile("any machine", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
-_HERE = Path(__file__).parent
 _CLUSTERS = ("cluster", "faults", "crash")
 """Directories whose tests run several brokers, or kill them while they work."""
 
 
-def _group(item: pytest.Item) -> str:
-    path = item.path.relative_to(_HERE)
-    return "clusters" if path.parts[0] in _CLUSTERS else str(path)
+class _Lanes(LoadScopeScheduling):
+    """Sends what is of one lane to one worker."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _lane(nodeid.partition("::")[0])
+
+
+def _lane(path: str) -> str:
+    """Which tests go together, by the path of their file below the project's directory."""
+    _, directory, *_ = path.split("/")
+    return "clusters" if directory in _CLUSTERS else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Lanes:
+    """Have pytest-xdist spread tests as above."""
+    return _Lanes(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tell pytest-xdist what belongs together."""
-    if not hasattr(config, "workerinput"):
-        return
-    items.sort(key=lambda item: _group(item) != "clusters")
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    """Put the long lane first."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: _lane(item.nodeid.partition("::")[0]) != "clusters")
