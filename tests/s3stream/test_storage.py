@@ -675,7 +675,7 @@ async def test_copies_of_small_payloads_are_bounded_while_they_are_put(
     monkeypatch.setattr(upload._CopyBudget, "take", noting)
     async with world.engine() as (storage, streams):
         storage._upload_size_bytes = 64 << 10
-        storage.uploads._copies = upload._CopyBudget(100 << 10)
+        storage.uploads.copies = upload._CopyBudget(100 << 10)
         for _ in range(400):
             await put_durably(storage, streams[ONE], 1000)
         storage.seal()
