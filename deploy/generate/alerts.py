@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["CRITICAL", "Alert", "alerts", "alerts_yaml"]
+__all__ = ["CRITICAL", "DESCRIPTIONS", "Alert", "alerts", "alerts_yaml"]
 
 GUIDE = Path(__file__).parents[2] / "docs" / "operations.md"
 
@@ -28,6 +29,22 @@ CRITICAL = frozenset(
     }
 )
 """Data is in danger, or clients are not served: somebody is to be called. All others can wait for the morning."""
+
+_OFFLINE = """\
+{{ $value }} partitions take no records. {{ if eq $labels.reason "dead_node" }}\
+{{ $of := printf "job=%q,instance=%q" $labels.job $labels.instance }}\
+{{ range query (printf "tidelog_lost_wal_reported_records{%s}" $of) | sortByLabel "node" }}\
+{{ $wal := .Labels.wal_id }}\
+Node {{ .Labels.node }} is dead, and no broker has recovered its WAL {{ $wal }}. \
+{{ if eq (printf "%f" .Value) "NaN" }}How much that alone holds is not known.{{ else }}\
+By its last report that alone held {{ printf "%.0f" .Value }} records\
+{{ range query (printf "tidelog_lost_wal_reported_bytes{%s,wal_id=%q}" $of $wal) }} ({{ humanize1024 .Value }}B){{ end }}, perhaps more at its end.\
+{{ end }} Start node {{ .Labels.node }} with its WAL, or attach the WAL's volume to a broker (wal.recovery.directories). \
+Where neither can be: tidelog wal abandon {{ $wal }} -c SETTINGS prints what of each partition would be given up, and gives it up with --yes. \
+{{ end }}{{ else }}Records or states of them are damaged or missing: tidelog verify -c SETTINGS names what, and where.{{ end }}"""
+
+DESCRIPTIONS: Mapping[str, str] = {"TidelogPartitionsOffline": _OFFLINE}
+"""What an alert says besides its summary where that takes figures: as Prometheus's templates, which may ask for other series."""
 
 _ALERT = re.compile(
     r"^### (?P<name>Tidelog\w+)\n\n```promql\n(?P<expression>.*?)\n```\n\n"
@@ -48,6 +65,11 @@ class Alert(NamedTuple):
     @property
     def severity(self) -> str:
         return "critical" if self.name in CRITICAL else "warning"
+
+    @property
+    def description(self) -> str:
+        """With figures, as a template; empty where the summary says all."""
+        return DESCRIPTIONS.get(self.name, "")
 
     @property
     def runbook(self) -> str:
@@ -85,11 +107,16 @@ def alerts_yaml() -> str:
     for alert in alerts():
         lines += [
             f"      - alert: {alert.name}",
-            f"        expr: {json.dumps(alert.expression)}",
+            f"        expr: {_quoted(alert.expression)}",
             *([f"        for: {alert.for_s // 60}m"] if alert.for_s else []),
             f"        labels: {{severity: {alert.severity}}}",
             "        annotations:",
-            f"          summary: {json.dumps(alert.meaning, ensure_ascii=False)}",
+            f"          summary: {_quoted(alert.meaning)}",
+            *([f"          description: {_quoted(alert.description)}"] if alert.description else []),
             f"          runbook_url: {alert.runbook}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -57,6 +57,10 @@ def _quantiles(metric: str, by: str = "instance", more: str = "") -> dict[str, s
     return {f"p99 {legend}": _quantile(0.99, metric, by, more), f"p50 {legend}": _quantile(0.5, metric, by, more)}
 
 
+def _of_lost_wals(metric: str) -> str:
+    return f"max by (node, wal_id) ({_gauge(metric)})"
+
+
 _I = "{{instance}}"
 
 DASHBOARDS: Mapping[str, tuple[str, Sequence[Row]]] = {
@@ -400,6 +404,19 @@ DASHBOARDS: Mapping[str, tuple[str, Sequence[Row]]] = {
                         "Between brokers",
                         "Bps",
                         {f"{{{{direction}}}} {_I}": _rate("tidelog_peer_bytes_total", "instance, direction")},
+                    ),
+                    Panel(
+                        "Records that only lost WALs held",
+                        "short",
+                        {"node {{node}}, WAL {{wal_id}}": _of_lost_wals("tidelog_lost_wal_reported_records")},
+                        "By the last report of their brokers, which are dead: so much or more is lost where a WAL is given up. Named without a value: "
+                        "no report is known.",
+                    ),
+                    Panel(
+                        "Bytes that only lost WALs held",
+                        "bytes",
+                        {"node {{node}}, WAL {{wal_id}}": _of_lost_wals("tidelog_lost_wal_reported_bytes")},
+                        "tidelog wal abandon, with that WAL's id, prints what of each partition would be given up.",
                     ),
                 ),
             ),

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from deploy.generate.alerts import CRITICAL, alerts, alerts_yaml
+from deploy.generate.alerts import CRITICAL, DESCRIPTIONS, alerts, alerts_yaml
 from tests.broker.test_operations import ALERTS
 from tests.deploy.tools import DEPLOY, installed, run
 
@@ -54,6 +54,8 @@ class Case(NamedTuple):
     """When both are looked at."""
     labels: dict[str, str] = {}  # noqa: RUF012
     """Of the alert that fires, besides its name and severity."""
+    description: str = ""
+    """What it says then besides its summary."""
 
 
 ONE = 'instance="one:9404",job="tidelog"'
@@ -73,6 +75,17 @@ def slow(name: str, within_s: str, more: str = "") -> tuple[dict[str, str], dict
     return (
         {fast: "0x60", slower: "0+10x60", every: "0+10x60"},
         {fast: "0+10x60", slower: "0+10x60", every: "0+10x60"},
+    )
+
+
+REPORTED, UNREPORTED = "5d1f", "77aa"
+
+
+def advice(node_id: int, wal_id: str) -> str:
+    """What can be done about a WAL, the last of it by a command."""
+    return (
+        f"Start node {node_id} with its WAL, or attach the WAL's volume to a broker (wal.recovery.directories). Where neither can be: "
+        f"tidelog wal abandon {wal_id} -c SETTINGS prints what of each partition would be given up, and gives it up with --yes."
     )
 
 
@@ -147,6 +160,23 @@ CASES = [
         *gauge("tidelog_offline_partitions", "2x9", "0x9", ',reason="damage"'),
         at="5m",
         labels={**ON, "reason": "damage"},
+        description="2 partitions take no records. Records or states of them are damaged or missing: tidelog verify -c SETTINGS names what, and where.",
+    ),
+    Case(
+        "TidelogPartitionsOffline",
+        {
+            f'tidelog_offline_partitions{{{ONE},reason="dead_node"}}': "3x9",
+            f'tidelog_lost_wal_reported_records{{{ONE},node="2",wal_id="{REPORTED}"}}': "1748x9",
+            f'tidelog_lost_wal_reported_bytes{{{ONE},node="2",wal_id="{REPORTED}"}}': "245043x9",
+            f'tidelog_lost_wal_reported_records{{{ONE},node="3",wal_id="{UNREPORTED}"}}': "NaN NaN NaN NaN NaN NaN NaN",
+            f'tidelog_lost_wal_reported_bytes{{{ONE},node="3",wal_id="{UNREPORTED}"}}': "NaN NaN NaN NaN NaN NaN NaN",
+        },
+        {},
+        at="5m",
+        labels={**ON, "reason": "dead_node"},
+        description=f"3 partitions take no records. Node 2 is dead, and no broker has recovered its WAL {REPORTED}. "
+        f"By its last report that alone held 1748 records (239.3kiB), perhaps more at its end. {advice(2, REPORTED)} "
+        f"Node 3 is dead, and no broker has recovered its WAL {UNREPORTED}. How much that alone holds is not known. {advice(3, UNREPORTED)} ",
     ),
     Case(
         "TidelogControllerAbsent",
@@ -232,7 +262,11 @@ def promtool_test(case: Case, series: dict[str, str], *, fires: bool) -> dict[st
     (alert,) = (alert for alert in alerts() if alert.name == case.alert)
     expected = {
         "exp_labels": {**case.labels, "severity": alert.severity},
-        "exp_annotations": {"summary": alert.meaning, "runbook_url": alert.runbook},
+        "exp_annotations": {
+            "summary": alert.meaning,
+            "runbook_url": alert.runbook,
+            **({"description": case.description} if case.description else {}),
+        },
     }
     return {
         "interval": "1m",
@@ -253,3 +287,4 @@ def test_they_fire_when_they_should_and_not_before(promtool: str, tmp_path: Path
 
 def test_what_somebody_is_called_for_is_tested() -> None:
     assert {case.alert for case in CASES} >= CRITICAL
+    assert {case.alert for case in CASES if case.description} == DESCRIPTIONS.keys()

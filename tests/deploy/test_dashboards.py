@@ -189,7 +189,7 @@ def _open(url: str) -> Any:
 
 
 ONLY_SOMETIMES = re.compile(
-    r"_errors_total|closed_total|hedged|damaged|log_lines|scalar|object_store_billed.*request=\"get\"|offset_commit|block_cache",
+    r"_errors_total|closed_total|hedged|damaged|log_lines|scalar|object_store_billed.*request=\"get\"|offset_commit|block_cache|lost_wal",
     re.IGNORECASE,
 )
 """Series that are not there before something happened that need not happen in a test."""
