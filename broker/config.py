@@ -475,7 +475,12 @@ class BrokerSettings:
     logging_level: str = _monitoring("info", "The least level that is written.", choices=LEVELS)
 
     shutdown_timeout_ms: int = _process(
-        3_000, "How long an orderly stop may take to upload; the WAL keeps the rest.", unit="ms", least=0
+        10_000,
+        "How long an orderly stop may take to give partitions to other brokers, and as long again to upload what is left, which the WAL keeps where that is "
+        "not enough. As a rule both take less than a second. Whoever stops the process has to wait for twice as long and some seconds more; "
+        "Kubernetes waits for 30 s unless told otherwise.",
+        unit="ms",
+        least=0,
     )
 
     def __post_init__(self) -> None:

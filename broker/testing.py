@@ -71,6 +71,7 @@ class TidelogServer:
             "upload_size_bytes": 4 << 20,
             "upload_interval_ms": 500,
             "group_initial_rebalance_delay_ms": 0,
+            "shutdown_timeout_ms": 3_000,  # a test that leaves the object store failing is not to wait for it
             "compaction_process_enable": False,  # so that `object_store` sees all requests
             "listeners": f"PLAINTEXT://127.0.0.1:{self._port}",
             **self._settings,

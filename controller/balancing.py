@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
@@ -76,7 +77,7 @@ class Balancing:
         """When partitions were moved for their load."""
         self._wake = asyncio.Event()
         """Set where somebody waits for partitions to go."""
-        self._judges_from_s = 0.0
+        self._judges_from_s = math.inf
         """From then on a node that is not heard from is dead."""
         self.is_enabled = settings.balances
         """Whether partitions are moved to make nodes even; it may change at any time."""
@@ -140,6 +141,7 @@ class Balancing:
                 if now != seen and self._office.is_leader and not self.is_over:
                     seen = now
                     await self._balance()
+            self._judges_from_s = math.inf
 
     async def _pause(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -154,9 +156,11 @@ class Balancing:
 
     @property
     def nobody_takes(self) -> bool:
-        """As this leader knows, there is no node that partitions could go to."""
-        may_judge = asyncio.get_running_loop().time() >= self._judges_from_s
-        return may_judge and not any(place.takes for place in self.places())
+        """As this leader knows, there is no node that partitions could go to. One that was not heard from yet may be one, unless it stopped."""
+        tables, places = self._office.image.state.tables, self.places()
+        known = {place.node_id for place in places}
+        may_come = any(tables.node_status(node_id) is not NodeStatus.DEAD for node_id in tables.nodes.keys() - known)
+        return not may_come and not any(place.takes for place in places)
 
     async def _balance(self) -> None:
         plan = self._plan(self.places(), max_moves=self._settings.max_moves if self.is_enabled else 0)

@@ -270,6 +270,7 @@ class Membership:
         self._follower.leaves = True
         self.balancing.leave()
         image = self._driver.replica.image
+        why = "no other node could take them"
         try:
             async with asyncio.timeout(timeout_ms / 1_000):
                 while image.streams_led_by(self._node_id):
@@ -277,10 +278,12 @@ class Membership:
                         break
                     await self._changes.wait(self._settings.retry_backoff_ms)
         except TimeoutError:
-            pass
+            why = f"they were not taken within {timeout_ms} ms (shutdown.timeout.ms)"
         left = len(image.streams_led_by(self._node_id))
         if left:
-            _log.info("partitions stay with this node, though it stops: %(count)d", {"count": left})
+            _log.warning(
+                "partitions stay with this node, though it stops: %(count)d; %(why)s", {"count": left, "why": why}
+            )
         return not left
 
     def keep_all(self) -> None:

@@ -33,6 +33,7 @@ def start_node(tmp_path: Path) -> StartNode:
                 "object_store_uri": (tmp_path / "objects").as_uri(),
                 "memory_bytes": 128 << 20,
                 "upload_size_bytes": 1 << 20,
+                "shutdown_timeout_ms": 3_000,
                 **changes,
             }
         )

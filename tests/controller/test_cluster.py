@@ -16,9 +16,11 @@ from controller.config import ControllerSettings
 from controller.controller import Controller, TopicSpec
 from controller.errors import TopicExists
 from controller.log import LeaderObject
+from controller.node_metadata import NodeMetadata
 from controller.nodes import DrainNode
 from controller.peers import Balance, Followed, Following, NodeLoad, NotLeader, PeerUnavailable
 from controller.snapshot import digest
+from controller.tables import StreamState
 from controller.tcp import PeerServer, TcpPeers
 from controller.wire import Outcome, decode_command, decode_outcome, encode_command, encode_outcome
 from s3stream.errors import MetadataUnavailable, NodeFenced
@@ -318,16 +320,16 @@ class Opener:
     def __init__(self, node: Controller, node_id: int) -> None:
         self._node = node
         self._node_id = node_id
+        self._metadata: NodeMetadata | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        registered = await self._node.register_node(self._node_id, f"w{self._node_id}")
-        metadata = self._node.bind(self._node_id, registered.node_epoch)
+        registered = await self._node.register_node(self._node_id, f"w{self._node_id}", lease_ms=3_000)
+        self._metadata = metadata = self._node.bind(self._node_id, registered.node_epoch)
 
         async def work() -> None:
             while True:
-                streams = self._node.image.state.tables.streams.values()
-                mine = [stream for stream in streams if stream.node_id == self._node_id]
+                mine = self._mine()
                 await metadata.open_streams([stream.stream_id for stream in mine if not stream.wal_id])
                 await metadata.close_streams(
                     {stream.stream_id: 0 for stream in mine if stream.wal_id and stream.target_node_id != -1}
@@ -336,10 +338,21 @@ class Opener:
 
         self._task = asyncio.create_task(work())
 
+    def _mine(self) -> list[StreamState]:
+        streams = self._node.image.state.tables.streams.values()
+        return [stream for stream in streams if stream.node_id == self._node_id]
+
     async def stop(self) -> None:
         assert self._task is not None
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+
+    async def leave(self) -> None:
+        """Stop as a broker does: close everything, and say so."""
+        await self.stop()
+        assert self._metadata is not None
+        await self._metadata.close_streams({stream.stream_id: 0 for stream in self._mine() if stream.wal_id})
+        await self._metadata.leave_cluster()
 
 
 def held(node: Controller) -> dict[int, int]:
@@ -382,6 +395,55 @@ def test_partitions_follow_the_nodes_that_come_and_go() -> None:
         assert not await third.membership.give_away(5_000), "nobody is left to take them"
         assert held(third) == {3: 12}
         await openers[2].stop()
+
+    run(scenario)
+
+
+def test_nodes_that_all_stop_do_not_wait_for_each_other() -> None:
+    """Whoever is left last finds out at once that nobody could take its partitions, and waits no longer."""
+
+    async def scenario(cluster: Cluster) -> None:
+        openers = []
+        for node_id in (1, 2, 3):
+            openers.append(Opener(await cluster.start(), node_id))
+            await openers[-1].start()
+        await cluster.nodes[0].create_topics([TopicSpec(name="t", partition_count=12)])
+        await asyncio.sleep(5)
+        assert held(cluster.nodes[0]) == {1: 4, 2: 4, 3: 4}
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+
+        async def stop(node: Controller, opener: Opener) -> None:
+            await node.membership.give_away(60_000)
+            await opener.leave()
+            await node.close()
+
+        await asyncio.gather(*map(stop, cluster.nodes, openers))
+        assert loop.time() - began_s < ControllerSettings().node_timeout_ms / 1_000, "of virtual time"
+
+    run(scenario)
+
+
+def test_a_node_that_stops_and_comes_to_lead_waits_for_others_to_be_heard() -> None:
+    """The leader dies while another node gives its partitions away, and takes the office for that."""
+
+    async def scenario(cluster: Cluster) -> None:
+        openers = []
+        for node_id, election_timeout_ms in ((1, 1_500), (2, 500), (3, 1_500)):
+            openers.append(Opener(await cluster.start(election_timeout_ms=election_timeout_ms), node_id))
+            await openers[-1].start()
+        first, second, _ = cluster.nodes
+        await first.create_topics([TopicSpec(name="t", partition_count=12)])
+        await asyncio.sleep(5)
+        await openers[0].stop()
+        cluster.isolate(first)
+        assert await second.membership.give_away(60_000)
+        assert second.is_leader
+        await asyncio.sleep(0.5)
+        assert held(second) == {1: 4, 3: 8}, "what the dead one has open stays with it"
+        for opener in openers[1:]:
+            await opener.stop()
+        cluster.connect(first)
 
     run(scenario)
 

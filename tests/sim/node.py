@@ -97,7 +97,7 @@ def broker_settings(
         memory_bytes=64 * MIB,
         log_retention_check_interval_ms=log_retention_check_interval_ms,
         log_message_timestamp_after_max_ms=(1 << 63) - 1,  # this computer's clock may be wrong
-        **more,
+        **{"shutdown_timeout_ms": 3_000, **more},  # what does not get through in time is to be met with
     )
 
 
