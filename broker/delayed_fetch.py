@@ -20,6 +20,7 @@ Always true:
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from s3stream.stream import Stream
 
 __all__ = ["COLD_READS", "MAX_BATCHES", "MAX_WAIT_MS", "DelayedFetch", "FetchedPartition", "WaitingFetches"]
+
+log = logging.getLogger("tidelog.fetch")
 
 COLD_READS = 8
 """Partitions that one fetch reads from objects at the same time."""
@@ -317,6 +320,10 @@ class DelayedFetch:
             return False  # others are served before it; nothing is wrong with the partition, and the client asks again
         except (StorageError, ObjectStoreError) as error:
             entry.error = code_of(error)
+            if isinstance(error, ObjectStoreError):
+                log.warning(
+                    "records cannot be read: %(error)s (%(partition)s)", {"partition": entry.partition, "error": error}
+                )
             return not isinstance(error, ObjectCorrupt)  # which is this partition's alone: no other goes hungry for it
         # Where the log cache had it after all, the memory is the arena's: others are awaited still, so copy.
         copied: list[Buffer] = (

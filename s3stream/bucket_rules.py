@@ -35,6 +35,7 @@ _log: Final = logging.getLogger("tidelog.object_store")
 
 _UNREADABLE = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 """Storage classes that answer a GET with 403 until the object is restored."""
+_TIERED = "; leave its archive access tiers off: what comes there cannot be read"
 
 
 class Weight(IntEnum):
@@ -163,7 +164,8 @@ def findings(rules: BucketRules, prefix: str) -> Sequence[Finding]:
                     Finding(
                         weight=Weight.NOTE,
                         text=f"lifecycle rule {rule.name!r} moves objects {where} to {storage_class} {when}: compaction and "
-                        "catch-up reads may cost more there than is saved",
+                        "catch-up reads may cost more there than is saved"
+                        + (_TIERED if storage_class == "INTELLIGENT_TIERING" else ""),
                     )
                 )
     if rules.versioning == "Enabled" and not any(

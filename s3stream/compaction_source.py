@@ -1,8 +1,8 @@
 """A source of a compaction: its index, and its blocks, read front to back.
 
 Always true:
-- Every block is checked against its CRC; one that does not match, an index that cannot be trusted, or records that were committed and
-  are not here are `DamagedSource`.
+- Every block is checked against its CRC; one that does not match, an index that cannot be trusted, records that were committed and
+  are not here, or an object that the store has put into an archive are `DamagedSource`.
 - Of a small object the whole is read at once. Of others the index is, in one request as a rule, since what was committed tells
   how large it may be; then comes one request for all that is needed and lies together (see `sequential`), however long its reader takes.
 - What is kept in memory is the index, and about `buffer_bytes`.
@@ -24,7 +24,7 @@ from s3stream.object_format import (
     check_block,
     parse_footer,
 )
-from s3stream.objectstore import LEAST_COPY_BYTES, Buffer, ObjectStore
+from s3stream.objectstore import LEAST_COPY_BYTES, Archived, Buffer, ObjectStore
 from s3stream.sequential import SKIPPED_BYTES, SequentialReader
 
 __all__ = ["CompactionSource", "DamagedSource", "tail_size_bytes"]
@@ -92,7 +92,10 @@ class CompactionSource:
         object_id = source.object_id
         is_small = source.size_bytes <= buffer_bytes
         wanted = source.size_bytes if is_small else tail_size_bytes(source, block_size_bytes)
-        tail, object_size = await store.get_tail(key, max(wanted, FOOTER_SIZE_BYTES))
+        try:
+            tail, object_size = await store.get_tail(key, max(wanted, FOOTER_SIZE_BYTES))
+        except Archived as error:
+            raise DamagedSource(object_id) from error
         await on_received(len(tail))
         try:
             footer = parse_footer(tail, object_size, object_id)

@@ -2,7 +2,7 @@
 
 Always true:
 - Every block is checked against its CRC before it is rewritten; a source that fails twice is left alone, loudly, for good. So is
-  one that is gone time and again.
+  one that is gone time and again, or lies in an archive.
 - Large runs of blocks are copied by the store, with the CRCs that they have in their source's index. Nothing is made valid by that: the
   store tells the CRC of its copy, and it must be what those of the blocks come to. Of a store that does not tell it the
   blocks are read and checked first, as if they were rewritten, and only the way back is spared.

@@ -7,6 +7,7 @@ Always true:
 - Memory for blocks is bounded by the block cache; no read waits for memory while it holds blocks itself, nor for ever.
 - An object that is gone was compacted or trimmed away: the metadata is asked again. Only if it still refers to the
   object is that a loss of data.
+- One that the store has and does not give (Archived) is treated likewise, until it is restored.
 - What cannot be trusted is remembered in `damage`, with its offsets. What comes before it, and after it, is read; nothing is
   ever skipped: a read at a damaged offset is an error, until the object is restored or the log start raised past it.
 - GETs of catch-up reads wait for their turn (`catch_up_budget.py`); those that a partition is loaded with do not.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from s3stream.block_cache import Block, BlockCache, BlockKey, BlockMemory
@@ -34,7 +36,7 @@ from s3stream.object_format import (
     check_block,
     parse_footer,
 )
-from s3stream.objectstore import Buffer, NotFound, ObjectStore, ObjectStoreError, Unavailable
+from s3stream.objectstore import Archived, Buffer, NotFound, ObjectStore, ObjectStoreError, Unavailable
 from s3stream.paths import Paths
 from s3stream.payload import PayloadFormat
 from s3stream.read_ahead import ReadSequence, ReadSequences
@@ -56,11 +58,22 @@ _CLOSED = "the reader is closed"
 
 
 class _ObjectGone(Exception):
-    """The store has no such object."""
+    """The store has no such object, or keeps it where it cannot be read."""
 
-    def __init__(self, object_id: ObjectId) -> None:
+    def __init__(self, object_id: ObjectId, archived: Archived | None = None) -> None:
         super().__init__(f"object {object_id}")
         self.object_id = object_id
+        self.archived = archived
+
+
+@contextmanager
+def _from_store(object_id: ObjectId) -> Iterator[None]:
+    try:
+        yield
+    except NotFound:
+        raise _ObjectGone(object_id) from None
+    except Archived as error:
+        raise _ObjectGone(object_id, error) from None
 
 
 class _Wanted(NamedTuple):
@@ -184,16 +197,19 @@ class ObjectReader:
                 self._forget_object(gone.object_id)
                 if self._catch_up is not None:
                     await self._catch_up()
-                self._check_unreferenced(stream_id, gone.object_id)
+                self._check_unreferenced(stream_id, gone)
         raise Unavailable(f"stream {stream_id}: objects are replaced faster than they can be read; try again")
 
-    def _check_unreferenced(self, stream_id: StreamId, object_id: ObjectId) -> None:
+    def _check_unreferenced(self, stream_id: StreamId, gone: _ObjectGone) -> None:
+        object_id = gone.object_id
         newest_state = self._metadata.newest_state(stream_id)
         for found in (*self._metadata.ranges(stream_id), *([newest_state] if newest_state else [])):
             if found.object_id == object_id:
-                key = self._paths.data_object(object_id)
+                why = f"is missing from the store ({self._paths.data_object(object_id)})"
+                if gone.archived is not None:
+                    why = f"cannot be read ({gone.archived})"
                 error = ObjectCorrupt(
-                    f"object {object_id} is missing from the store ({key}), and holds stream {stream_id},"
+                    f"object {object_id} {why}, and holds stream {stream_id},"
                     f" offsets {found.range.base_offset} to {found.range.end_offset} (exclusive): restore it"
                 )
                 self.damage.object_lost(object_id, error, found)
@@ -416,20 +432,19 @@ class ObjectReader:
         if share is not None:
             await self.budget.turn(share, _size(run))
         try:
-            await self._store.get_range_into(
-                self._paths.data_object(object_id), run[0].entry.position, [memoryview(memory) for memory in memories]
-            )
-        except NotFound:
-            raise _ObjectGone(object_id) from None
+            with _from_store(object_id):
+                await self._store.get_range_into(
+                    self._paths.data_object(object_id),
+                    run[0].entry.position,
+                    [memoryview(memory) for memory in memories],
+                )
         finally:
             if share is not None:
                 self.budget.done()
 
     async def _get_range(self, object_id: ObjectId, start: int, end: int) -> bytes | bytearray:
-        try:
+        with _from_store(object_id):
             return await self._store.get_range(self._paths.data_object(object_id), start, end)
-        except NotFound:
-            raise _ObjectGone(object_id) from None
 
     async def _index(self, found: ObjectRange, *, paced: bool) -> ObjectIndex:
         object_id = found.object_id
@@ -481,12 +496,10 @@ class ObjectReader:
         return index
 
     async def _read_index_once(self, object_id: ObjectId) -> ObjectIndex:
-        try:
+        with _from_store(object_id):
             tail, object_size = await self._store.get_tail(
                 self._paths.data_object(object_id), self._settings.tail_size_bytes
             )
-        except NotFound:
-            raise _ObjectGone(object_id) from None
         footer = parse_footer(tail, object_size, object_id)
         at = len(tail) - FOOTER_SIZE_BYTES - footer.index_size_bytes
         if at >= 0:
@@ -520,7 +533,7 @@ class ObjectReader:
         if self._catch_up is not None:
             await self._catch_up()
         try:
-            self._check_unreferenced(stream_id, gone.object_id)
+            self._check_unreferenced(stream_id, gone)
         except ObjectCorrupt:
             return
         raise gone

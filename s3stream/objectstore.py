@@ -18,6 +18,7 @@ from typing import Protocol
 __all__ = [
     "LEAST_COPY_BYTES",
     "AccessDenied",
+    "Archived",
     "Buffer",
     "CopyUnconfirmed",
     "CopyUnsupported",
@@ -62,6 +63,10 @@ class AccessDenied(ObjectStoreError):
         """`is_advised`: the message says already what to do; else permissions are what lacks."""
         super().__init__(message)
         self.is_advised = is_advised
+
+
+class Archived(ObjectStoreError):
+    """The object is there, and lies in a storage class that cannot be read (S3: 403 InvalidObjectState) until an operator has it restored."""
 
 
 class CopyUnsupported(ObjectStoreError):

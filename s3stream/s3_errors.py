@@ -26,6 +26,7 @@ from botocore.exceptions import (
 
 from s3stream.objectstore import (
     AccessDenied,
+    Archived,
     NotFound,
     ObjectStoreError,
     PreconditionFailed,
@@ -36,7 +37,8 @@ __all__ = ["CredentialsRefused", "RangeNotSatisfiable", "TryAgain", "failure", "
 
 _PASSING = frozenset(
     {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "ThrottlingException", "OperationAborted",
-     "TooManyRequests", "RequestLimitExceeded", "BandwidthLimitExceeded", "IncompleteBody", "BadDigest", "XAmzContentChecksumMismatch"}
+     "TooManyRequests", "RequestLimitExceeded", "BandwidthLimitExceeded", "IncompleteBody", "BadDigest", "XAmzContentChecksumMismatch",
+     "KMS.ThrottlingException"}
 )  # fmt: skip
 """BadDigest, IncompleteBody and XAmzContentChecksumMismatch: the body was damaged on its way."""
 
@@ -62,14 +64,17 @@ _ADVICE = {
     "InvalidBucketName": "correct the bucket's name in the URI",
     "InvalidAccessKeyId": "check the access key",
     "SignatureDoesNotMatch": "check the secret key",
-    "InvalidObjectState": "the object lies in an archive storage class: restore it, and end the lifecycle rule that moved it there",
     "AllAccessDisabled": "the bucket's account is closed or suspended",
     "KMS.DisabledException": "enable the KMS key that objects are encrypted with",
     "KMS.NotFoundException": "correct sse_kms_key_id in the URI",
+    "KMS.KMSInvalidStateException": "the KMS key that objects are encrypted with is about to be deleted: cancel that",
     "QuotaExceeded": "the bucket is full: raise its quota",
-    "EntityTooLarge": "the store takes no object of this size",
+    "XMinioAdminBucketQuotaExceeded": "the bucket is full: raise its quota",
 }
-"""By S3's code; the rest goes by status."""
+"""By S3's code; the rest goes by status. An operator can mend each of these without a word to the broker, which goes on then."""
+
+_ARCHIVED = frozenset({"InvalidObjectState", "ObjectNotInActiveTierError"})
+"""Answers to a GET, and to a copy."""
 
 
 class TryAgain(ObjectStoreError):
@@ -104,10 +109,14 @@ def refusal(what: str, error: ClientError) -> ObjectStoreError:
         return AccessDenied(f"{message}; {_skew(told)}set this machine's clock, by NTP", is_advised=True)
     if code in _CREDENTIALS:
         return CredentialsRefused(f"{message}; {_ADVICE.get(code, 'renew the credentials')}")
-    if code == "NoSuchBucket":
+    if code in _ADVICE:
         return AccessDenied(f"{message}; {_ADVICE[code]}", is_advised=True)
-    if code == "InvalidObjectState":
-        return ObjectStoreError(f"{message}; {_ADVICE[code]}")
+    if code.startswith("KMS."):
+        return AccessDenied(f"{message}; see to the KMS key that objects are encrypted with", is_advised=True)
+    if code in _ARCHIVED:
+        return Archived(
+            f"{message}; the object lies in an archive storage class: restore it, and end the lifecycle rule that moved it there"
+        )
     if status == 404:
         return NotFound(message)
     if status == 412:
@@ -120,12 +129,13 @@ def refusal(what: str, error: ClientError) -> ObjectStoreError:
         region = told.get("Region") or metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region")
         where = f"in {region}: say region={region}" if region else "in another region: say so"
         return AccessDenied(f"{message}; the bucket is {where} in the URI", is_advised=True)
-    if status in (401, 403):
+    if status in (401, 403) and "kms:" in message:
         return AccessDenied(
-            f"{message}; {_ADVICE.get(code, 'allow it in the bucket policy, or the policy of these credentials')}",
-            is_advised=code in _ADVICE,
+            f"{message}; allow it in the policy of these credentials, and in that of the KMS key", is_advised=True
         )
-    return ObjectStoreError(message + (f"; {_ADVICE[code]}" if code in _ADVICE else ""))
+    if status in (401, 403):
+        return AccessDenied(f"{message}; allow it in the bucket policy, or the policy of these credentials")
+    return ObjectStoreError(message)
 
 
 def failure(what: str, error: BaseException) -> ObjectStoreError:

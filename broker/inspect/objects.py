@@ -13,7 +13,7 @@ from controller.image import Image
 from s3stream.errors import ObjectCorrupt
 from s3stream.metadata import ObjectId
 from s3stream.object_format import BlockKind, Footer, IndexEntry, check_block
-from s3stream.objectstore import NotFound
+from s3stream.objectstore import Archived, NotFound
 
 __all__ = ["inspect_object"]
 
@@ -108,6 +108,9 @@ async def inspect_object(
         tail = await read_tail(bucket.store, key)
     except NotFound:
         yield DamageRow(message=f"object {object_id} is not in the store ({key})")
+        return
+    except Archived as error:
+        yield DamageRow(message=f"object {object_id}: {error}")
         return
     try:
         footer = read_footer(tail, object_id)

@@ -17,7 +17,7 @@ from controller.tables import StreamState
 from s3stream.errors import ObjectCorrupt
 from s3stream.metadata import ObjectId
 from s3stream.object_format import check_block
-from s3stream.objectstore import NotFound
+from s3stream.objectstore import Archived, NotFound
 from wal.aside import file_asides
 from wal.errors import WalError
 from wal.header import choose_header
@@ -210,7 +210,7 @@ async def _damage(
                 yield damaged(entry.base_offset, entry.end_offset, error)
     except NotFound:
         yield damaged(value.base_offset, value.end_offset, f"object {object_id} is not in the store ({key})")
-    except ObjectCorrupt as error:
+    except (ObjectCorrupt, Archived) as error:
         yield damaged(value.base_offset, value.end_offset, error)
 
 
@@ -226,7 +226,7 @@ async def _state(bucket: Bucket, stream: StreamState, object_id: ObjectId) -> Ro
         check_block(object_id, entry, data)
     except NotFound:
         return DamageRow(message=f"object {object_id} is not in the store ({key})")
-    except ObjectCorrupt as error:
+    except (ObjectCorrupt, Archived) as error:
         return DamageRow(message=str(error))
     return state_row(entry.end_offset, bytes(data))
 

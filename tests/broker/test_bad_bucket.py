@@ -14,6 +14,7 @@ import pytest
 from broker.__main__ import main
 from broker.config import BrokerSettings
 from broker.node import Node
+from protocol.errors import ErrorCode
 from tests.broker.wire import Wire, batch, eventually
 from tests.s3stream.faulty_proxy import Fault, FaultyProxy, proxied
 from tests.s3stream.moto import endpoint_url, new_bucket, open_bucket
@@ -222,6 +223,38 @@ async def test_a_data_object_deleted_by_hand_costs_its_partition_only(tmp_path: 
         assert (await wire.produce("other", batch(b"value"))).error_code == 0
         assert await wire.fetch_all("other") == [b"value"]
         await eventually(lambda: node.running.store.failures["get_tail", "NotFound"] > 0, "a look at what is gone")
+
+
+async def test_what_a_rule_moved_to_an_archive_is_named_and_read_once_it_is_restored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bucket = await a_used_bucket(tmp_path)
+    store = open_bucket(bucket)
+    client = await store._open()
+    moved = [key for key in await contents(bucket) if "/data/" in key]
+    for key in moved:
+        await client.copy_object(Bucket=bucket, Key=key, CopySource=f"{bucket}/{key}", StorageClass="GLACIER")
+    async with (
+        Node(settings(tmp_path, uri_of(bucket))) as node,
+        await Wire.connect(node.bootstrap_servers) as wire,
+    ):
+        await wire.create_topic("other")
+        assert (await wire.produce("other", batch(b"value"))).error_code == 0, "others are not concerned"
+        for _ in range(3):
+            assert (await wire.fetch("t", 0)).error_code == ErrorCode.KAFKA_STORAGE_ERROR
+        (told,) = [each.getMessage() for each in caplog.records if each.getMessage().startswith("records are damaged")]
+        assert "t-0, offsets 0 to 0: object" in told
+        assert "InvalidObjectState" in told
+        assert "restore it, and end the lifecycle rule that moved it there" in told
+        inspected = ["inspect", "partition", "t-0", "--check", "--bucket", uri_of(bucket)]
+        assert await asyncio.to_thread(main, inspected) == 1
+        assert "DAMAGE: t-0, offsets 0 to 0 cannot be read" in capsys.readouterr().out
+
+        for key in moved:
+            await client.restore_object(Bucket=bucket, Key=key, RestoreRequest={"Days": 1})
+        assert await wire.fetch_all("t") == [b"value"]
+        assert not node.running.storage.reader.damage
+    await store.close()
 
 
 def test_the_name_of_a_wal_in_the_bucket_deleted_by_hand(refused: Refused, tmp_path: Path) -> None:

@@ -33,9 +33,9 @@ def answer(status: str, body: bytes = b"", **headers: str) -> bytes:
     return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{fields}\r\n".encode() + body
 
 
-def error(status: str, code: str) -> Answer:
+def error(status: str, code: str, message: str = "because") -> Answer:
     """S3's way to say no."""
-    body = f"<Error><Code>{code}</Code><Message>because</Message></Error>".encode()
+    body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
     return lambda _: answer(status, body)
 
 

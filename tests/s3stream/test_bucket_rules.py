@@ -19,7 +19,6 @@ from s3stream.bucket_rules import (
     tell_rules,
 )
 from s3stream.config import ObjectStoreSettings
-from s3stream.objectstore import AccessDenied
 from s3stream.paths import Paths
 from tests.s3stream.moto import QUICK, open_bucket
 from tests.s3stream.scripted import Request, answer, error, listening
@@ -166,12 +165,3 @@ async def test_a_store_that_does_not_answer_is_no_reason_to_fail(caplog: pytest.
     await tell_rules(store, Paths())
     assert "the bucket's rules were not read" in caplog.text
     await store.close()
-
-
-async def test_what_an_archive_holds_is_named() -> None:
-    async with listening(error("403 Forbidden", "InvalidObjectState")) as server:
-        store = open_bucket("bucket", QUICK, url=server.url)
-        with pytest.raises(Exception, match="archive storage class: restore it, and end the lifecycle rule") as caught:
-            await store.get("key")
-        assert not isinstance(caught.value, AccessDenied), "not a matter of credentials"
-        await store.close()

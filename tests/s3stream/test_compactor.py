@@ -18,7 +18,7 @@ from s3stream.metadata import CommitObjects, CommitResult, ObjectId, StreamId
 from s3stream.object_format import ObjectIndex, verify_object
 from s3stream.object_reader import ObjectReader
 from s3stream.object_writer import Payload
-from s3stream.objectstore import Buffer, Unavailable, WrittenObject
+from s3stream.objectstore import Archived, Buffer, Unavailable, WrittenObject
 from tests.s3stream.doubles import PATHS, DictMetadata, PlainPayloads, new_world, offsets_of, payload, payloads, upload
 from tests.sim.loop import VirtualLoop
 
@@ -232,6 +232,21 @@ async def test_a_damaged_index_is_no_reason_to_give_up() -> None:
     world.store.bucket.flip_bit(PATHS.data_object(damaged), 1000 * 8 + 3)
     await world.settle()
     assert len(world.metadata.live_objects()) == 2
+
+
+async def test_an_object_in_an_archive_is_left_alone_and_the_rest_is_merged() -> None:
+    world = World()
+    await world.fill(8, 1)
+    archived = world.metadata.live_objects()[3].object_id
+
+    async def refuse(operation: str, key: str) -> None:
+        if operation.startswith("get") and key == PATHS.data_object(archived):
+            raise Archived(key)
+
+    world.store.hook = refuse
+    await world.settle()
+    assert world.compactor.damaged_objects == 1
+    assert len(world.metadata.live_objects()) == 3
 
 
 async def test_an_object_that_lacks_committed_records_is_not_compacted_away() -> None:

@@ -12,6 +12,7 @@ import pytest
 from s3stream.config import ObjectStoreSettings
 from s3stream.objectstore import (
     AccessDenied,
+    Archived,
     Buffer,
     NotFound,
     ObjectStoreError,
@@ -84,6 +85,15 @@ async def test_what_may_pass_is_tried_again(failure: Answer) -> None:
         (error("403 Forbidden", "AccessDenied"), AccessDenied, "allow it in the bucket policy"),
         (error("403 Forbidden", "RequestTimeTooSkewed"), AccessDenied, "clock"),
         (error("301 Moved Permanently", "PermanentRedirect"), AccessDenied, "another region"),
+        (error("403 Forbidden", "InvalidObjectState"), Archived, "restore it, and end the lifecycle rule"),
+        (error("400 Bad Request", "KMS.DisabledException"), AccessDenied, "enable the KMS key"),
+        (error("400 Bad Request", "KMS.InvalidKeyUsageException"), AccessDenied, "see to the KMS key"),
+        (error("403 Forbidden", "AccessDenied", "no kms:Decrypt"), AccessDenied, "in that of the KMS key"),
+        (
+            error("400 Bad Request", "XMinioAdminBucketQuotaExceeded"),
+            AccessDenied,
+            "the bucket is full: raise its quota",
+        ),
         (error("400 Bad Request", "InvalidArgument"), ObjectStoreError, "InvalidArgument"),
     ],
 )
