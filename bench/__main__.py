@@ -13,7 +13,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from bench import catch_up, compaction, controller, cost, groups, idle_consumers, memory, moves, partitions, recovery
+from bench import (
+    catch_up,
+    compaction,
+    controller,
+    cost,
+    groups,
+    idle_consumers,
+    joins,
+    memory,
+    moves,
+    partitions,
+    recovery,
+)
 from bench.baselines import BaselineUnavailable
 from bench.broker import Broker, BrokerFailed, running_broker
 from bench.librdkafka import LibrdkafkaUnavailable, rdkafka_performance
@@ -27,6 +39,7 @@ _RUNS: Mapping[str, Callable[[Path], None]] = {
     "controller": controller.run,
     "cost": cost.run,
     "idle_consumers": idle_consumers.run,
+    "joins": joins.run,
     "memory": memory.run,
     "moves": moves.run,
     "partitions": partitions.run,
