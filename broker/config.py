@@ -180,7 +180,7 @@ class BrokerSettings:
         1 << 30, "Bound of everything that this broker keeps in memory.", unit="bytes", least=64 << 20
     )
     upload_size_bytes: int = _data(
-        64 << 20, "What gathered is uploaded when it reaches this size.", unit="bytes", least=64 << 10
+        64 << 20, "What gathered is uploaded when it reaches this size.", unit="bytes", least=64 << 10, most=4 << 30
     )
     upload_interval_ms: int = _data(5_000, "What gathered is uploaded at this age.", unit="ms", least=10)
     upload_parallelism: int = _data(4, "Objects that are put at the same time.", unit="objects", least=1, most=64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from s3stream.config import ObjectStoreSettings
 from s3stream.s3 import S3ObjectStore
 from tests.s3stream.moto import QUICK, open_bucket
 
+PIECE_BYTES = 64 << 10
 CUT_SHORT = b"this is not all"
 
 
@@ -56,6 +58,8 @@ class Server:
     requests: list[Request] = field(default_factory=list)
     otherwise: Answer = ok
     delay_s: float = 0.0
+    pause_s: float = 0.0
+    """After each 64 KiB of a body."""
     connections: int = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -65,8 +69,12 @@ class Server:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
                 method, target, _ = head[0].split(" ")
                 headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
-                body = await reader.readexactly(int(headers.get("content-length", "0")))
-                request = Request(method, target, headers, body)
+                pieces = []
+                for left in range(int(headers.get("content-length", "0")), 0, -PIECE_BYTES):
+                    pieces.append(await reader.readexactly(min(left, PIECE_BYTES)))
+                    if self.pause_s:
+                        await asyncio.sleep(self.pause_s)
+                request = Request(method, target, headers, b"".join(pieces))
                 self.requests.append(request)
                 await asyncio.sleep(self.delay_s)
                 reply = (self.script.pop(0) if self.script else self.otherwise)(request)
@@ -86,7 +94,9 @@ class Server:
 async def listening(otherwise: Answer = ok, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
     """A server alone."""
     server = Server(otherwise=otherwise)
-    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=tls)
+    bound = socket.create_server(("127.0.0.1", 0))
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PIECE_BYTES)  # so that a client notices how slowly it is read
+    listener = await asyncio.start_server(server.serve, sock=bound, ssl=tls)
     server.url = f"http{'s' if tls else ''}://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     try:
         yield server

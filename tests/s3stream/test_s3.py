@@ -138,6 +138,25 @@ async def test_a_server_that_does_not_answer_is_given_up_and_tried_again() -> No
         assert len(server.requests) == 2
 
 
+async def test_a_body_may_take_long_as_long_as_it_gets_on() -> None:
+    # On a slow link several large uploads share what there is: cut off by the clock, each would be sent for ever, and never arrive.
+    patient = replace(IMPATIENT, request_timeout_ms=2_000, deadline_ms=2_000)
+    async with serving(patient) as (server, store):
+        server.pause_s = 0.01
+        data = bytes(16 << 20)
+        await store.put("key", [data])
+        (request,) = server.requests
+        assert len(request.body) == len(data)
+
+
+async def test_a_body_that_gets_on_too_slowly_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s3stream.s3_body._LEAST_BYTES_PER_S", 1 << 40)
+    async with serving(IMPATIENT) as (server, store):
+        server.pause_s = 0.01
+        with pytest.raises(Unavailable, match="given up after 400 ms"):
+            await store.put("key", [bytes(16 << 20)])
+
+
 async def test_nobody_there() -> None:
     store = open_bucket("bucket", IMPATIENT, url="http://127.0.0.1:9")
     with pytest.raises(Unavailable):
