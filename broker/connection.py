@@ -31,6 +31,7 @@ from broker.receive import ReceiveBuffer
 from protocol.errors import ProtocolError
 
 if TYPE_CHECKING:
+    from broker.metrics import ProducedBytes
     from broker.server import Server
     from s3stream.log_cache import CacheBlock
 
@@ -111,6 +112,7 @@ class Connection(asyncio.BufferedProtocol):
         "flush_scheduled",
         "listener",
         "peer",
+        "produced",
         "server",
         "transport",
     )
@@ -125,6 +127,8 @@ class Connection(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
         self.acks = AckQueue(self)
         """Produce requests that are not answered yet."""
+        self.produced: ProducedBytes | None = None
+        """Where its record batches are counted, by the producer's zone; None before the first."""
         self.flush_scheduled = False
         self.active = True
         """Something was received or sent since the last sweep."""

@@ -52,6 +52,7 @@ from broker.handlers import (
     sync_group,
     unregister_broker,
 )
+from broker.zones import client_rack, where_is
 from protocol.apis import API, api_named, decode_request, encode_response, request_decoder
 from protocol.compiler import MAX_REQUEST_ELEMENTS
 from protocol.frames import parse_request_header
@@ -165,6 +166,10 @@ class Dispatch:
                 position = parse_request_header(frame).body_position
             else:
                 position += 1
+        if connection.produced is None:
+            client_id = str(frame[_HEADER_BYTES : _HEADER_BYTES + max(client_id_size, 0)], "utf-8", "replace")
+            broker = self._broker
+            connection.produced = broker.metrics.produced[where_is(client_rack("", client_id), broker.zone_reads.rack)]
         request = decode(frame, position, self._max_elements)
         return produce.submit(self._broker, connection, version, correlation_id, request)
 

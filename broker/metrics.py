@@ -13,16 +13,17 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from broker.zones import WHERE
 from wal.histogram import Histogram
 
 __all__ = [
     "CLOSE_CAUSES",
     "FETCH_REDIRECTS",
-    "FETCH_ZONES",
     "MAX_TOPICS",
     "OTHER",
     "ApiMetrics",
     "Metrics",
+    "ProducedBytes",
     "TopicTraffic",
 ]
 
@@ -34,9 +35,6 @@ OTHER = "(other)"
 
 CLOSE_CAUSES = ("request", "limit", "idle", "stuck", "slow", "memory", "fault")
 """Why the broker ends a connection; what they mean is said with the metric."""
-
-FETCH_ZONES = ("own", "other", "unknown")
-"""Where a consumer is: in this broker's zone, in another, or nobody says."""
 
 FETCH_REDIRECTS = ("zone", "leader")
 """To a broker of the consumer's own zone; or back, at the end of what objects hold."""
@@ -68,6 +66,16 @@ class TopicTraffic:
         self.bytes_out = 0
 
 
+class ProducedBytes:
+    """What producers of a zone sent. An object of its own, which their connections hold."""
+
+    __slots__ = ("bytes_in",)
+
+    def __init__(self) -> None:
+        self.bytes_in = 0
+        """Of record batches that were appended."""
+
+
 class Metrics:
     """What happened since start."""
 
@@ -89,6 +97,7 @@ class Metrics:
         "produce",
         "produce_stalled_s",
         "produce_stalls",
+        "produced",
         "topics",
     )
 
@@ -122,8 +131,10 @@ class Metrics:
         self.fetch_reads_cold = 0
         """Reads of partitions that went to objects, or to the block cache."""
 
-        self.fetched_bytes = Counter(dict.fromkeys(FETCH_ZONES, 0))
+        self.fetched_bytes = Counter(dict.fromkeys(WHERE, 0))
         """Of record batches sent to consumers, by whether they are in this broker's zone."""
+        self.produced = {where: ProducedBytes() for where in WHERE}
+        """What came from producers, likewise."""
         self.fetch_redirects = Counter(dict.fromkeys(FETCH_REDIRECTS, 0))
         """Partitions of fetches whose consumer was told to read elsewhere."""
 

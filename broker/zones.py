@@ -15,9 +15,12 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["MAX_REMEMBERED", "REST_S", "Sent", "ZoneNode", "Zones", "client_rack"]
+__all__ = ["MAX_REMEMBERED", "REST_S", "WHERE", "Sent", "ZoneNode", "Zones", "client_rack", "where_is"]
 
 _TAG = re.compile(r"(?:^|[^\w])tidelog_az=([\w.-]+)")
+
+WHERE = ("own", "other", "unknown")
+"""Where a client is: in the broker's zone, in another, or nobody says."""
 
 REST_S = 90.0
 """Half as long again as the minute within which librdkafka counts it as flapping."""
@@ -27,11 +30,18 @@ MAX_REMEMBERED = 10_000
 
 
 def client_rack(rack_id: str, client_id: str | None) -> str:
-    """The zone that a consumer names with `client.rack`, or, where it cannot, by `tidelog_az=…` in its client id; else empty."""
+    """The zone that a client names with `client.rack`, or, where it cannot, by `tidelog_az=…` in its client id; else empty."""
     if rack_id or client_id is None or "tidelog_az=" not in client_id:
         return rack_id
     found = _TAG.search(client_id)
     return "" if found is None else found[1]
+
+
+def where_is(rack: str, own_rack: str) -> str:
+    """Where a client of a zone is, as a broker of another, or the same, sees it: one of `WHERE`."""
+    if not rack or not own_rack:
+        return "unknown"
+    return "own" if rack == own_rack else "other"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -120,6 +120,14 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
             ),
             labelled(
                 "counter",
+                "tidelog_produced_bytes_total",
+                "zone",
+                "Bytes of record batches taken from producers, likewise; they say where they are by tidelog_az=… in the client id alone, as Kafka has no"
+                " word for it.",
+                by_value(lambda parts: {where: found.bytes_in for where, found in parts.metrics.produced.items()}),
+            ),
+            labelled(
+                "counter",
                 "tidelog_fetch_redirects_total",
                 "to",
                 "Partitions of fetches whose consumer was told to read elsewhere: from a broker of its own zone (zone), or, at the end of what"

@@ -34,7 +34,7 @@ from broker.fetch_session import (
     TopicKey,
 )
 from broker.partition import Partition
-from broker.zones import client_rack
+from broker.zones import client_rack, where_is
 from protocol.errors import ErrorCode
 from protocol.messages.fetch import (
     FetchableTopicResponse,
@@ -184,14 +184,7 @@ def _response(
     topics: dict[TopicKey, list[PartitionData]] = {}
     endpoints: dict[int, NodeEndpoint] = {}
     oldest: CacheBlock | None = None
-    zone = (
-        "unknown"
-        if not (reader.rack and broker.zone_reads.rack)
-        else "own"
-        if reader.rack == broker.zone_reads.rack
-        else "other"
-    )
-    broker.metrics.fetched_bytes[zone] += fetch.total_bytes
+    broker.metrics.fetched_bytes[where_is(reader.rack, broker.zone_reads.rack)] += fetch.total_bytes
     for entry in fetch.entries:
         data = _partition_data(broker, call, entry, reader, may_copy, endpoints)
         if context.must_answer(

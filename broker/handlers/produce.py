@@ -75,6 +75,8 @@ def submit(broker: Broker, connection: Connection, version: int, correlation_id:
     topics = broker.topics.by_name
     takes = broker.serving.takes_records
     refused = acks.refused
+    produced = connection.produced
+    assert produced is not None, "its zone is known since its first request"
     seen = 0
     for at, topic_data in enumerate(request.topic_data):
         name = topic_data.name
@@ -110,6 +112,7 @@ def submit(broker: Broker, connection: Connection, version: int, correlation_id:
                 traffic = partition.traffic
                 size = len(records)
                 partition.bytes_in += size
+                produced.bytes_in += size
                 traffic.bytes_in += size
                 traffic.records_in += stream.next_offset - base_offset
                 pending.appended.append(response)

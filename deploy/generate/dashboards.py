@@ -431,6 +431,13 @@ DASHBOARDS: Mapping[str, tuple[str, Sequence[Row]]] = {
                         stacked=True,
                     ),
                     Panel(
+                        "Taken from producers",
+                        "Bps",
+                        {"zone {{zone}}": _rate("tidelog_produced_bytes_total", "zone")},
+                        "Likewise.",
+                        stacked=True,
+                    ),
+                    Panel(
                         "Consumers sent to their zone, and back to the leader",
                         "short",
                         {"{{to}}": _rate("tidelog_fetch_redirects_total", "to")},

@@ -92,6 +92,17 @@ async def test_the_leader_serves_its_own_zone_and_zones_without_brokers(zones: Z
     assert values(data)[:1] == [b"0"]
 
 
+async def test_bytes_of_producers_are_counted_by_the_zone_that_their_client_id_names(zones: Zones) -> None:
+    counted = zones.one.running.broker.metrics.produced
+    records = batch(b"some")
+    for client_id, zone in (("app", "unknown"), ("app,tidelog_az=a", "own"), ("tidelog_az=b", "other")):
+        assert counted[zone].bytes_in == 0
+        async with await Wire.connect(zones.one.bootstrap_servers, client_id) as wire:
+            for version in (9, 3):  # with tags in the header, and without
+                assert (await wire.produce("t", records, version=version)).error_code == 0
+        assert counted[zone].bytes_in == 2 * len(records)
+
+
 async def test_what_the_leader_has_in_memory_it_serves_itself(zones: Zones) -> None:
     assert (await zones.to_one.produce("t", batch(b"new"))).error_code == 0
     data = await fetch(zones.to_one, "b", OLD)

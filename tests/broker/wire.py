@@ -60,17 +60,18 @@ async def eventually(condition: Callable[[], object], what: str) -> None:
 class Wire:
     """One connection. Requests may be sent ahead of reading responses."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, client_id: str = "test") -> None:
         self.reader = reader
         self.writer = writer
+        self._client_id = client_id
         self._sent: list[tuple[int, int, int]] = []
         self._correlation_id = 0
 
     @classmethod
-    async def connect(cls, bootstrap_servers: str) -> Wire:
+    async def connect(cls, bootstrap_servers: str, client_id: str = "test") -> Wire:
         host, _, port = bootstrap_servers.rpartition(":")
         reader, writer = await asyncio.open_connection(host.strip("[]"), int(port), limit=1 << 26)
-        return cls(reader, writer)
+        return cls(reader, writer, client_id)
 
     async def __aenter__(self) -> Wire:
         return self
@@ -86,7 +87,7 @@ class Wire:
         """Send without waiting; returns the correlation id."""
         api = api_named(name)
         self._correlation_id += 1
-        self.writer.writelines(encode_request(api.key, version, self._correlation_id, "test", request))
+        self.writer.writelines(encode_request(api.key, version, self._correlation_id, self._client_id, request))
         if expect_response:
             self._sent.append((api.key, version, self._correlation_id))
         return self._correlation_id
