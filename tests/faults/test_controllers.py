@@ -24,6 +24,9 @@ pytestmark = [pytest.mark.crash, pytest.mark.slow]
 
 ROUNDS = int(os.environ.get("FAULTS_CONTROLLER_ROUNDS", "1"))
 """Of each way to lose a leader."""
+WAYS = os.environ.get("FAULTS_CONTROLLER_WAYS", "killed,paused,stopped,cut off,cut off from the store as well").split(
+    ","
+)
 PARTITIONS = 6
 TIMEOUT_S = 60.0
 
@@ -44,6 +47,8 @@ async def lost(cluster: Cluster, leader: int, how: str) -> AsyncIterator[None]:
         case "cut off from the store as well":
             cluster.isolate_controller(leader)
             node.store.is_cut = True
+        case _:
+            raise AssertionError(f"{how} is no way to lose a leader")
     yield
     if how == "paused":
         node.resume()
@@ -90,7 +95,7 @@ async def test_no_client_notices_that_a_leader_is_lost(
         with loading(loads):
             await going_on(loads)
             for round_ in range(ROUNDS):
-                for how in ("killed", "paused", "stopped", "cut off", "cut off from the store as well"):
+                for how in WAYS:
                     longest_gaps(loads)
                     former = await leader_other_than(cluster, 0)
                     async with lost(cluster, former, how):
