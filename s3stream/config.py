@@ -36,7 +36,7 @@ class ObjectStoreSettings:
     """How patiently the object store is spoken to."""
 
     request_timeout_ms: int = 30_000
-    """One attempt, from its start to the last byte of its answer; of one that sends a body, since its last piece went out."""
+    """One attempt, from its start to the last byte of its answer; whatever moves of a body begins it anew."""
     deadline_ms: int = 120_000
     """All attempts of one call; then it is `Unavailable` and the caller decides."""
     retry_first_delay_ms: int = 100

@@ -1,7 +1,8 @@
 """The object store on S3 and what speaks its language, by aiobotocore.
 
 Always true:
-- Retries are ours, with jitter, within one deadline, which an attempt may pass only while its body gets on; botocore's are off. At the deadline the caller sees `Unavailable`:
+- Retries are ours, with jitter, within one deadline; botocore's are off. What moves of a body puts the end of its attempt off, also
+  past that (`s3_progress`). At the deadline the caller sees `Unavailable`:
   a write may have happened. A conditional write that is tried again after a lost reply may meet its own first attempt
   and be refused; callers compare nonces (cas.py).
 - Bodies are signed as UNSIGNED-PAYLOAD; instead of a SHA-256 of every byte, a CRC32C goes with the upload where the
@@ -49,10 +50,11 @@ from s3stream.objectstore import (
     scatter,
     stream_by_ranges,
 )
-from s3stream.s3_body import Body, Pieces, SendTimeout, read_body, send_body
+from s3stream.s3_body import Body, Pieces, read_body, send_body
 from s3stream.s3_checksums import UploadedPart, crc_of, is_confirmed, written_crc
 from s3stream.s3_credentials import ChainCredentials, new_session
 from s3stream.s3_errors import CredentialsRefused, RangeNotSatisfiable, TryAgain, failure, refusal
+from s3stream.s3_progress import putting_off
 from s3stream.s3_ranges import RangeLane, receiving_into, streamed
 from s3stream.s3_streams import BodyStream
 
@@ -416,17 +418,14 @@ class S3ObjectStore:
         return {"ChecksumCRC32C": written_crc(crc32c)} if crc32c is not None and self._send_checksums else {}
 
     async def _put(self, key: str, parts: Sequence[Buffer], extra: dict[str, Any]) -> WrittenObject:
-        body = self._body(parts)
-
         async def put(client: _Client) -> WrittenObject:
-            response = await client.put_object(Bucket=self._bucket, Key=key, Body=body, **self._encryption, **extra)
+            response = await client.put_object(
+                Bucket=self._bucket, Key=key, Body=Body(parts), **self._encryption, **extra
+            )
             told, sent = response.get("ChecksumCRC32C"), extra.get("ChecksumCRC32C")
             return WrittenObject(etag=str(response["ETag"]), is_confirmed=told is not None and told == sent)
 
-        return await self._request(f"put {key}", put, body.timeout)
-
-    def _body(self, parts: Sequence[Buffer]) -> Body:
-        return Body(parts, SendTimeout(self._settings.request_timeout_ms, sum(map(len, parts))))
+        return await self._request(f"put {key}", put)
 
     async def _get_range(self, key: str, byte_range: str) -> tuple[bytes | bytearray, str]:
         async def read(client: _Client) -> tuple[bytes | bytearray, str]:
@@ -455,20 +454,19 @@ class S3ObjectStore:
         self, key: str, upload_id: str, number: int, parts: Sequence[Buffer], *, checked: bool = True
     ) -> UploadedPart:
         extra = self._checksum(parts) if checked else {}
-        body = self._body(parts)
 
         async def upload(client: _Client) -> UploadedPart:
             response = await client.upload_part(
-                Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=body, **extra
+                Bucket=self._bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=Body(parts), **extra
             )
             told, sent = response.get("ChecksumCRC32C"), extra.get("ChecksumCRC32C")
             return UploadedPart(
                 {"PartNumber": number, "ETag": response["ETag"], **extra},
-                size_bytes=body.size,
+                size_bytes=sum(map(len, parts)),
                 is_confirmed=told is not None and told == sent,
             )
 
-        return await self._request(f"put part {number} of {key}", upload, body.timeout)
+        return await self._request(f"put part {number} of {key}", upload)
 
     async def _copy_part(
         self, key: str, upload_id: str, number: int, wanted: StoredRange, *, checked: bool
@@ -552,10 +550,8 @@ class S3ObjectStore:
         except ObjectStoreError:
             return
 
-    async def _request(
-        self, what: str, call: Callable[[_Client], Awaitable[_T]], send_timeout: SendTimeout | None = None
-    ) -> _T:
-        """Call until it succeeds, is refused, or the deadline passes. With `send_timeout`, the call sends a body that tells it."""
+    async def _request(self, what: str, call: Callable[[_Client], Awaitable[_T]]) -> _T:
+        """Call until it succeeds, is refused, or the deadline passes."""
         settings = self._settings
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -568,19 +564,15 @@ class S3ObjectStore:
                 generation = self._credentials.generation
                 try:
                     client = self._client or await self._open()
-                    ends_at = min(deadline, loop.time() + settings.request_timeout_ms / 1000)
-                    async with asyncio.timeout_at(ends_at) as timeout:
-                        if send_timeout is not None:
-                            send_timeout.begin(timeout)
-                        result = await call(client)
+                    timeout_s = settings.request_timeout_ms / 1000
+                    async with asyncio.timeout_at(min(deadline, loop.time() + timeout_s)) as timeout:
+                        with putting_off(timeout, timeout_s):
+                            result = await call(client)
                 except Exception as error:
                     reason = _meaning(what, error)
                 else:
                     self._note_answer()
                     return result
-                finally:
-                    if send_timeout is not None:
-                        send_timeout.end()
                 if isinstance(reason, CredentialsRefused):
                     if await self._renew(generation, deadline):
                         continue

@@ -6,7 +6,6 @@ reused as soon as a call has ended, also when it was cancelled or timed out.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,53 +14,21 @@ from aiohttp.payload import Payload
 
 from s3stream.objectstore import Buffer
 from s3stream.s3_errors import TryAgain
+from s3stream.s3_progress import current_progress
 from s3stream.s3_ranges import ReceivedBody
 
-__all__ = ["Body", "Pieces", "SendTimeout", "copies", "read_body", "send_body"]
+__all__ = ["Body", "Pieces", "copies", "read_body", "send_body"]
 
 _SEND_PIECE_BYTES = 256 << 10
 """Handed to the transport at a time: large enough for few system calls, small enough to stay in the CPU's cache."""
 
 
-_LEAST_BYTES_PER_S = 64 << 10
-"""An attempt that is slower than that is given up, although it gets on."""
-
-
-class SendTimeout:
-    """The time-out of attempts that send a body: each piece that went out begins it anew, for as long as such a body may take.
-
-    Without that a link on which a body takes longer than the time-out is none at all: each attempt would be cut off, and all that it sent be
-    lost, while what waits behind it grows. After an outage several large bodies share the link.
-    """
-
-    def __init__(self, timeout_ms: int, size_bytes: int) -> None:
-        self._timeout_s = timeout_ms / 1000
-        self._most_s = self._timeout_s + size_bytes / _LEAST_BYTES_PER_S
-        self._attempt: asyncio.Timeout | None = None
-        self._ends_at = 0.0
-
-    def begin(self, attempt: asyncio.Timeout) -> None:
-        """This is what ends the attempt that begins now."""
-        self._attempt = attempt
-        self._ends_at = asyncio.get_running_loop().time() + self._most_s
-
-    def piece_sent(self) -> None:
-        """The attempt gets on."""
-        if self._attempt is not None and not self._attempt.expired():
-            self._attempt.reschedule(min(asyncio.get_running_loop().time() + self._timeout_s, self._ends_at))
-
-    def end(self) -> None:
-        """What is still sent is of no attempt."""
-        self._attempt = None
-
-
 class Body:
     """Parts as botocore takes a file: it asks for the length only, and `send_body` sends them."""
 
-    def __init__(self, parts: Sequence[Buffer], timeout: SendTimeout) -> None:
+    def __init__(self, parts: Sequence[Buffer]) -> None:
         self.parts = parts
         self.size = sum(map(len, parts))
-        self.timeout = timeout
 
     def __len__(self) -> int:
         return self.size
@@ -85,10 +52,13 @@ class _BodyPayload(Payload):
         if self._begun:
             raise ConnectionResetError("the connection was closed before the answer came")
         self._begun = True
-        body: Body = self._value
-        for piece in copies(body.parts):
+        progress = current_progress()
+        if progress is not None:
+            progress.expect(self._value.size)
+        for piece in copies(self._value.parts):
             await writer.write(piece)
-            body.timeout.piece_sent()
+            if progress is not None:
+                progress.moved()
 
     def seek(self, offset: int) -> None:
         """Botocore rewinds a body before it sends the request once more, to another region; it makes a new one of these then."""
@@ -133,6 +103,9 @@ async def read_body(response: dict[str, Any]) -> bytes | bytearray:
         if size is None:  # a store that sends it in chunks
             whole: bytes = await stream.read()
             return whole
+        progress = current_progress()
+        if progress is not None:
+            progress.expect(size)
         data = bytearray(size)
         view = memoryview(data)
         position = 0
@@ -140,6 +113,8 @@ async def read_body(response: dict[str, Any]) -> bytes | bytearray:
             end = position + len(piece)
             view[position:end] = piece
             position = end
+            if progress is not None:
+                progress.moved()
         if position != size:  # aiohttp says so first
             raise TryAgain(f"a body of {size} bytes ended after {position}")
         return data

@@ -32,6 +32,7 @@ from botocore.exceptions import ConnectionClosedError
 from botocore.httpsession import create_urllib3_context, get_cert_path
 from botocore.utils import get_environ_proxies
 
+from s3stream.s3_progress import Progress, current_progress
 from s3stream.s3_streams import BodyStream
 
 __all__ = ["RangeLane", "ReceivedBody", "receiving_into", "streamed"]
@@ -260,6 +261,8 @@ class _Connection(asyncio.BufferedProtocol):
         self._new_stream: Callable[[int], BodyStream] | None = None
         """Where the body is to be a stream: makes it, once its size is known."""
         self._stream: BodyStream | None = None
+        self._progress: Progress | None = None
+        """Of the attempt that waits for a body."""
         self._failed = False
         self.has_answered = False
         """Something came for the request that is, or was last, under way."""
@@ -276,10 +279,13 @@ class _Connection(asyncio.BufferedProtocol):
     ) -> tuple[dict[str, str], bytearray]:
         """Send a request; headers and body of its answer, which is empty where it went `into` something."""
         self._into = into
+        self._progress = current_progress()
+        if self._progress is not None:
+            self._progress.expect(most_bytes)
         try:
             found = await self._answered(head, most_bytes)
         finally:
-            self._into = self._rest = None
+            self._into = self._rest = self._progress = None
             data, self._data = self._data, bytearray()
         if found.is_last:
             self.close()
@@ -375,6 +381,8 @@ class _Connection(asyncio.BufferedProtocol):
         piece = self._rest.pop()
         if size < len(piece):
             self._rest.append(piece[size:])
+        if self._progress is not None:
+            self._progress.moved()
 
     def eof_received(self) -> None:
         """See asyncio."""

@@ -59,7 +59,9 @@ class Server:
     otherwise: Answer = ok
     delay_s: float = 0.0
     pause_s: float = 0.0
-    """After each 64 KiB of a body."""
+    """After each 64 KiB of a body that it reads."""
+    write_pause_s: float = 0.0
+    """After each 64 KiB of an answer."""
     connections: int = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -80,8 +82,11 @@ class Server:
                 reply = (self.script.pop(0) if self.script else self.otherwise)(request)
                 if reply is None:
                     break
-                writer.write(reply)
-                await writer.drain()
+                for begin in range(0, len(reply), PIECE_BYTES):
+                    writer.write(reply[begin : begin + PIECE_BYTES])
+                    await writer.drain()
+                    if self.write_pause_s:
+                        await asyncio.sleep(self.write_pause_s)
                 if reply.endswith(CUT_SHORT):
                     break
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):

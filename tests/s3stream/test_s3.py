@@ -25,6 +25,7 @@ from tests.s3stream.moto import QUICK, new_bucket, open_bucket
 from tests.s3stream.scripted import CUT_SHORT, Answer, answer, error, hang_up, serving
 from wal.checksum import crc32c
 
+PIECES = 10 << 20
 IMPATIENT = ObjectStoreSettings(
     request_timeout_ms=200, deadline_ms=400, retry_first_delay_ms=1, retry_max_delay_ms=20
 )  # fmt: skip
@@ -149,8 +150,19 @@ async def test_a_body_may_take_long_as_long_as_it_gets_on() -> None:
         assert len(request.body) == len(data)
 
 
+@pytest.mark.parametrize("ranged", [True, False], ids=["a range", "a whole object"])
+async def test_an_answer_may_take_long_as_long_as_it_gets_on(ranged: bool) -> None:
+    patient = replace(IMPATIENT, request_timeout_ms=1_000, deadline_ms=1_000)
+    async with serving(patient) as (server, store):
+        server.otherwise = lambda _: answer("206 Partial Content" if ranged else "200 OK", bytes(PIECES), ETag='"tag"')
+        server.write_pause_s = 0.01
+        data = await store.get_range("key", 0, PIECES) if ranged else (await store.get("key")).data
+        assert len(data) == PIECES
+        assert len(server.requests) == 1
+
+
 async def test_a_body_that_gets_on_too_slowly_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("s3stream.s3_body._LEAST_BYTES_PER_S", 1 << 40)
+    monkeypatch.setattr("s3stream.s3_progress._LEAST_BYTES_PER_S", 1 << 40)
     async with serving(IMPATIENT) as (server, store):
         server.pause_s = 0.01
         with pytest.raises(Unavailable, match="given up after 400 ms"):
