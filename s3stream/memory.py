@@ -278,7 +278,8 @@ class MemoryObjectStore:
 
     async def delete_many(self, keys: Sequence[str]) -> None:
         """See ObjectStore."""
-        await self._request("delete_many", keys[0] if keys else "", lambda: self.bucket.delete(keys), delays=True)
+        sent = tuple(keys)  # what the caller's list holds by the time that it takes effect is another matter
+        await self._request("delete_many", sent[0] if sent else "", lambda: self.bucket.delete(sent), delays=True)
 
     async def put_multipart(self, key: str, parts: AsyncIterator[Buffer]) -> WrittenObject:
         """See ObjectStore."""

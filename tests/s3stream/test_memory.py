@@ -51,6 +51,18 @@ async def test_a_delayed_write_happens_later_if_its_condition_still_holds() -> N
         assert (await store.get("key")).data == expected
 
 
+async def test_a_delayed_deletion_takes_what_it_was_sent_for() -> None:
+    store = failing_once(Fault.DELAYED)
+    keys = ["named"]
+    with pytest.raises(Unavailable):
+        await store.delete_many(keys)
+    for key in ("named", "later"):
+        await store.put(key, [b"x"])
+    keys.append("later")
+    await asyncio.sleep(0.03)
+    assert [found.key async for found in store.list("")] == ["later"]
+
+
 async def test_an_echo_of_a_write_makes_its_object_again_after_the_deletion() -> None:
     store = failing_once(Fault.ECHO)
     await store.put_if_absent("key", [b"first"])

@@ -280,14 +280,14 @@ class Machine:
         return self.successor
 
     async def trim(self, topic: str, partition: int, offset: int) -> None:
-        """Raise a log start offset, as retention does. Does nothing where the broker is not up to it."""
+        """Raise a log start offset, as retention does. Nothing happens where the broker is not up to it; nobody waits for one that was relieved."""
         node, process = self._node, self.process
         if node is not None and process is not None and process.alive:
             done = asyncio.Event()
             process.on_death(done.set)
             task = self._loop.spawn(process, trim(node, topic, partition, offset))
             task.add_done_callback(lambda task: done.set(), context=context_of(None))
-            await done.wait()
+            await first_of(done.wait(), self.relieved.wait())
 
     # ---- what came of it
 

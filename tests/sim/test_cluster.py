@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import multiprocessing
-import subprocess
-import sys
+from multiprocessing.pool import Pool
 
 import pytest
 
 from tests.sim.cluster import simulate_cluster
+from tests.sim.replay import digests_by_hash_seed
 
 SEEDS = [*range(1, 13)]
-JOBS = 2
-
-
-def trace_of(seed: int) -> str:
-    return hashlib.sha256(simulate_cluster(seed).trace.encode()).hexdigest()
 
 
 def test_a_seed_replays_exactly_whatever_the_hash_seed() -> None:
-    script = "from tests.sim.test_cluster import trace_of; print(trace_of(5))"
-    traces = {
-        subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", script],
-            env={"PYTHONHASHSEED": str(hash_seed), "PATH": ""},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        for hash_seed in (1, 2)
-    }
-    assert len(traces) == 1
+    assert len(digests_by_hash_seed(simulate_cluster, 5)) == 1
 
 
 @pytest.mark.slow
-def test_every_promise_is_kept() -> None:
-    with multiprocessing.get_context("spawn").Pool(JOBS) as pool:
-        outcomes = pool.map(simulate_cluster, SEEDS, chunksize=1)
+def test_every_promise_is_kept(workers: Pool) -> None:
+    outcomes = workers.map(simulate_cluster, SEEDS, chunksize=1)
     failed = {outcome.seed: outcome.problems for outcome in outcomes if outcome.problems}
     assert not failed, f"replay: make sim ARGS=--cluster SEEDS={','.join(map(str, failed))}"
     # A simulation in which nothing happens keeps every promise.

@@ -6,8 +6,7 @@ or of the simulation has made it miss, the others are searched, and the next one
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from multiprocessing.pool import Pool
 from typing import Any
 
@@ -25,15 +24,12 @@ from controller.node_metadata import NodeMetadata
 from controller.tables import NodeStatus, Tables
 from s3stream.metadata import OpenedStream
 from tests.sim.cluster import simulate_cluster
+from tests.sim.planting import Plant, is_found, is_found_among
 from wal.aside import SalvagedWal
 from wal.slot import SlotKind
 from wal.slot_log import SlotLog
 
 SEEDS = 300
-SEEDS_AT_A_TIME = 6
-JOBS = 2
-
-Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 # ---- fences, and what is read behind them
@@ -166,28 +162,8 @@ PLANTS: dict[Plant, int] = {
 }
 
 
-def is_found(job: tuple[str, int]) -> bool:
-    """Run one seed with one bug planted (in a worker process)."""
-    name, seed = job
-    plant = next(plant for plant in PLANTS if plant.__name__ == name)
-    with pytest.MonkeyPatch.context() as patch:
-        plant(patch)
-        return bool(simulate_cluster(seed, problems_enough=1).problems)
-
-
-@pytest.fixture(scope="module")
-def workers() -> Iterator[Pool]:
-    with multiprocessing.get_context("spawn").Pool(JOBS) as pool:
-        yield pool
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)
 def test_a_planted_bug_is_found(plant: Plant, workers: Pool) -> None:
-    if workers.apply(is_found, ((plant.__name__, PLANTS[plant]),)):
-        return
-    for first in range(1, SEEDS, SEEDS_AT_A_TIME):
-        jobs = [(plant.__name__, seed) for seed in range(first, first + SEEDS_AT_A_TIME)]
-        if any(workers.map(is_found, jobs, chunksize=1)):
-            return
-    pytest.fail(f"{plant.__name__} was not found in {SEEDS} seeds")
+    if not workers.apply(is_found, (plant, simulate_cluster, PLANTS[plant])):
+        assert is_found_among(plant, simulate_cluster, range(1, SEEDS + 1), workers)

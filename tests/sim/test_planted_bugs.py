@@ -1,14 +1,13 @@
-"""A simulator is worth what it finds: each of these bugs is planted into the broker, and must be found within its seeds.
+"""What the simulation of one node finds: each of these bugs is planted into the broker, and must be found within its seeds.
 
 Every one of them is a mistake that somebody could make, and that no single step shows: it takes a crash, a fault or a
-race at the right moment. A worker process plants a bug, and takes it out again.
+race at the right moment.
 """
 
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.pool import Pool
 from typing import Any
 
@@ -35,6 +34,7 @@ from s3stream.metadata import ObjectId
 from s3stream.object_reader import ObjectReader
 from s3stream.storage import Storage
 from s3stream.upload import Uploader
+from tests.sim.planting import Plant, is_found_among
 from tests.sim.scenario import draw
 from tests.sim.simulation import simulate
 from wal.file_wal import FileWal
@@ -43,11 +43,7 @@ from wal.slot import SlotKind
 from wal.slot_log import SlotLog
 
 SEEDS = 600
-"""Where few seeds can find a bug, most of them cost nothing."""
-SEEDS_AT_A_TIME = 6
-JOBS = 2
-
-Plant = Callable[[pytest.MonkeyPatch], None]
+"""Where few seeds can find a bug, the others are not tried."""
 
 
 def acknowledged_before_durable(patch: pytest.MonkeyPatch) -> None:
@@ -314,32 +310,19 @@ PLANTS: tuple[Plant, ...] = (
 )
 
 
-def is_found(job: tuple[str, int]) -> bool:
-    """Run one seed with one bug planted (in a worker process)."""
-    name, seed = job
-    plant = next(plant for plant in PLANTS if plant.__name__ == name)
-    scenario = draw(seed)
-    # Counted as seeds; but only frames that fill blocks can follow those of another epoch, and clocks must be wrong, and something go by age.
-    if plant is wal_epoch_ignored and not scenario.block_sized:
-        return False
-    if plant is retention_by_a_wrong_clock and not (scenario.clock_errors and scenario.retention):
-        return False
-    with pytest.MonkeyPatch.context() as patch:
-        plant(patch)
-        return bool(simulate(seed, problems_enough=1).problems)
-
-
-@pytest.fixture(scope="module")
-def workers() -> Iterator[Pool]:
-    with multiprocessing.get_context("spawn").Pool(JOBS) as pool:
-        yield pool
+def seeds_for(plant: Plant) -> Iterator[int]:
+    """Those of the seeds that can find a bug."""
+    for seed in range(1, SEEDS + 1):
+        scenario = draw(seed)
+        # Only frames that fill blocks can follow those of another epoch, and clocks must be wrong, and something go by age.
+        if plant is wal_epoch_ignored and not scenario.block_sized:
+            continue
+        if plant is retention_by_a_wrong_clock and not (scenario.clock_errors and scenario.retention):
+            continue
+        yield seed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)
 def test_a_planted_bug_is_found(plant: Plant, workers: Pool) -> None:
-    for first in range(1, SEEDS, SEEDS_AT_A_TIME):
-        jobs = [(plant.__name__, seed) for seed in range(first, first + SEEDS_AT_A_TIME)]
-        if any(workers.map(is_found, jobs, chunksize=1)):
-            return
-    pytest.fail(f"{plant.__name__} was not found in {SEEDS} seeds")
+    assert is_found_among(plant, simulate, seeds_for(plant), workers)
