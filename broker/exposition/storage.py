@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from broker.exposition.described import Described, Parts, Sample, by_value, counter, gauge, histogram, labelled
 from wal.histogram import Histogram
+from wal.log import WriteAheadLog
+from wal.null_wal import NullWal
 from wal.object_wal import ObjectWal
 
 __all__ = ["SECTIONS"]
@@ -54,6 +56,12 @@ def _billed(parts: Parts) -> Iterable[Sample]:
     ]
 
 
+def _kind(wal: WriteAheadLog) -> str:
+    if isinstance(wal, ObjectWal):
+        return "bucket"
+    return "none" if isinstance(wal, NullWal) else "disk"
+
+
 def _hedged_puts(parts: Parts) -> float:
     wal = parts.storage.wal
     return wal.hedges if isinstance(wal, ObjectWal) else 0
@@ -63,10 +71,13 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
     (
         "Write-ahead log",
         (
-            histogram(
+            labelled(
+                "histogram",
                 "tidelog_wal_commit_duration_seconds",
-                "Time of one write of the WAL, from its start to its durability. Each makes durable what gathered meanwhile.",
-                lambda parts: parts.storage.wal.commit_durations,
+                "kind",
+                "Time of one write of the WAL, from its start to its durability, by where it goes: to a file (disk), or by a PUT (bucket). Each makes"
+                " durable what gathered meanwhile.",
+                by_value(lambda parts: {_kind(parts.storage.wal): parts.storage.wal.commit_durations}),
             ),
             histogram(
                 "tidelog_wal_commit_size_bytes",

@@ -208,7 +208,7 @@ DASHBOARDS: Mapping[str, tuple[str, Sequence[Row]]] = {
                         "What the loss of the WAL would cost now.",
                     ),
                     Panel("Age of the oldest of it", "s", {_I: _gauge("tidelog_wal_unuploaded_age_seconds")}),
-                    Panel("Time of a write", "s", _quantiles("tidelog_wal_commit_duration_seconds")),
+                    Panel("Time of a write", "s", _quantiles("tidelog_wal_commit_duration_seconds", "instance, kind")),
                     Panel(
                         "WAL in use",
                         "percentunit",
