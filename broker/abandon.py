@@ -8,8 +8,8 @@ Always true:
 - Of a damaged WAL that was set aside, exactly what is missing is given up: up to the next record that is intact, which the broker recovers
   at its next start. Only where nobody knows how far the loss goes is the gap longer.
 
-That no broker runs on the WAL any more is the operator's word. One that does goes on acknowledging what nobody will see until it hears
-of the abandon; so it must be stopped, or its machine gone, first.
+That no broker runs on the WAL any more is the operator's word, unless the broker that leads knows better: then it is refused. One that does goes on
+acknowledging what nobody will see until it hears of the abandon; so it must be stopped, or its machine gone, first.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from broker.cluster_client import LeaderUnreachable, open_cluster
 from broker.config import BrokerSettings
 from broker.inspect.bucket import open_bucket, stream_name
 from broker.inspect.command import EXIT_CLEAN, EXIT_NOT_CHECKED, add_places, at_least_one, wal_path
@@ -34,6 +35,7 @@ from broker.uris import absolute_uri
 from controller.errors import NodeRefused
 from controller.image import Image
 from controller.losses import KnownLoss, known_loss, reported_end_offset
+from controller.tables import NodeStatus
 from s3stream.metadata import StreamId
 from s3stream.open import open_object_store
 from s3stream.wal_objects import StoreForWal
@@ -161,6 +163,7 @@ async def abandon(options: argparse.Namespace, settings: BrokerSettings) -> int:
     await emit(_rows(image, plan, options), as_json=options.json)
     if not options.yes:
         return EXIT_NOT_CHECKED
+    await _refuse_what_is_in_use(settings, image, options.wal_id, rng)
     async with open_controller(uri, cluster_id=settings.cluster_id, rng=rng) as controller:
         await controller.abandon_wal(
             options.wal_id,
@@ -210,6 +213,26 @@ async def _refuse_what_is_in_its_bucket(settings: BrokerSettings, wal_id: str, r
             f"the WAL {wal_id} is in {objects.uri}: start the broker, which recovers it. If its recovery fails and the WAL is to be "
             f"given up nevertheless, {aside}"
         )
+
+
+async def _refuse_what_is_in_use(settings: BrokerSettings, image: Image, wal_id: str, rng: random.Random) -> None:
+    """Refuse the WAL of a broker that lives, as the one that leads knows. Where nobody leads, or it cannot be asked from here, that is the
+    operator's to know."""
+    for node in image.nodes.values():
+        if node.wal_id != wal_id or image.node_status(node.node_id) is NodeStatus.DEAD or not node.controller_address:
+            continue
+        try:
+            async with open_cluster(
+                absolute_uri(settings.object_store_uri), cluster_id=settings.cluster_id, rng=rng
+            ) as cluster:
+                balance = await cluster.balance()
+        except LeaderUnreachable:
+            return
+        if any(other.node_id == node.node_id and other.lives for other in balance.nodes):
+            raise NodeRefused(
+                f"node {node.node_id} runs, as far as the cluster knows, and acknowledges records with this WAL: stop it first, and wait for some "
+                "seconds if it was killed"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

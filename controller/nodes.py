@@ -200,9 +200,13 @@ def register_node(tables: Tables, command: RegisterNode) -> Decision[NodeRegistr
     if former is not None and former.wal_id not in (command.wal_id, *command.set_aside):
         held = sum(1 for stream in tables.streams.values() if stream.wal_id == former.wal_id)
         if held:
+            is_dead = tables.node_status(former.node_id) is NodeStatus.DEAD
+            lives = (
+                f"If another process runs as this node, at {former.address}, give this one a node.id of its own. Else: "
+            )
             raise NodeRefused(
                 f"node {command.node_id} comes up with WAL {command.wal_id}, but {held} partitions are open on its former "
-                f"WAL {former.wal_id}, which may hold acknowledged records that no object holds. Start the node with "
+                f"WAL {former.wal_id}, which may hold acknowledged records that no object holds. {'' if is_dead else lives}Start the node with "
                 "that WAL's directory; or, if the disk is lost for good, give it up with `tidelog wal abandon "
                 f"{former.wal_id}`, which accepts the loss of what was not uploaded."
             )

@@ -206,6 +206,11 @@ def test_what_only_an_unreachable_wal_holds_is_given_up_by_an_operator_alone(bro
         producer.produce("t", b"before", partition=index)
     assert producer.flush(TIMEOUT_S) == 0
     time.sleep(REPORTED_WITHIN_S)
+    _, told = run_tool(brokers[1], "inspect", "metadata", "--json")
+    rows = [json.loads(row) for row in told.splitlines()]
+    (living_id,) = (row["wal_id"] for row in rows if row["kind"] == "node" and row["node_id"] == victim)
+    code, told = run_tool(brokers[1], "wal", "abandon", living_id, "--yes")
+    assert (code, f"node {victim} runs, as far as the cluster knows" in told) == (2, True), told
     brokers[victim].kill()
     (tmp_path / "node2" / "wal").rename(tmp_path / "burnt")
     rest = others(brokers, victim)
@@ -214,6 +219,7 @@ def test_what_only_an_unreachable_wal_holds_is_given_up_by_an_operator_alone(bro
     _, told = run_tool(rest[1], "inspect", "metadata", "--json")
     line = until_said(rest, "partitions of a dead node are offline")
     wal_id = line.partition("tidelog wal abandon ")[2].split()[0]
+    assert wal_id == living_id
     assert f" wal_id={wal_id}" in line
     assert wal_id in told
     time.sleep(1.0)
