@@ -95,14 +95,18 @@ class Controller(Operations):
             try:
                 async with asyncio.timeout(settings.start_timeout_ms / 1_000):
                     self._tenure.cluster_id = await self._log.ensure_cluster(settings.cluster_id, fallback_id, now_ms())
+                    leader = await self._log.read_leader()  # before the log, which only grows
                     await self._replica.start()
                     await self._refuse_lost_log(paths)
+                    if leader is not None and self._replica.next_index < leader.next_index:
+                        raise self._log.lost_entries(self._replica.next_index, leader.next_index)
             except TimeoutError as error:
                 raise self._driver.unavailable("start") from error
         if self.image.cluster_id not in ("", self.cluster_id):
             raise MetadataCorrupt(
                 f"{paths.cluster} says cluster {self.cluster_id}, the metadata log {self.image.cluster_id}: "
-                "were objects of two clusters copied into one bucket?"
+                "were objects of two clusters copied into one bucket?",
+                is_advised=True,
             )
         self._log.bears_refusal = True
         self._driver.start()
@@ -116,7 +120,8 @@ class Controller(Operations):
             raise MetadataCorrupt(
                 f"the metadata log is gone, and what it led to is there ({paths.log_prefix}, {paths.floor}): something else "
                 "deletes from the bucket. Put back what was deleted, from the bucket's versions or a copy; or give a new cluster "
-                "an empty prefix"
+                "an empty prefix",
+                is_advised=True,
             )
 
     def patience(self) -> AbstractContextManager[None]:
@@ -128,9 +133,9 @@ class Controller(Operations):
         self.membership.join(peers, node_id=node_id)
 
     async def close(self, timeout_ms: int = 2_000) -> None:
-        """Finish the entry in flight and the commands that wait, for a bounded time, and stop. Idle: sends nothing."""
+        """Finish the entry in flight and the commands that wait, for a bounded time, leave the office if it is held, and stop."""
         await self.membership.close()
-        await self._driver.close(timeout_ms, resigns=not self.is_alone)
+        await self._driver.close(timeout_ms)
 
     # ---- reads
 

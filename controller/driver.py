@@ -79,14 +79,15 @@ class Driver:
         """Begin. The image was brought up to date before."""
         self._task = asyncio.create_task(self._drive(), name="controller")
 
-    async def close(self, timeout_ms: int, *, resigns: bool) -> None:
-        """Finish the entry in flight and the commands that wait, for a bounded time, and stop; `resigns`: say so where others can see it."""
+    async def close(self, timeout_ms: int) -> None:
+        """Finish the entry in flight and the commands that wait, for a bounded time, and stop; leave the office where others can see it, and how
+        far the log went."""
         self.is_closing = True
         self._work.set()
         self.changes.tell()  # followers in waiting are sent away
         if self._task is not None:
             await asyncio.wait([self._task], timeout=timeout_ms / 1_000)
-        if resigns:
+        if self._task is not None and self._task.done():
             with contextlib.suppress(TimeoutError):  # then the others wait out their election timeout
                 async with asyncio.timeout(timeout_ms / 1_000):
                     await self.tenure.resign()

@@ -27,6 +27,9 @@ __all__ = [
 ]
 
 
+_RESTORE = "restore it from the bucket's versions or a backup, with all brokers stopped; `tidelog verify` tells all that is wrong"
+
+
 class ControllerError(Exception):
     """What every error of the controller is."""
 
@@ -88,7 +91,12 @@ class UnsupportedMetadata(ControllerError):
 
 
 class MetadataCorrupt(ControllerError):
-    """An object of the metadata log does not match its CRC, index or layout. The message names its key."""
+    """An object of the metadata log does not match its CRC, index or layout, or is missing. The message names its key, and says what to do."""
+
+    def __init__(self, problem: str, *, is_advised: bool = False) -> None:
+        """`is_advised`: the problem says already what to do; else the object is to be restored."""
+        super().__init__(problem if is_advised else f"{problem}: {_RESTORE}")
+        self.problem = problem
 
 
 class InvariantViolated(ControllerError):

@@ -133,8 +133,8 @@ async def read_history(store: ObjectStore, paths: Paths, log: MetadataLog) -> Hi
         snapshots.insert(0, -1)
     if not snapshots:
         raise MetadataCorrupt(
-            f"the metadata snapshot as of entry {floor.snapshot_index}, which the floor names, is missing: "
-            "does something else delete from the bucket?"
+            f"the metadata snapshot as of entry {floor.snapshot_index}, which the floor names, is missing "
+            "(does something else delete from the bucket?)"
         )
     base = snapshots[0]
     points = [Point(index=base, at_ms=written_ms[base])] if base >= 0 else []
@@ -145,7 +145,7 @@ async def read_history(store: ObjectStore, paths: Paths, log: MetadataLog) -> Hi
             continue
         if index > next_index:
             raise MetadataCorrupt(
-                f"{paths.log_entry(next_index)} is missing, later entries exist: does something else delete from the bucket?"
+                f"{paths.log_entry(next_index)} is missing, later entries exist (does something else delete from the bucket?)"
             )
         newest_ms = max(newest_ms, summary.last_modified_ms)
         points.append(Point(index=index, at_ms=newest_ms))

@@ -46,7 +46,7 @@ from s3stream.objectstore import (
 )
 from s3stream.paths import Paths
 
-__all__ = ["Behind", "Claim", "ClusterMarker", "Entries", "Floor", "LeaderObject", "MetadataLog"]
+__all__ = ["Behind", "Claim", "ClusterMarker", "Entries", "Floor", "LeaderObject", "LogEndsEarly", "MetadataLog"]
 
 T = TypeVar("T")
 
@@ -74,6 +74,8 @@ class LeaderObject(msgspec.Struct, frozen=True, kw_only=True):
     controller_epoch: int
     leader: str
     nonce: str
+    next_index: int = 0
+    """Entries below were there when this was written: a log that ends before has lost some. (0: an older version wrote it.)"""
 
 
 class Floor(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +83,14 @@ class Floor(msgspec.Struct, frozen=True, kw_only=True):
 
     index: int
     snapshot_index: int
+
+
+class LogEndsEarly(Exception):
+    """Not all was read that was there: read on. What is not there then was deleted."""
+
+    def __init__(self, next_index: int) -> None:
+        super().__init__(f"entries below {next_index}")
+        self.next_index = next_index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,14 +148,16 @@ class MetadataLog:
                 raise MetadataCorrupt(
                     f"{key} is missing, and objects of a cluster are there: something else deletes from the bucket. Put it back, "
                     "from the bucket's versions or a copy; it is JSON with format (1), cluster_id (`tidelog inspect wal` tells it) "
-                    "and created_at_ms"
+                    "and created_at_ms",
+                    is_advised=True,
                 )
             marker = ClusterMarker(format=_BUCKET_FORMAT, cluster_id=cluster_id or fallback_id, created_at_ms=now_ms)
             await self._create(key, msgspec.json.encode(marker))
             found = await self._get(key)
             if found is None:
                 raise MetadataCorrupt(
-                    f"{key} vanished just after it was written: does something else delete from the bucket?"
+                    f"{key} vanished just after it was written: does something else delete from the bucket?",
+                    is_advised=True,
                 )
         marker = _decode_json(found.data, ClusterMarker, key)
         if marker.format > _BUCKET_FORMAT:
@@ -179,9 +191,21 @@ class MetadataLog:
     # ---- leader object
 
     async def take_office(
-        self, leader: str, newer_than: int, *, may_replace: Callable[[LeaderObject | None], bool] = lambda holder: True
+        self,
+        leader: str,
+        newer_than: int,
+        *,
+        next_index: int,
+        may_replace: Callable[[LeaderObject | None], bool] = lambda holder: True,
     ) -> Claim | None:
-        """Become the leader, under a controller epoch that is higher than any before; None where the holder may not be replaced."""
+        """Become the leader, under a controller epoch that is higher than any before; None where the holder may not be replaced.
+
+        Args:
+            next_index: entries below were read.
+
+        Raises:
+            LogEndsEarly: more were there when the office was taken, or left, the last time.
+        """
         nonce = self._rng.randbytes(16).hex()
         backoff = self._backoff()
         attempt: LeaderObject | None = None
@@ -191,20 +215,24 @@ class MetadataLog:
             if attempt is None or current != attempt:
                 if not may_replace(current):
                     return None
+                if current is not None and current.next_index > next_index:
+                    raise LogEndsEarly(current.next_index)
                 controller_epoch = max(newer_than, current.controller_epoch if current is not None else 0) + 1
-                attempt = LeaderObject(controller_epoch=controller_epoch, leader=leader, nonce=nonce)
+                attempt = LeaderObject(
+                    controller_epoch=controller_epoch, leader=leader, nonce=nonce, next_index=next_index
+                )
                 if not await self._swap_once(self._paths.leader, msgspec.json.encode(attempt), found):
                     await backoff()
                     continue
             return Claim(controller_epoch=attempt.controller_epoch, nonce=nonce)
 
-    async def resign(self, claim: Claim) -> None:
-        """Leave the office, if it is still held: its epoch stays, nobody is named."""
+    async def resign(self, claim: Claim, *, next_index: int) -> None:
+        """Leave the office, if it is still held: its epoch stays, and how far the log went; nobody is named."""
         found = await self._get(self._paths.leader)
         current = None if found is None else _decode_json(found.data, LeaderObject, self._paths.leader)
         if found is None or current is None or current.nonce != claim.nonce:
             return
-        nobody = LeaderObject(controller_epoch=claim.controller_epoch, leader="", nonce="")
+        nobody = LeaderObject(controller_epoch=claim.controller_epoch, leader="", nonce="", next_index=next_index)
         await self._swap_once(self._paths.leader, msgspec.json.encode(nobody), found)
 
     async def still_leads(self, claim: Claim) -> bool:
@@ -268,7 +296,7 @@ class MetadataLog:
         """Entry `index` was not there, later ones were: it was just being written, or deleted by some stranger."""
         if await self._get(self._paths.log_entry(index)) is None and (await self.read_floor()).index <= index:
             raise MetadataCorrupt(
-                f"{self._paths.log_entry(index)} is missing, later entries exist: does something else delete from the bucket?"
+                f"{self._paths.log_entry(index)} is missing, later entries exist (does something else delete from the bucket?)"
             )
 
     # ---- snapshots and floor
@@ -296,6 +324,19 @@ class MetadataLog:
             await asyncio.sleep(0)
         await self._until_known(lambda: self._store.put(self._paths.snapshot(taken.index), parts))
         return sum(map(len, parts))
+
+    def lost_entries(self, first: int, end: int) -> MetadataCorrupt:
+        """The log ends before an entry that was there when the leader object was written."""
+        what = (
+            f"{self._paths.log_entry(first)} is"
+            if end == first + 1
+            else f"the {end - first} entries from {self._paths.log_entry(first)} on are"
+        )
+        return MetadataCorrupt(
+            f"{what} missing, and {self._paths.leader} says that the log went on to there: something else deletes from the bucket. Put back "
+            "what was deleted, from the bucket's versions or a copy, with all brokers stopped",
+            is_advised=True,
+        )
 
     async def read_floor(self) -> Floor:
         found = await self._get(self._paths.floor)

@@ -63,8 +63,8 @@ class Replica:
             if isinstance(read, Behind):
                 if read.snapshot_index == missing_snapshot:
                     raise MetadataCorrupt(
-                        f"the metadata snapshot as of entry {missing_snapshot}, which the floor names, is missing: "
-                        "does something else delete from the bucket?"
+                        f"the metadata snapshot as of entry {missing_snapshot}, which the floor names, is missing "
+                        "(does something else delete from the bucket?)"
                     )
                 missing_snapshot = -1 if await self._load_snapshot(read.snapshot_index) else read.snapshot_index
                 continue
@@ -92,8 +92,8 @@ class Replica:
             records and isinstance(records[0], LeaderChanged) and records[0].controller_epoch == header.controller_epoch
         ):
             raise MetadataCorrupt(
-                f"entry {header.index} is of controller epoch {header.controller_epoch}, which never took office: "
-                "was the metadata log tampered with?"
+                f"entry {header.index} is of controller epoch {header.controller_epoch}, which never took office "
+                "(was the metadata log tampered with?)"
             )
         if header.controller_epoch < self.image.controller_epoch:
             records = ()

@@ -4,6 +4,7 @@ Always true:
 - Whoever holds the office as far as it knows has a *claim* on the leader object, and the *ahead* state: the image, or the image plus the entry
   in flight. Without a claim nothing is written.
 - An entry is applied here when it counts: it lies in its slot, and the leader object named this claim after that.
+- Nobody takes office over a log that ends before what the last one in office knew of: nothing is written where entries are missing.
 - Only the driver's one task calls what writes (`driver.py`). Anybody may ask whether the office is held.
 """
 
@@ -17,7 +18,7 @@ from typing import Final
 from controller.changes import Changes
 from controller.config import ControllerSettings
 from controller.entry import Entry, EntryHeader, encode_entry
-from controller.log import Claim, LeaderObject, MetadataLog
+from controller.log import Claim, LeaderObject, LogEndsEarly, MetadataLog
 from controller.recent import RecentEntries
 from controller.records import LeaderChanged, Record, encode_records
 from controller.replica import Replica
@@ -77,9 +78,18 @@ class Tenure:
     async def take(self, may_replace: Callable[[LeaderObject | None], bool] = lambda holder: True) -> None:
         """Claim the leader object, unless its holder may not be replaced, read to the tail, and say so in the log."""
         while True:
-            claim = await self._log.take_office(
-                self._settings.leader_address, self._replica.image.controller_epoch, may_replace=may_replace
-            )
+            try:
+                claim = await self._log.take_office(
+                    self._settings.leader_address,
+                    self._replica.image.controller_epoch,
+                    next_index=self._replica.next_index,
+                    may_replace=may_replace,
+                )
+            except LogEndsEarly as early:
+                await self._replica.catch_up()
+                if self._replica.next_index < early.next_index:
+                    raise self._log.lost_entries(self._replica.next_index, early.next_index) from None
+                continue
             if claim is None:
                 return
             while True:
@@ -128,9 +138,9 @@ class Tenure:
         self._changes.tell()
 
     async def resign(self) -> None:
-        """Say in the bucket that nobody holds it, so that others need not wait."""
+        """Say in the bucket that nobody holds it, so that others need not wait, and how far the log went, so that its end is missed."""
         if self.claim is not None:
-            await self._log.resign(self.claim)
+            await self._log.resign(self.claim, next_index=self._replica.next_index)
 
     async def pause(self) -> None:
         """Leave another controller time to get something done before the office is taken from it."""

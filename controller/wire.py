@@ -126,7 +126,7 @@ _ERRORS: Final[Mapping[str, type[Exception]]] = {
 
 
 def _failure(error: Exception) -> _Failure:
-    return type(error).__name__, str(error)
+    return type(error).__name__, error.problem if isinstance(error, MetadataCorrupt) else str(error)
 
 
 def _error(failure: _Failure) -> Exception:

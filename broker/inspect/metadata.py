@@ -315,7 +315,7 @@ async def _entry_row(bucket: Bucket, index: int) -> Row:
     except NotFound:
         return DamageRow(message=f"{key} is not there")
     except MetadataCorrupt as error:
-        return DamageRow(message=str(error))
+        return DamageRow(message=error.problem)
     return entry_row(entry)
 
 

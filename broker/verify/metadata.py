@@ -67,7 +67,7 @@ class MetadataCheck:
             try:
                 floor = await self.bucket.log.read_floor()
             except MetadataCorrupt as error:
-                yield Finding(what=Kind.FLOOR, problem=str(error), key=self.bucket.paths.floor)
+                yield Finding(what=Kind.FLOOR, problem=error.problem, key=self.bucket.paths.floor)
                 return
             findings: list[Finding] = []
             try:
@@ -102,23 +102,35 @@ class MetadataCheck:
             else:
                 self.cluster_id = marker.cluster_id
         except MetadataCorrupt as error:
-            yield Finding(what=Kind.CLUSTER_MARKER, problem=str(error), key=paths.cluster)
+            yield Finding(what=Kind.CLUSTER_MARKER, problem=error.problem, key=paths.cluster)
 
     async def _leader(self, controller_epoch: int) -> AsyncIterator[Finding]:
         key = self.bucket.paths.leader
         try:
             leader = await self.bucket.log.read_leader()
         except MetadataCorrupt as error:
-            yield Finding(what=Kind.LEADER, problem=str(error), key=key)
+            yield Finding(what=Kind.LEADER, problem=error.problem, key=key)
             return
         if leader is None:
             yield Finding(what=Kind.LEADER, problem="it is not there, and the log has entries", key=key)
+        elif self.replica is not None and await self._ends_before(self.replica, leader.next_index):
+            first = self.replica.next_index
+            yield Finding(
+                what=Kind.LOG_ENTRY_MISSING,
+                problem=f"entries {first} to {leader.next_index - 1} are not there, and the leader object says that they were",
+                key=self.bucket.paths.log_entry(first),
+            )
         elif leader.controller_epoch < controller_epoch:
             yield Finding(
                 what=Kind.LEADER,
                 problem=f"it has controller epoch {leader.controller_epoch}, the log has entries of {controller_epoch}",
                 key=key,
             )
+
+    async def _ends_before(self, replica: Replica, next_index: int) -> bool:
+        if replica.next_index < next_index:
+            await replica.catch_up()  # a broker writes on
+        return replica.next_index < next_index
 
     # ---- log and snapshots
 
@@ -149,7 +161,7 @@ class MetadataCheck:
             try:
                 loaded = await self.bucket.log.load_snapshot(index)
             except MetadataCorrupt as error:
-                findings.append(Finding(what=Kind.SNAPSHOT_DAMAGED, problem=str(error), key=key))
+                findings.append(Finding(what=Kind.SNAPSHOT_DAMAGED, problem=error.problem, key=key))
                 continue
             if loaded is None:
                 if index >= floor.snapshot_index:
@@ -185,7 +197,7 @@ class MetadataCheck:
                 findings.append(_missing(key, index))
                 whole = False
             elif isinstance(found, MetadataCorrupt):
-                findings.append(Finding(what=Kind.LOG_ENTRY_DAMAGED, problem=str(found), key=key))
+                findings.append(Finding(what=Kind.LOG_ENTRY_DAMAGED, problem=found.problem, key=key))
                 whole = False
             elif whole:
                 self.entries += 1

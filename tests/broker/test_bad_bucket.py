@@ -201,6 +201,42 @@ def test_metadata_deleted_by_hand(refused: Refused, tmp_path: Path, keys: list[s
     assert run(contents(bucket)) == before
 
 
+def test_the_newest_metadata_deleted_by_hand(
+    refused: Refused, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bucket = run(a_used_bucket(tmp_path))
+    *_, first, second = sorted(key for key in run(contents(bucket)) if "/metadata/log/" in key)
+    run(delete(bucket, first, second))
+    before = run(contents(bucket))
+    line = refused(uri_of(bucket))
+    assert f"the 2 entries from {first} on are missing" in line
+    assert "Put back what was deleted" in line
+    assert run(contents(bucket)) == before, "the next entry would have been written in the place of a lost one"
+    assert main(["verify", "--bucket", uri_of(bucket)]) == 1
+    assert f"FINDING log-entry-missing: {first}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("key", "message"), [
+    ("cluster", "tide/cluster cannot be decoded"),
+    ("metadata/leader", "tide/metadata/leader cannot be decoded"),
+    ("metadata/log/00000000000000000001", "tide/metadata/log/00000000000000000001 is not an entry of the metadata log"),
+])  # fmt: skip
+def test_metadata_cut_short(refused: Refused, tmp_path: Path, key: str, message: str) -> None:
+    bucket = run(a_used_bucket(tmp_path))
+
+    async def cut_short() -> None:
+        store = open_bucket(bucket)
+        await store.put(f"tide/{key}", [b""])
+        await store.close()
+
+    run(cut_short())
+    before = run(contents(bucket))
+    line = refused(uri_of(bucket))
+    assert message in line
+    assert "restore it from the bucket's versions or a backup" in line
+    assert run(contents(bucket)) == before
+
+
 def test_the_whole_metadata_log_deleted_by_hand(refused: Refused, tmp_path: Path) -> None:
     bucket = run(a_used_bucket(tmp_path))
     run(delete(bucket, *(key for key in run(contents(bucket)) if "/metadata/" in key)))

@@ -231,9 +231,9 @@ async def test_a_snapshot_belongs_to_its_index(bench: Bench) -> None:
 
 async def test_each_office_has_a_higher_controller_epoch_and_ends_the_one_before(bench: Bench) -> None:
     other = Bench(bench.store.bucket)
-    first = await bench.log.take_office("host-a:9092", newer_than=0)
+    first = await bench.log.take_office("host-a:9092", newer_than=0, next_index=0)
     assert await bench.log.still_leads(first)
-    second = await other.log.take_office("host-b:9092", newer_than=0)
+    second = await other.log.take_office("host-b:9092", newer_than=0, next_index=0)
     assert second.controller_epoch == first.controller_epoch + 1
     assert not await bench.log.still_leads(first)
     assert await bench.log.still_leads(second)
@@ -241,10 +241,13 @@ async def test_each_office_has_a_higher_controller_epoch_and_ends_the_one_before
 
 
 async def test_an_office_is_taken_only_from_whom_it_is_to_be_taken_from(bench: Bench) -> None:
-    assert await bench.log.take_office("a", newer_than=0, may_replace=lambda holder: holder is None)
+    assert await bench.log.take_office("a", newer_than=0, next_index=0, may_replace=lambda holder: holder is None)
     former = await bench.log.read_leader()
-    assert await bench.log.take_office("b", newer_than=1, may_replace=lambda holder: holder == former)
-    assert await bench.log.take_office("c", newer_than=1, may_replace=lambda holder: holder == former) is None
+    assert await bench.log.take_office("b", newer_than=1, next_index=0, may_replace=lambda holder: holder == former)
+    assert (
+        await bench.log.take_office("c", newer_than=1, next_index=0, may_replace=lambda holder: holder == former)
+        is None
+    )
     now = await bench.log.read_leader()
     assert now is not None
     assert now.leader == "b"
@@ -253,17 +256,17 @@ async def test_an_office_is_taken_only_from_whom_it_is_to_be_taken_from(bench: B
 @pytest.mark.parametrize("fault", [Fault.LOST_REPLY, Fault.REPEATED, Fault.REFUSED, Fault.CONFLICT])
 async def test_an_office_whose_taking_got_no_answer_is_found_to_be_ours(bench: Bench, fault: Fault) -> None:
     bench.faults = [fault]
-    claim = await bench.log.take_office("a", newer_than=0)
+    claim = await bench.log.take_office("a", newer_than=0, next_index=0)
     assert claim.controller_epoch == 1
     assert await bench.log.still_leads(claim)
     bench.faults = [fault]
-    assert (await bench.log.take_office("a", newer_than=0)).controller_epoch == 2
+    assert (await bench.log.take_office("a", newer_than=0, next_index=0)).controller_epoch == 2
 
 
 async def test_a_lost_leader_object_does_not_bring_old_epochs_back(bench: Bench) -> None:
-    await bench.log.take_office("a", newer_than=0)
+    await bench.log.take_office("a", newer_than=0, next_index=0)
     bench.store.bucket.delete([PATHS.leader])
-    assert (await bench.log.take_office("a", newer_than=41)).controller_epoch == 42
+    assert (await bench.log.take_office("a", newer_than=41, next_index=0)).controller_epoch == 42
 
 
 # ---- cluster marker

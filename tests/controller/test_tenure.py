@@ -119,6 +119,43 @@ def test_an_entry_of_an_older_controller_epoch_is_ignored_by_everybody() -> None
     run(scenario)
 
 
+def test_a_log_that_lost_its_end_is_refused_and_left_as_it_is() -> None:
+    async def scenario(world: World) -> None:
+        controller = await world.start()
+        metadata, (stream,) = await with_topic(controller)
+        await upload(metadata, stream, 0, 10)
+        await controller.close()
+        newest = controller.applied_index
+        whole = dict(world.bucket.objects)
+        world.bucket.delete([PATHS.log_entry(newest)])
+        with pytest.raises(MetadataCorrupt, match=f"{PATHS.log_entry(newest)} is missing, and {PATHS.leader} says"):
+            await world.start()
+        world.bucket.delete([PATHS.log_entry(newest - 1)])
+        left = dict(world.bucket.objects)
+        with pytest.raises(MetadataCorrupt, match=f"the 2 entries from {PATHS.log_entry(newest - 1)} on are missing"):
+            await world.start()
+        assert world.bucket.objects == left
+        for index in (newest - 1, newest):
+            world.bucket.write(PATHS.log_entry(index), whole[PATHS.log_entry(index)].data, 0)
+        assert digest((await world.start()).image.state) == digest(controller.image.state)
+
+    run(scenario)
+
+
+def test_nobody_takes_office_over_a_log_that_lost_its_end() -> None:
+    async def scenario(world: World) -> None:
+        controller, follower = await world.start(), await world.start()
+        await with_topic(controller)
+        await controller.close()
+        world.bucket.delete([PATHS.log_entry(controller.applied_index)])
+        left = dict(world.bucket.objects)
+        with pytest.raises(MetadataUnavailable, match=r"is missing, and .* says that the log went on to there"):
+            await follower.register_node(2, "wal-2")
+        assert world.bucket.objects == left
+
+    run(scenario)
+
+
 def test_an_epoch_that_never_took_office_is_refused() -> None:
     async def scenario(world: World) -> None:
         controller = await world.start()
