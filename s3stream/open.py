@@ -78,6 +78,10 @@ def _open(uri: str, rng: random.Random, settings: ObjectStoreSettings, read_only
         if parts.scheme == "s3":
             if not parts.netloc:
                 raise InvalidSettings(f"object store URI {uri!r} names no bucket: write s3://bucket/prefix")
+            if ":" in parts.netloc:
+                raise InvalidSettings(
+                    f"object store URI {uri!r}: {parts.netloc} is no bucket's name: write s3://bucket/prefix, and where the store is as endpoint=…"
+                )
             # Its client takes half of the whole start to import, which other stores need not wait for.
             from s3stream.s3 import S3ObjectStore
 

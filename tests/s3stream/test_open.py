@@ -55,6 +55,10 @@ async def test_another_store_that_speaks_s3() -> None:
         ("file://relative/path", "write file:///absolute/path"),
         ("file:///tmp/x?region=a", "unknown options region"),
         ("s3:///prefix", "names no bucket"),
+        (
+            "s3://localhost:9000/bucket",
+            "localhost:9000 is no bucket's name: write .* and where the store is as endpoint=",
+        ),
         ("s3://key:secret@bucket/", "credentials do not belong in it"),
         ("s3://bucket?pathstyle=true", "unknown options pathstyle"),
         ("s3://bucket?path_style=yes", "path_style must be true or false"),

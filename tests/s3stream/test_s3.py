@@ -22,7 +22,7 @@ from s3stream.objectstore import (
 )
 from s3stream.s3_body import copies
 from tests.s3stream.moto import QUICK, new_bucket, open_bucket
-from tests.s3stream.scripted import CUT_SHORT, Answer, answer, error, hang_up, serving
+from tests.s3stream.scripted import CUT_SHORT, Answer, Request, answer, error, hang_up, ok, serving
 from wal.checksum import crc32c
 
 PIECES = 10 << 20
@@ -106,6 +106,32 @@ async def test_what_will_not_pass_is_told_at_once(
         with pytest.raises(expected, match=message) as caught:
             await store.put("key", [b"x"])
         assert type(caught.value) is expected
+        assert store.retries == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        ("301 Moved Permanently", "PermanentRedirect"),
+        ("307 Temporary Redirect", "TemporaryRedirect"),
+        ("400 Bad Request", "AuthorizationHeaderMalformed"),
+    ],
+)
+async def test_a_bucket_in_another_region_is_asked_there(status: str, code: str) -> None:
+    def in_ireland(request: Request) -> bytes:
+        if "/eu-west-1/s3/" in request.headers["authorization"]:
+            return ok(request)
+        said = f"<Error><Code>{code}</Code><Message>not here</Message><Region>eu-west-1</Region></Error>"
+        return answer(status, said.encode(), x_amz_bucket_region="eu-west-1")
+
+    async with serving() as (server, store):
+        server.otherwise = in_ireland
+        await store.put("key", [b"one", b"two"])
+        assert [request.body for request in server.requests] == [b"onetwo"] * 2, "all of it once more"
+        await store.put_if_absent("key", [b"three"])
+        assert (await store.get("key")).data == b"content"
+        assert len(server.requests) == 4, "and at once the next time"
+        assert await store.get_range("key", 0, 7) == b"content"
         assert store.retries == 0
 
 
