@@ -117,7 +117,6 @@ class Collector:
         now_ms = await self._store.now_ms()
         in_care = self._in_care(now_ms)
         oldest_ms = now_ms - self._settings.orphan_age_ms
-        await self._store.abort_stale_multiparts(self._paths.data_prefix, oldest_ms)
         deleted = 0
         batch: list[ObjectId] = []
         async for found in self._store.list(self._paths.data_prefix):
@@ -130,7 +129,10 @@ class Collector:
             if len(batch) == self._settings.batch_size:
                 deleted += await self._delete_orphans(batch)
                 batch = []
-        return deleted + await self._delete_orphans(batch)
+        deleted += await self._delete_orphans(batch)
+        # At last, since it takes rights of its own.
+        await self._store.abort_stale_multiparts(self._paths.data_prefix, oldest_ms)
+        return deleted
 
     def _in_care(self, now_ms: int) -> set[ObjectId]:
         """What is merely unreferenced: `collect` deletes it when its time has come.

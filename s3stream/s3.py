@@ -21,7 +21,7 @@ import logging
 import random
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -345,8 +345,9 @@ class S3ObjectStore:
         aborted = 0
         async for upload in self._list_uploads(prefix):
             if _begun_ms(upload) < older_than_ms:
-                await self._abort_multipart(upload["Key"], upload["UploadId"])
-                aborted += 1
+                with suppress(NotFound):  # it has come to an end meanwhile
+                    await self._abort(upload["Key"], upload["UploadId"])
+                    aborted += 1
         return aborted
 
     async def list_multiparts(self, prefix: str) -> AsyncIterator[MultipartSummary]:
@@ -540,15 +541,14 @@ class S3ObjectStore:
 
     async def _abort_multipart(self, key: str, upload_id: str) -> None:
         """Abort an upload; one that is gone, or cannot be reached, is left to `abort_stale_multiparts`."""
-        try:
-            await asyncio.shield(
-                self._request(
-                    f"abort multipart {key}",
-                    lambda client: client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id),
-                )
-            )
-        except ObjectStoreError:
-            return
+        with suppress(ObjectStoreError):
+            await asyncio.shield(self._abort(key, upload_id))
+
+    async def _abort(self, key: str, upload_id: str) -> None:
+        await self._request(
+            f"abort multipart {key}",
+            lambda client: client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id),
+        )
 
     async def _request(self, what: str, call: Callable[[_Client], Awaitable[_T]]) -> _T:
         """Call until it succeeds, is refused, or the deadline passes."""

@@ -15,7 +15,7 @@ from s3stream.errors import ObjectExpired
 from s3stream.memory import Bucket, Faults, MemoryObjectStore
 from s3stream.metadata import CommitObjects, ObjectId, StreamId
 from s3stream.object_writer import StreamData, build_object
-from s3stream.objectstore import ObjectStoreError, Unavailable
+from s3stream.objectstore import AccessDenied, ObjectStoreError, Unavailable
 from tests.s3stream.doubles import PATHS, DictMetadata, payloads, upload
 
 GRACE_MS, ORPHAN_AGE_MS = 1000, 10_000
@@ -269,6 +269,21 @@ async def test_abandoned_multipart_uploads_are_aborted() -> None:
     world.pass_time(ORPHAN_AGE_MS + 1)
     await world.collector.collect_orphans()
     assert not world.bucket.multiparts
+
+
+async def test_orphans_go_also_where_uploads_may_not_be_looked_at() -> None:
+    world = World()
+    await orphan(world)
+    world.pass_time(ORPHAN_AGE_MS + 1)
+
+    async def refuse(operation: str, key: str) -> None:
+        if "multipart" in operation:
+            raise AccessDenied("not allowed")
+
+    world.store.hook = refuse
+    with pytest.raises(AccessDenied):
+        await world.collector.collect_orphans()
+    assert world.collector.orphans == 1
 
 
 async def test_in_the_background_everything_goes_in_the_end_whatever_fails() -> None:

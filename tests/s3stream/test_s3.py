@@ -267,6 +267,19 @@ async def test_stale_uploads_are_aborted() -> None:
     await store.close()
 
 
+async def test_a_stale_upload_that_may_not_be_aborted_is_told() -> None:
+    listed = (
+        b"<ListMultipartUploadsResult><Upload><Key>data/a</Key><UploadId>id</UploadId>"
+        b"<Initiated>2026-01-01T00:00:00.000Z</Initiated></Upload></ListMultipartUploadsResult>"
+    )
+    async with serving() as (server, store):
+        server.script = [lambda _: answer("200 OK", listed), error("404 Not Found", "NoSuchUpload")]
+        assert await store.abort_stale_multiparts("data/", 1 << 60) == 0, "it has come to an end meanwhile"
+        server.script = [lambda _: answer("200 OK", listed), error("403 Forbidden", "AccessDenied")]
+        with pytest.raises(AccessDenied, match="abort multipart data/a: 403"):
+            await store.abort_stale_multiparts("data/", 1 << 60)
+
+
 async def test_listing_goes_on_page_by_page() -> None:
     store = await new_bucket()
     await asyncio.gather(*(store.put(f"many/{number:02d}", [b"x"]) for number in range(25)))
