@@ -17,6 +17,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from controller.errors import NodeRefused, NoNodes, RestoreRefused, StreamNotDrained
 from controller.invariants import check_all
+from controller.lost_wals import lost_wals
 from controller.objects import AllocateObjectIds
 from controller.records import Range, decode_records, encode_records
 from controller.restoration import plan_restore
@@ -226,6 +227,9 @@ class MetadataMachine(RuleBasedStateMachine):
     def replace(self, node_id: int) -> None:
         """Where it is suspected: it is dead, and a process that has no id is given its id, and finds its WAL."""
         if not self.machine.declare_dead(node_id):
+            return
+        if any(wal.node_id == node_id and wal.recoverer != -1 for wal in lost_wals(self.machine.state.tables)):
+            self.register(node_id)  # its id would be left to it, while another node recovers its WAL
             return
         given = self.machine.allot()
         assert given.node_id == node_id, "the other one lives"
