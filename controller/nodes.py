@@ -201,12 +201,10 @@ def register_node(tables: Tables, command: RegisterNode) -> Decision[NodeRegistr
         held = sum(1 for stream in tables.streams.values() if stream.wal_id == former.wal_id)
         if held:
             is_dead = tables.node_status(former.node_id) is NodeStatus.DEAD
-            lives = (
-                f"If another process runs as this node, at {former.address}, give this one a node.id of its own. Else: "
-            )
+            another = f"If another process runs as this node, at {former.address}, give this one a node.id of its own. If not, start"
             raise NodeRefused(
                 f"node {command.node_id} comes up with WAL {command.wal_id}, but {held} partitions are open on its former "
-                f"WAL {former.wal_id}, which may hold acknowledged records that no object holds. {'' if is_dead else lives}Start the node with "
+                f"WAL {former.wal_id}, which may hold acknowledged records that no object holds. {'Start' if is_dead else another} the node with "
                 "that WAL's directory; or, if the disk is lost for good, give it up with `tidelog wal abandon "
                 f"{former.wal_id}`, which accepts the loss of what was not uploaded."
             )
@@ -316,6 +314,10 @@ def raise_metadata_version(tables: Tables, command: RaiseMetadataVersion) -> Dec
 def unregister_node(tables: Tables, command: UnregisterNode) -> Decision[None]:
     if command.node_id not in tables.nodes:
         return Decision((), None)
+    if tables.nodes[command.node_id].lease_ms and tables.node_status(command.node_id) is not NodeStatus.DEAD:
+        raise NodeRefused(
+            f"node {command.node_id} runs, as far as the cluster knows: stop it first, and wait for some seconds if it was killed"
+        )
     led = [stream for stream in tables.streams.values() if stream.node_id == command.node_id]
     held = sum(1 for stream in led if stream.wal_id)
     if held:
@@ -327,10 +329,6 @@ def unregister_node(tables: Tables, command: UnregisterNode) -> Decision[None]:
         raise NodeRefused(
             f"node {command.node_id} is to open {len(led)} partitions: others take them once it is known to be gone, "
             "or by kafka-reassign-partitions"
-        )
-    if tables.nodes[command.node_id].lease_ms and tables.node_status(command.node_id) is not NodeStatus.DEAD:
-        raise NodeRefused(
-            f"node {command.node_id} runs, as far as the cluster knows: stop it first, and wait for some seconds if it was killed"
         )
     return Decision((NodeUnregistered(node_id=command.node_id),), None)
 

@@ -102,7 +102,8 @@ async def test_a_second_process_with_another_wal_is_refused_while_the_first_has_
         await created(node, "t")
         await eventually(lambda: node.running.broker.controller.image.streams_led_by(1), "the partition is open")
         with pytest.raises(
-            NodeRefused, match=r"but 1 partitions are open on its former WAL .* Start the node with that WAL's"
+            NodeRefused,
+            match=r"but 1 partitions are open on its former WAL .* give this one a node.id of its own. If not, start",
         ):
             async with start(1, wal_uri=f"{(tmp_path / 'elsewhere').as_uri()}?capacity=16MiB"):
                 pass
