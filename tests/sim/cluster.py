@@ -18,22 +18,20 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from broker.node import Node
-from controller.errors import ControllerError
 from controller.lease import Lease
 from controller.nodes import DrainNode
 from controller.records import NodeDead
 from controller.tables import NodeStatus, StreamState, StreamStatus
-from s3stream.errors import MetadataUnavailable
 from s3stream.metadata import StreamId
 from tests.sim.admin import create_topic
 from tests.sim.cluster_scenario import ClusterScenario, WalsAre, draw_cluster
 from tests.sim.ends import Ends
-from tests.sim.loop import Process, VirtualLoop, context_of
+from tests.sim.loop import Process, VirtualLoop
 from tests.sim.machine import CLUSTER_ID, Machine, new_volume
 from tests.sim.node import broker_settings
 from tests.sim.reader import Reader
@@ -432,34 +430,10 @@ class _Cluster(Simulation):
                 streams = sorted(self.bucket.state.tables.streams)
                 chosen = rng.sample(streams, rng.randint(0, len(streams)))
                 targets = {stream_id: rng.choice([*living]) for stream_id in chosen}
-                await self._command(machine, partial(_reassign, targets=targets))
+                await machine.order(partial(_reassign, targets=targets))
             else:
-                await self._command(machine, partial(_drain, node_id=node_id, is_drained=choice < 0.8))
+                await machine.order(partial(_drain, node_id=node_id, is_drained=choice < 0.8))
             self.stats["operations"] += 1
-
-    async def _command(self, machine: Machine, command: Callable[[Node], Awaitable[object]]) -> bool:
-        """Have a broker's controller do something; False: it could not, or died."""
-        node, process = machine.node, machine.process
-        if node is None or process is None:
-            return False
-        outcome: asyncio.Future[bool] = self.loop.create_future()
-
-        async def do() -> None:
-            try:
-                await command(node)
-            except (ControllerError, MetadataUnavailable):
-                end(False)
-            else:
-                end(True)
-
-        def end(done: bool) -> None:
-            if not outcome.done():
-                outcome.set_result(done)
-
-        process.on_death(lambda: end(False))
-        task = self.loop.spawn(process, do())
-        task.add_done_callback(lambda task: end(False), context=context_of(None))
-        return await outcome
 
     async def _drain_one(self) -> None:
         """On a healthy system a drained node soon leads nothing, and all is led by others."""
@@ -474,12 +448,12 @@ class _Cluster(Simulation):
             return self._all_are_led() and all(stream.node_id != node_id for stream in streams)
 
         for other in range(1, self.cluster.nodes + 1):
-            await self._command(machine, partial(_drain, node_id=other, is_drained=False))
-        if not await self._command(machine, partial(_drain, node_id=node_id, is_drained=True)):
+            await machine.order(partial(_drain, node_id=other, is_drained=False))
+        if not await machine.order(partial(_drain, node_id=node_id, is_drained=True)):
             self.problems.append(f"node {node_id} cannot be drained on a healthy system")
         if not await self._until(is_rid, _LED_WITHIN_S):
             self.problems.append(f"node {node_id} still leads {_LED_WITHIN_S} s after it was drained")
-        await self._command(machine, partial(_drain, node_id=node_id, is_drained=False))
+        await machine.order(partial(_drain, node_id=node_id, is_drained=False))
 
     # ---- clients
 

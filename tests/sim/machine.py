@@ -15,14 +15,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from broker.config import BrokerSettings
 from broker.node import Node
-from controller.errors import NodeRefused
-from s3stream.errors import MetadataUnavailable, NodeFenced, StorageFenced
+from controller.errors import ControllerError, NodeRefused
+from s3stream.errors import MetadataUnavailable, NodeFenced, StorageError, StorageFenced
 from s3stream.memory import Faults, MemoryObjectStore
 from s3stream.objectstore import ObjectStoreError
 from s3stream.paths import Paths
@@ -31,7 +32,7 @@ from tests.sim.bucket import WatchedBucket
 from tests.sim.clock import WallClock
 from tests.sim.disk import Platter, SimDisk
 from tests.sim.loop import Process, VirtualLoop, context_of
-from tests.sim.node import Ports, broker_settings, metadata_digest, trim
+from tests.sim.node import Ports, broker_settings, metadata_digest
 from tests.sim.scenario import Scenario
 from tests.sim.store import ProcessStore
 from tests.sim.volumes import FileSystem, Volume
@@ -279,15 +280,29 @@ class Machine:
         self.relieved.set()
         return self.successor
 
-    async def trim(self, topic: str, partition: int, offset: int) -> None:
-        """Raise a log start offset, as retention does. Nothing happens where the broker is not up to it; nobody waits for one that was relieved."""
-        node, process = self._node, self.process
-        if node is not None and process is not None and process.alive:
-            done = asyncio.Event()
-            process.on_death(done.set)
-            task = self._loop.spawn(process, trim(node, topic, partition, offset))
-            task.add_done_callback(lambda task: done.set(), context=context_of(None))
-            await first_of(done.wait(), self.relieved.wait())
+    async def order(self, command: Callable[[Node], Awaitable[object]]) -> bool:
+        """Have the broker do something, and wait for it. False: it was refused or failed, or no broker serves that anybody would wait for."""
+        node, process = self.node, self.process
+        if node is None or process is None:
+            return False
+        outcome: asyncio.Future[bool] = self._loop.create_future()
+
+        async def do() -> None:
+            if self._node is not node:  # it stood still, and ended, before it came to this
+                return
+            with suppress(ControllerError, StorageError, ObjectStoreError):
+                await command(node)
+                end(True)
+
+        def end(is_done: bool) -> None:
+            if not outcome.done():
+                outcome.set_result(is_done)
+
+        process.on_death(lambda: end(False))
+        task = self._loop.spawn(process, do())
+        task.add_done_callback(lambda task: end(False), context=context_of(None))
+        await first_of(asyncio.shield(outcome), self.relieved.wait())
+        return outcome.done() and outcome.result()
 
     # ---- what came of it
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
@@ -30,8 +30,7 @@ from broker.wiring.surroundings import Surroundings
 from controller.config import ControllerSettings
 from controller.snapshot import digest
 from s3stream.config import KIB, MIB, CollectionSettings, CompactionSettings, ReadSettings, StorageSettings
-from s3stream.errors import StorageError
-from s3stream.objectstore import ObjectStore, ObjectStoreError
+from s3stream.objectstore import ObjectStore
 from s3stream.open import OpenedStore
 from s3stream.paths import Paths
 from s3stream.wal_objects import StoreForWal
@@ -123,16 +122,15 @@ def simulated_ports() -> Iterator[None]:
         yield
 
 
-async def trim(node: Node, topic: str, partition: int, offset: int) -> None:
-    """Raise a log start offset, as retention does; it tries again some other time where that cannot be done now."""
+async def trim(node: Node, *, topic: str, partition: int, offset: int) -> None:
+    """Raise a log start offset, as retention does. Raises what the storage engine does."""
     found = node.running.broker.topics.by_name.get(topic)
     open_partition = None if found is None else found.partitions[partition]
     if open_partition is not None and open_partition.loaded:
         stream = open_partition.stream
-        with suppress(StorageError, ObjectStoreError):
-            wanted = min(offset, stream.confirmed_offset)
-            await stream.trim(wanted)
-            assert stream.log_start_offset >= wanted, "a trim that succeeds goes as far as was asked"
+        wanted = min(offset, stream.confirmed_offset)
+        await stream.trim(wanted)
+        assert stream.log_start_offset >= wanted, "a trim that succeeds goes as far as was asked"
 
 
 def metadata_digest(node: Node) -> Callable[[], str]:

@@ -19,6 +19,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from controller.config import ControllerSettings
@@ -27,6 +28,7 @@ from tests.sim.clock import WallClock
 from tests.sim.ends import Ends
 from tests.sim.loop import Process, VirtualLoop
 from tests.sim.machine import CLOCK_ERRORS_MS, CLUSTER_ID, PATHS, Machine, first_of
+from tests.sim.node import trim
 from tests.sim.reader import Reader
 from tests.sim.rival import Rival
 from tests.sim.run import FINISHED_WITHIN_S, PROBLEMS_ENOUGH, Outcome, Simulation, reads_were_wrong, run
@@ -331,4 +333,5 @@ class _OneBroker(Simulation):
             await asyncio.sleep(rng.expovariate(0.5) * self.world.lull)
             partition = rng.randrange(topic.partitions)
             high_watermark = self.world.high_watermarks.get(topic.key(partition), 0)
-            await self.machine.trim(topic.name, partition, rng.randint(0, high_watermark))
+            offset = rng.randint(0, high_watermark)
+            await self.machine.order(partial(trim, topic=topic.name, partition=partition, offset=offset))
