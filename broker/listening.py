@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
+import logging
 import socket
+from collections.abc import Iterable
 
 from broker.addresses import Listener, parse_listeners
 from broker.config import BrokerSettings
 
-__all__ = ["advertised_listeners", "bind"]
+__all__ = ["advertised_listeners", "bind", "tell_unknown_hosts"]
+
+log = logging.getLogger("tidelog.node")
 
 _NO_IPV6 = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENOPROTOOPT)
 """What a machine without IPv6 says to it. Anything else, such as a port that is taken, is a failure."""
@@ -57,6 +62,29 @@ def advertised_listeners(settings: BrokerSettings, bound: tuple[Listener, ...]) 
         host = given.host if given.host not in ("", "0.0.0.0", "::") else socket.gethostname()
         result[listener.name] = Listener(name=listener.name, host=host, port=given.port or listener.port)
     return result
+
+
+async def tell_unknown_hosts(hosts: Iterable[str]) -> None:
+    """Warn of names that clients or other brokers are told, and that are not known here. Not refused: they may be known where those are."""
+    for host in dict.fromkeys(hosts):
+        if host == "localhost" or _is_address(host):
+            continue
+        try:
+            await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except OSError as error:
+            log.warning(
+                "others are told a name that is not known here: %(host)s (%(error)s). Who does not know it either finds no way to this broker: "
+                "see advertised.listeners",
+                {"host": host, "error": error},
+            )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _bound(family: int, address: tuple[str, int], *, dual_stack: bool = False) -> socket.socket:

@@ -13,6 +13,7 @@ from broker.config import BrokerSettings
 from broker.failover import Failover
 from broker.group_lag import GroupLag
 from broker.held_report import HeldReport
+from broker.listening import tell_unknown_hosts
 from broker.load_meter import LoadMeter
 from broker.retention import Retention
 from broker.salvage import take_out
@@ -132,6 +133,10 @@ class Work:
         self._background.start("partitions that leave", self._broker.handover.run())
         self._background.start("retention", self.retention.run())
         controller = self._broker.controller
+        hosts = [each.host for each in self._broker.advertised.values()]
+        if controller.address:
+            hosts.append(controller.address.rpartition(":")[0])
+        self._background.start("a look for the names that others are told", tell_unknown_hosts(hosts))
         self._background.start("compaction", while_leading(controller, self.compactor.run))
         self._background.start("collection", while_leading(controller, self.collector.run))
         self._background.start("recovery of other nodes' WALs", self.failover.run())

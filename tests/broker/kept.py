@@ -36,7 +36,7 @@ def crashed(directory: Path) -> Path:
 async def _run(running: Path, kept: Path) -> None:
     settings = BrokerSettings(
         listeners="PLAINTEXT://127.0.0.1:0",
-        advertised_listeners="PLAINTEXT://broker.test:9092",
+        advertised_listeners="PLAINTEXT://localhost:9092",
         wal_uri=f"{(running / 'wal').as_uri()}?capacity=1MiB",
         object_store_uri=(running / "objects").as_uri(),
         memory_bytes=128 << 20,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from broker.node import Node
 from protocol.messages.api_versions import ApiVersionsRequest
 from protocol.messages.metadata import MetadataRequest
 from tests.broker.conftest import StartNode
-from tests.broker.wire import Wire
+from tests.broker.wire import Wire, eventually
 
 
 def has_ipv6() -> bool:
@@ -33,7 +34,18 @@ async def advertised(bootstrap_servers: str) -> str:
         return f"{broker.host}:{broker.port}"
 
 
-async def test_each_listener_advertises_its_own_address(start_node: StartNode) -> None:
+async def test_each_listener_advertises_its_own_address(
+    start_node: StartNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also one that is not known here: it may be known where clients are. It is named in the log."""
+    known = socket.getaddrinfo
+
+    def look_up(host: str, *more: Any, **options: Any) -> Any:
+        if host == "kafka.example.com":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return known(host, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
     async with start_node(
         listeners="INTERNAL://127.0.0.1:0,EXTERNAL://localhost:0",
         advertised_listeners="EXTERNAL://kafka.example.com:4000",
@@ -43,6 +55,9 @@ async def test_each_listener_advertises_its_own_address(start_node: StartNode) -
         assert await advertised(f"127.0.0.1:{internal.port}") == f"127.0.0.1:{internal.port}"
         assert await advertised(f"127.0.0.1:{external.port}") == "kafka.example.com:4000"
         assert node.bootstrap_servers == f"127.0.0.1:{internal.port}"
+        told = "others are told a name that is not known here: kafka.example.com ("
+        await eventually(lambda: told in caplog.text, "it is named")
+    assert caplog.text.count("not known here") == 1
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
