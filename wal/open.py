@@ -15,7 +15,7 @@ from wal.aside import AsideWal, file_asides
 from wal.config import FileWalConfig, NullWalConfig, ObjectWalConfig, WalConfig, WalIo, parse_wal_uri
 from wal.directory import WalDirectory
 from wal.disk import Disk, ThreadDisk
-from wal.errors import WalConfigInvalid, WalUnavailable
+from wal.errors import WalConfigInvalid, WalCorrupt, WalMismatch, WalUnavailable
 from wal.file_wal import FileWal
 from wal.header import WalHeader
 from wal.identity import read_identity
@@ -205,6 +205,9 @@ async def _open_file(
             format_in_background=True,
             clock=clock,
         )
+    except (WalCorrupt, WalMismatch) as error:  # a node has several places; this one is meant
+        await disk.close()
+        raise type(error)(f"{config.path}: {error}") from error
     except BaseException:
         await disk.close()
         raise

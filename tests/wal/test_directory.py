@@ -180,7 +180,7 @@ async def test_a_file_without_an_intact_header_is_never_formatted_anew(tmp_path:
     with (tmp_path / "wal").open("r+b") as file:
         file.write(bytes(RING_START_BYTES))
 
-    with pytest.raises(WalCorrupt, match="neither copy"):
+    with pytest.raises(WalCorrupt, match=f"{tmp_path}: neither copy"):
         await opened(tmp_path)
 
 
