@@ -197,6 +197,7 @@ class _Claim:
         self.commit_objects = metadata.commit_objects
         self.new_object_ids = metadata.new_object_ids
         self.trim_streams = metadata.trim_streams
+        self.was_created = metadata.was_created
         self.locate = metadata.locate
         self.ranges = metadata.ranges
         self.newest_state = metadata.newest_state

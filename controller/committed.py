@@ -29,6 +29,10 @@ class CommittedMetadata:
     def __init__(self, source: ImageSource) -> None:
         self._source = source
 
+    def was_created(self, stream_id: StreamId) -> bool:
+        """Whether there ever was such a stream; it may have been deleted since."""
+        return stream_id < self._source.image.state.tables.next_stream_id
+
     def locate(self, stream_id: StreamId, offset: int, *, limit: int = 16) -> Sequence[ObjectRange]:
         """Committed ranges from the one that holds `offset` on. Empty at or past the committed end."""
         stream = self._stream(stream_id)

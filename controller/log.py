@@ -173,10 +173,11 @@ class MetadataLog:
         return marker.cluster_id
 
     async def was_used(self) -> bool:
-        """Whether a cluster has lived here: there are snapshots or data objects, or more entries than its first."""
+        """Whether a cluster has lived here: there are snapshots or data objects, a WAL that was written to, or more entries than its first."""
 
         async def look() -> bool:
-            for prefix in (self._paths.snapshot_prefix, self._paths.data_prefix, self._paths.log_entry(1)):
+            paths = self._paths
+            for prefix in (paths.snapshot_prefix, paths.data_prefix, paths.wal_prefix, paths.log_entry(1)):
                 async for _ in self._store.list(prefix):
                     return True
             return False

@@ -144,6 +144,9 @@ class StreamMetadata(Protocol):
     async def trim_streams(self, log_start_offsets: Mapping[StreamId, int]) -> None:
         """Raise log start offsets; deleted streams are ignored."""
 
+    def was_created(self, stream_id: StreamId) -> bool:
+        """Whether there ever was such a stream; it may have been deleted since."""
+
     def locate(self, stream_id: StreamId, offset: int, *, limit: int = 16) -> Sequence[ObjectRange]:
         """Committed ranges from the one that holds `offset` on, in order, at most `limit`. Empty at or past the committed end."""
 

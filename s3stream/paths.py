@@ -23,7 +23,17 @@ _MAX_PREFIX_LENGTH = 512
 class Paths:
     """Keys under one prefix (may be empty: the whole bucket is one cluster's)."""
 
-    __slots__ = ("_root", "cluster", "data_prefix", "floor", "leader", "log_prefix", "prefix", "snapshot_prefix")
+    __slots__ = (
+        "_root",
+        "cluster",
+        "data_prefix",
+        "floor",
+        "leader",
+        "log_prefix",
+        "prefix",
+        "snapshot_prefix",
+        "wal_prefix",
+    )
 
     def __init__(self, prefix: str = "") -> None:
         if prefix and (len(prefix) > _MAX_PREFIX_LENGTH or not all(map(_SEGMENT.match, prefix.split("/")))):
@@ -37,6 +47,8 @@ class Paths:
         """Of all data objects; the collector lists it for orphans."""
         self.log_prefix = f"{self._root}metadata/log/"
         self.snapshot_prefix = f"{self._root}metadata/snapshot/"
+        self.wal_prefix = f"{self._root}wal/log/"
+        """Of all WALs that are kept here, too; see `wal.slot`."""
         self.floor = f"{self._root}metadata/floor"
         """Lowest log index that is still promised to exist."""
         self.leader = f"{self._root}metadata/leader"

@@ -2,7 +2,8 @@
 
 Always true:
 - Of each stream only that is taken which continues what is known of it: what is in objects already, or is of a leader epoch before that of its last
-  close, is of no account. Anything else that does not continue it is refused, and nothing is changed.
+  close, is of no account. Anything else that does not continue it is refused, and nothing is changed; so is what is of a stream that there
+  never was, as far as the metadata know: then they are not those that this log was used with, or have lost something.
 - A WAL that holds more than memory does is recovered all the same: what was taken so far is uploaded then, without state.
 """
 
@@ -31,6 +32,7 @@ class Recovery:
         arena: Arena,
         blocks: CachedBlocks,
         streams: Mapping[StreamId, Stream],
+        was_created: Callable[[StreamId], bool],
         payload_format: PayloadFormat,
         upload: Callable[[int], None],
         room: Callable[[], Awaitable[None]],
@@ -40,6 +42,7 @@ class Recovery:
         """Recover into `blocks`.
 
         Args:
+            was_created: Whether there ever was a stream.
             upload: Have uploaded what was taken so far; the log is durable up to the offset given.
             room: Wait until memory may have been given back.
             uploads_at_once: Upload while recovery goes on, also while there is room.
@@ -47,6 +50,7 @@ class Recovery:
         self._arena = arena
         self._blocks = blocks
         self._streams = streams
+        self._was_created = was_created
         self._payload_format = payload_format
         self._upload = upload
         self._room = room
@@ -67,6 +71,12 @@ class Recovery:
             stream = self._streams.get(StreamId(stream_id))
             if stream is not None and (payloads := _beyond(stream, payloads)).sizes:
                 wanted.append((stream, payloads))
+            elif stream is None and not self._was_created(StreamId(stream_id)):
+                raise StorageError(
+                    f"the WAL holds records of stream {stream_id}, and the metadata know of none: they were deleted from the bucket, or do not "
+                    "belong to this WAL. None of it was given up. Put back what was deleted, from the bucket's versions or a copy, with all "
+                    "brokers stopped"
+                )
         if not wanted:
             blocks.open.wal_end_offset = run.end_offset  # deleted, moved in good order, or committed: its room is free
             return

@@ -176,6 +176,7 @@ class Storage:
             arena=arena,
             blocks=self._blocks,
             streams=self.streams,
+            was_created=metadata.was_created,
             payload_format=payload_format,
             upload=self._upload_recovered,
             room=self.room,

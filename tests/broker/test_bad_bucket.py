@@ -293,18 +293,68 @@ async def test_what_a_rule_moved_to_an_archive_is_named_and_read_once_it_is_rest
     await store.close()
 
 
+async def produce_and_crash(tmp_path: Path, bucket: str, **changes: Any) -> None:
+    """A record is in the WAL alone."""
+    crashing = settings(tmp_path, uri_of(bucket), shutdown_timeout_ms=100, upload_interval_ms=60_000, **changes)
+    async with Node(crashing) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        await wire.create_topic("t")
+        assert (await wire.produce("t", batch(b"value"))).error_code == 0
+        node.running.store.failing = True  # nothing is closed in order: partitions stay open on the WAL
+
+
+def in_bucket(bucket: str) -> str:
+    return f"{uri_of(bucket)}&batch_interval_ms=10"
+
+
+def test_all_metadata_deleted_while_records_are_in_a_wal_in_the_bucket_alone(refused: Refused, tmp_path: Path) -> None:
+    bucket = run(a_bucket())
+    run(produce_and_crash(tmp_path, bucket, wal_uri=in_bucket(bucket)))
+    run(delete(bucket, *(key for key in run(contents(bucket)) if "/metadata/" in key)))
+    before = run(contents(bucket))
+    line = refused(uri_of(bucket), f"wal.uri={in_bucket(bucket)}")
+    assert "the metadata log is gone" in line
+    assert run(contents(bucket)) == before
+
+
+def test_all_metadata_deleted_while_records_are_in_the_wal_alone(refused: Refused, tmp_path: Path) -> None:
+    bucket = run(a_bucket())
+    run(produce_and_crash(tmp_path, bucket))
+    whole = run(contents(bucket))
+    run(delete(bucket, *(key for key in whole if "/metadata/" in key)))
+    line = refused(uri_of(bucket))
+    assert "the WAL holds records of stream 1, and the metadata know of none" in line
+    assert "Put back what was deleted" in line
+
+    async def put_back() -> None:
+        store = open_bucket(bucket)
+        await store.delete_many([key for key in await contents(bucket) if key not in whole])
+        for key, data in whole.items():
+            await store.put(key, [data])
+        await store.close()
+        async with (
+            Node(settings(tmp_path, uri_of(bucket))) as node,
+            await Wire.connect(node.bootstrap_servers) as wire,
+        ):
+            assert await wire.fetch_all("t") == [b"value"]
+
+    run(put_back())
+
+
+def test_all_slots_of_a_wal_deleted_by_hand(refused: Refused, tmp_path: Path) -> None:
+    bucket = run(a_bucket())
+    run(produce_and_crash(tmp_path, bucket, wal_uri=in_bucket(bucket)))
+    run(delete(bucket, *(key for key in run(contents(bucket)) if "/wal/log/" in key)))
+    before = run(contents(bucket))
+    line = refused(uri_of(bucket), f"wal.uri={in_bucket(bucket)}")
+    assert "is as empty as when it was made, and 1 partitions are open on it" in line
+    assert "tidelog wal abandon" in line
+    assert run(contents(bucket)) == before
+
+
 def test_the_name_of_a_wal_in_the_bucket_deleted_by_hand(refused: Refused, tmp_path: Path) -> None:
     bucket = run(a_bucket())
-    wal_uri = f"{uri_of(bucket)}&batch_interval_ms=10"
-
-    async def produce_and_crash() -> None:
-        crashing = settings(tmp_path, uri_of(bucket), wal_uri=wal_uri, shutdown_timeout_ms=100)
-        async with Node(crashing) as node, await Wire.connect(node.bootstrap_servers) as wire:
-            await wire.create_topic("t")
-            assert (await wire.produce("t", batch(b"value"))).error_code == 0
-            node.running.store.failing = True  # nothing is closed in order: partitions stay open on the WAL
-
-    run(produce_and_crash())
+    wal_uri = in_bucket(bucket)
+    run(produce_and_crash(tmp_path, bucket, wal_uri=wal_uri))
     (name,) = (key for key in run(contents(bucket)) if "/wal/node/" in key)
     run(delete(bucket, name))
     before = run(contents(bucket))

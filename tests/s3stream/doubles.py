@@ -93,11 +93,13 @@ class DictMetadata:
         self.unreferenced: dict[ObjectId, int] = {}
         self.expired: dict[ObjectId, None] = {}
         self.gone: set[ObjectId] = set()
+        self.created: set[StreamId] = set()
         self.next_id = 1
 
     def create(self, *stream_ids: int) -> None:
         """Create streams."""
         for stream_id in map(StreamId, stream_ids):
+            self.created.add(stream_id)
             self.stream_ranges[stream_id] = []
             self.log_starts[stream_id] = self.ends[stream_id] = 0
 
@@ -228,6 +230,9 @@ class DictMetadata:
             replace(self.objects[object_id], ranges=tuple(each for _, each in sorted(ranges.items())))
             for object_id, ranges in sorted(live.items())
         ]
+
+    def was_created(self, stream_id: StreamId) -> bool:
+        return stream_id in self.created
 
     def committed_end_offset(self, stream_id: StreamId) -> int | None:
         return self.ends.get(stream_id)

@@ -67,9 +67,14 @@ class Metadata:
         self.objects: dict[ObjectId, NewObject] = {}
         self.closed: dict[StreamId, int] = {}
         self.least_epochs: dict[StreamId, int] = {}
+        self.created = {ONE, TWO}
         self._next_id = 0
 
+    def was_created(self, stream_id: StreamId) -> bool:
+        return stream_id in self.created
+
     def create(self, stream_ids: Sequence[StreamId]) -> None:
+        self.created.update(stream_ids)
         for known in (self.starts, self.ends, self.epochs):
             known.update(dict.fromkeys(stream_ids, 0))
 
@@ -490,6 +495,19 @@ async def test_a_gap_between_objects_and_log_is_refused_not_papered_over(world: 
     with pytest.raises(StorageError, match="data between is missing"):
         async with world.engine():
             pass
+
+
+async def test_records_of_a_stream_that_there_never_was_are_refused_not_dropped(world: World) -> None:
+    async with world.engine(close=False) as (storage, streams):
+        sent = await put_durably(storage, streams[ONE])
+    world.metadata.delete(ONE)
+    world.metadata.created.remove(ONE)  # the bucket was put back to an older copy
+    with pytest.raises(StorageError, match="records of stream 1, and the metadata know of none"):
+        async with world.engine():
+            pass
+    world.metadata.create([ONE])
+    async with world.engine() as (_, streams):
+        assert await contents(streams[ONE]) == [sent]
 
 
 @everywhere
