@@ -9,6 +9,8 @@ Always true:
 - Commits are idempotent by object id: the answer to a repeated commit is the first one's.
 - A range without offsets carries a state and nothing else (`base_offset == end_offset`). It is never one of a stream's
   `ranges`; it is live while it is the newest state.
+- How far a state accounts for records is written in its block; the end of a merged range may be past that. So a merge takes the newest state's
+  place only where it carries that one.
 """
 
 from __future__ import annotations
@@ -204,6 +206,16 @@ def _compact(
             if newest in replaced and not (value.has_state and value.end_offset >= newest[1].end_offset):
                 raise SourcesChanged(
                     f"object {new.object_id} does not carry the newest state of stream {value.stream_id}, which is in a source"
+                )
+            if (
+                newest is not None
+                and newest not in replaced
+                and value.has_state
+                and value.end_offset == newest[1].end_offset
+            ):
+                # What it carries may be older than its end, and would take the place of one that is not: a state that was put by itself.
+                raise SourcesChanged(
+                    f"object {new.object_id} would stand for the newest state of stream {value.stream_id}, which was put meanwhile"
                 )
         records.append(_committed(new, accepted, left_out, command.at_ms))
     return Decision((ObjectsCompacted(objects=tuple(records), sources=tuple(sources)),), CommitResult(skipped=skipped))

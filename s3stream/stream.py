@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from s3stream.errors import OffsetOutOfRange, StorageError, StreamClosed
+from s3stream.errors import ObjectCorrupt, OffsetOutOfRange, StorageError, StreamClosed
 from s3stream.log_cache import MAX_PAYLOADS, BlockPart, CacheBlock, StreamTail, TailRead
 from s3stream.metadata import StreamId, past_gaps
 from s3stream.objectstore import Buffer
@@ -274,6 +274,7 @@ class Stream:
         Raises:
             OffsetOutOfRange: beyond the confirmed end.
             StreamClosed: the stream is closed on this node; nothing is trimmed.
+            ObjectCorrupt: a state that was just put cannot be read back; nothing is trimmed.
             Unavailable, MetadataUnavailable: the bucket cannot be reached now; nothing is trimmed, or it is open whether.
         """
         if log_start_offset > self.confirmed_offset:
@@ -293,8 +294,10 @@ class Stream:
                 state = await self.newest_state()
                 if self.closed is not None:
                     raise self.closed
-                assert state is not None, "a state was put"
-                assert state.end_offset >= log_start_offset, "it was as of now"
+                if state is None or state.end_offset < log_start_offset:
+                    raise ObjectCorrupt(
+                        f"stream {self.stream_id}: its state was put as of now, and cannot be read back; nothing is trimmed"
+                    )
         await self._storage.metadata.trim_streams({self.stream_id: log_start_offset})
         self.log_start_offset = max(self.log_start_offset, log_start_offset)
 

@@ -219,6 +219,21 @@ def test_compaction_does_not_lose_the_newest_state() -> None:
     machine.commit(1, new_object(c, stream_range(stream, 0, 10)), sources=[a])  # an older one may go
 
 
+def test_compaction_does_not_put_an_older_state_in_the_place_of_one_that_was_put_meanwhile() -> None:
+    machine, (stream,) = ready()
+    a, _ = machine.upload(1, stream_range(stream, 0, 10, has_state=True))
+    b, _ = machine.upload(1, stream_range(stream, 10, 20))
+    merged = stream_range(stream, 0, 20, has_state=True)  # as of 10: `b` has none
+    c, d = machine.ids(1, 2)
+    put, _ = machine.upload(1, stream_range(stream, 20, 20, has_state=True))
+    with pytest.raises(SourcesChanged, match="put meanwhile"):
+        machine.commit(1, new_object(c, merged), sources=[a, b])
+    machine.commit(1, new_object(d, stream_range(stream, 0, 20)), sources=[a, b])  # as the next plan has it
+    state = machine.stream(stream).newest_state
+    assert state is not None
+    assert state[0] == put
+
+
 def test_compaction_carries_a_state_whose_data_retention_has_passed() -> None:
     machine, (stream,) = ready()
     a, _ = machine.upload(1, stream_range(stream, 0, 10, has_state=True))

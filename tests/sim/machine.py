@@ -202,6 +202,7 @@ class Machine:
         )
         async with Node(self.settings, now_ms=self.clock, rng=rng) as node:
             self._node = node
+            self._depose_successors(node)
             process.inspect = partial(self._inspect, node)
             believed = metadata_digest(node)
             failure = await first_of(stop.wait(), node.wait_failed())
@@ -209,6 +210,17 @@ class Machine:
         self.last_digest = believed()
         if isinstance(failure, BaseException):
             raise failure
+
+    def _depose_successors(self, node: Node) -> None:
+        """Who was still starting when its node id was given away may have registered last: then it is the other one that is deposed."""
+        registered = self._bucket.state.tables.nodes.get(self.settings.node_id)
+        if registered is None or registered.node_epoch != node.running.node_epoch:
+            return
+        successor = self.successor
+        while successor is not None:
+            if successor.process is not None:
+                successor.process.deposed = True
+            successor = successor.successor
 
     def _inspect(self, node: Node) -> None:
         """Between two steps of the process."""
