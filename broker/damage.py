@@ -16,11 +16,14 @@ from controller.image import Image
 from s3stream.damage import Damage, DamagedRange
 from s3stream.errors import ObjectCorrupt
 from s3stream.metadata import StreamId
+from s3stream.paths import Paths
 
 __all__ = ["MAX_NAMED_RANGES", "DamageReport", "NamedRange"]
 
 MAX_NAMED_RANGES = 100
 """Ranges that metrics name; all are counted. `tidelog verify` and `tidelog inspect wal` list them all."""
+
+ADVICE = "restore the object under its key, from the bucket's versions or a backup: it is read again at once, without a restart"
 
 log = logging.getLogger("tidelog.damage")
 
@@ -40,8 +43,9 @@ class NamedRange(NamedTuple):
 class DamageReport:
     """Names what is damaged."""
 
-    def __init__(self, *, image: Image, objects: Damage, offline: Sequence[OfflineStream] = ()) -> None:
+    def __init__(self, *, image: Image, paths: Paths, objects: Damage, offline: Sequence[OfflineStream] = ()) -> None:
         self._image = image
+        self._paths = paths
         self._objects = objects
         self._offline = list(offline)
         objects.tell = self._tell
@@ -63,7 +67,14 @@ class DamageReport:
         if damaged.is_state:
             log.error(
                 "a state is damaged: %(error)s (%(topic)s-%(partition)d)",
-                {"topic": topic, "partition": partition, "object_id": damaged.object_id, "error": error},
+                {
+                    "topic": topic,
+                    "partition": partition,
+                    "object_id": damaged.object_id,
+                    "key": self._paths.data_object(damaged.object_id),
+                    "error": error,
+                    "advice": ADVICE,
+                },
             )
             return
         log.error(
@@ -74,7 +85,9 @@ class DamageReport:
                 "first_offset": damaged.base_offset,
                 "last_offset": damaged.end_offset - 1,
                 "object_id": damaged.object_id,
+                "key": self._paths.data_object(damaged.object_id),
                 "error": error,
+                "advice": ADVICE,
             },
         )
 

@@ -33,7 +33,7 @@ from broker.partition import Partition
 from broker.replica import Replica
 from protocol.errors import ErrorCode
 from protocol.records import batch_bounds, empty_batch
-from s3stream.errors import NoMemory, ObjectCorrupt, StorageError
+from s3stream.errors import NoMemory, ObjectCorrupt, StorageError, UnsupportedObjectFormat
 from s3stream.log_cache import MAX_PAYLOADS, TailRead
 from s3stream.objectstore import Buffer, ObjectStoreError
 
@@ -320,7 +320,7 @@ class DelayedFetch:
             return False  # others are served before it; nothing is wrong with the partition, and the client asks again
         except (StorageError, ObjectStoreError) as error:
             entry.error = code_of(error)
-            if isinstance(error, ObjectStoreError):
+            if isinstance(error, ObjectStoreError | UnsupportedObjectFormat):
                 log.warning(
                     "records cannot be read: %(error)s (%(partition)s)", {"partition": entry.partition, "error": error}
                 )

@@ -345,7 +345,7 @@ def parse_footer(tail: Buffer, object_size_bytes: int, object_id: ObjectId) -> F
     )
     (footer_crc,) = _FOOTER_CRC.unpack_from(raw, _FOOTER.size)
     if magic != _MAGIC:
-        raise ObjectCorrupt(f"object {object_id}: no footer at its end; is it an object of this cluster?")
+        raise ObjectCorrupt(f"object {object_id}: no footer at its end: it was cut short, or is something else")
     if footer_crc != crc32c(raw[: _FOOTER.size]):
         raise ObjectCorrupt(f"object {object_id}: the footer does not match its CRC")
     if version > FORMAT_VERSION:

@@ -210,7 +210,7 @@ class ObjectReader:
                     why = f"cannot be read ({gone.archived})"
                 error = ObjectCorrupt(
                     f"object {object_id} {why}, and holds stream {stream_id},"
-                    f" offsets {found.range.base_offset} to {found.range.end_offset} (exclusive): restore it"
+                    f" offsets {found.range.base_offset} to {found.range.end_offset} (exclusive)"
                 )
                 self.damage.object_lost(object_id, error, found)
                 raise error

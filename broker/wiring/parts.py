@@ -133,7 +133,7 @@ async def come_up(
             )
     broker, reader = assemble(settings, around, opened, registered, metrics)
     broker.advertised = advertised
-    damage = DamageReport(image=opened.controller.image, objects=reader.damage, offline=offline)
+    damage = DamageReport(image=opened.controller.image, paths=opened.paths, objects=reader.damage, offline=offline)
     with _told_where_dead(opened.controller.image, registered.metadata):
         await _recover(stack, settings, opened, registered, broker, reader, server, offline)
     return Up(registered=registered, broker=broker, reader=reader, damage=damage)

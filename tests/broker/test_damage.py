@@ -103,6 +103,8 @@ async def test_damaged_offsets_are_refused_named_and_never_skipped(
             assert page("tidelog_damaged_range_last_offset", **place) == 19
             (told,) = [each for each in caplog.records if each.name == "tidelog.damage"]
             assert "records are damaged: hurt-0, offsets 10 to 19" in told.getMessage()
+            assert told.args["key"] == str(path.relative_to(tmp_path / "objects"))  # type: ignore[index,call-overload]
+            assert "restore the object under its key" in told.args["advice"]  # type: ignore[index,call-overload]
             status = await asyncio.to_thread(
                 main, ["inspect", "partition", "hurt-0", "--check", "--bucket", (tmp_path / "objects").as_uri()]
             )
@@ -113,6 +115,26 @@ async def test_damaged_offsets_are_refused_named_and_never_skipped(
             assert await wire.fetch_values("hurt", 10, partition_max_bytes=1) == [b"10"]
             assert await wire.fetch_all("hurt") == [b"%d" % number for number in range(31)]
             await eventually_shows(node, 0, "tidelog_damaged_ranges", source="object")
+
+
+@pytest.mark.parametrize("why", ["the store is away", "a newer version wrote it"])
+async def test_why_sound_records_cannot_be_read_is_in_the_log(
+    start_node: StartNode, why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await three_objects(start_node)
+    async with start_node() as node, await Wire.connect(node.bootstrap_servers) as wire:
+        if why == "the store is away":
+            node.running.store.failing = True
+        else:
+            monkeypatch.setattr("s3stream.object_format.FORMAT_VERSION", 0)
+        assert (await wire.fetch("hurt", 0)).error_code != 0
+        monkeypatch.undo()
+        node.running.store.failing = False
+        told = [each.getMessage() for each in caplog.records if each.name == "tidelog.fetch"]
+        assert told
+        assert told[0].startswith("records cannot be read: ")
+        assert told[0].endswith("(hurt-0)")
+        assert await wire.fetch_values("hurt", 0, partition_max_bytes=1) == [b"0"]
 
 
 async def test_a_damaged_state_is_rebuilt_from_the_one_before_and_the_records(
