@@ -8,7 +8,8 @@ and refuse it, leaving the object as it was, where it does not.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 
 from s3stream.objectstore import (
     AccessDenied,
@@ -72,6 +73,15 @@ async def probe(store: ObjectStore, paths: Paths, nonce: str, *, patience_ms: in
 async def _probe(store: ObjectStore, key: str, nonce: str) -> None:
     contents = [f"{number} {nonce}".encode() for number in ("first", "second", "third")]
     first = await _written(store, "If-None-Match", key, contents[0], store.put_if_absent(key, [contents[0]]))
+    try:
+        await _try_further(store, key, contents, first)
+    except AccessDenied:
+        with suppress(ObjectStoreError):  # whoever starts it again and again would leave an object each time
+            await store.delete_many([key])
+        raise
+
+
+async def _try_further(store: ObjectStore, key: str, contents: Sequence[bytes], first: str) -> None:
     await _refused(store, "If-None-Match", key, contents[0], store.put_if_absent(key, [contents[1]]))
     second = await _written(store, "If-Match", key, contents[1], store.put_if_match(key, [contents[1]], first))
     await _refused(store, "If-Match", key, contents[1], store.put_if_match(key, [contents[2]], first))

@@ -120,6 +120,7 @@ async def test_missing_permissions_say_what_is_needed() -> None:
     store.hook = hook
     with pytest.raises(AccessDenied, match="put, get, list and delete under 'cluster' must be allowed"):
         await probe(store, PATHS, "nonce")
+    assert not store.bucket.keys, "nothing is left behind, however often it is started"
 
 
 async def test_a_missing_bucket_says_so(s3_server: S3Server) -> None:
