@@ -9,6 +9,7 @@ Always true:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -123,11 +124,12 @@ class Membership:
             self._driver.fail(error)
 
     async def _look_at_office(self) -> None:
-        """A leader that has nothing to write would not notice that another took over."""
+        """A leader that has nothing to write would not notice that another took over. A bucket that does not answer is asked again."""
         while True:
             await asyncio.sleep(self._settings.leader_check_interval_ms / 1_000)
             if self._clock() - self._tenure.seen_s >= 0.9 * self._settings.leader_check_interval_ms / 1_000:
-                await self._member.is_in_office()
+                with contextlib.suppress(MetadataUnavailable):
+                    await self._member.is_in_office()
 
     # ---- having the leader decide
 

@@ -276,6 +276,33 @@ def test_of_followers_that_run_at_the_same_time_one_wins(seed: int) -> None:
     run(scenario)
 
 
+def test_a_deposed_leader_whose_bucket_falls_silent_follows_when_that_is_back() -> None:
+    """It finds that another took over, and cannot read what that one wrote for longer than anybody waits for a command."""
+
+    async def scenario(cluster: Cluster) -> None:
+        first = await cluster.start(command_timeout_ms=1_000)
+        second = await cluster.start()
+        cluster.cut_off(first)
+        await second.until_in_office()
+        await second.register_node(7, "w7")
+        reading, silent = first._log.read, True
+
+        async def read(*arguments: Any, **options: Any) -> Any:
+            while silent:
+                await asyncio.sleep(0.1)
+            return await reading(*arguments, **options)
+
+        first._log.read = read  # type: ignore[method-assign]
+        await asyncio.sleep(10)
+        silent = False
+        cluster.connect(first)
+        await asyncio.sleep(5)
+        await settled(cluster.nodes)
+        assert first.image.node(7) is not None
+
+    run(scenario)
+
+
 def test_a_deposed_leader_commits_nothing() -> None:
     async def scenario(cluster: Cluster) -> None:
         nodes = [await cluster.start() for _ in range(2)]
