@@ -94,6 +94,23 @@ class NodeMetadata(CommittedMetadata):
                 lease_ms=lease_ms, controller_address=controller_address, wal_uri=wal_uri, wal_host=wal_host
             )
 
+    async def tell_wal_epoch(self, wal_epoch: int) -> None:
+        """Have copies of this node's WAL refused that are older than its recovery just now. Raises NodeFenced, MetadataUnavailable."""
+        node = self._port.image.node(self.node_id)
+        if node is None or node.node_epoch != self.node_epoch:
+            return  # whoever is this node by now is told of it by its next command
+        await self._port.submit(
+            DescribeNode(
+                node_id=self.node_id,
+                node_epoch=self.node_epoch,
+                lease_ms=node.lease_ms,
+                controller_address=node.controller_address,
+                wal_uri=node.wal_uri,
+                wal_host=node.wal_host,
+                wal_epoch=wal_epoch,
+            )
+        )
+
     async def leave_cluster(self) -> bool:
         """Say that this node serves nothing any more: commands of it are refused from now on; False: it still has partitions open."""
         return await self._port.submit(

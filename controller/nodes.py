@@ -95,12 +95,14 @@ class RegisterNode(Command[NodeRegistration]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DescribeNode(NodeCommand[None]):
-    """A registered node tells again what its registration could not hold under an older metadata version."""
+    """A registered node tells again what its registration could not hold under an older metadata version, or what has changed since."""
 
     lease_ms: int
     controller_address: str
     wal_uri: str = ""
     wal_host: str = ""
+    wal_epoch: int = -1
+    """In the WAL's header since its recovery raised it; -1: not told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +197,8 @@ def register_node(tables: Tables, command: RegisterNode) -> Decision[NodeRegistr
         raise NodeRefused(
             f"the WAL {command.wal_id} of node {command.node_id} has epoch {command.wal_epoch} in its header, but was "
             f"registered with epoch {former.wal_epoch} before: this is an older copy of the disk, and records that were "
-            "acknowledged since are not on it. Start the node with its newest disk."
+            "acknowledged since are not on it. Start the node with its newest disk; or, if that is lost for good, move this copy away and give the "
+            f"WAL up with `tidelog wal abandon {command.wal_id}`."
         )
     if former is not None and former.wal_id not in (command.wal_id, *command.set_aside):
         held = sum(1 for stream in tables.streams.values() if stream.wal_id == former.wal_id)
@@ -248,6 +251,7 @@ def describe_node(tables: Tables, command: DescribeNode) -> Decision[None]:
         controller_address=command.controller_address,
         wal_uri=command.wal_uri,
         wal_host=command.wal_host,
+        wal_epoch=max(command.wal_epoch, present.wal_epoch),
     )
     if record == present or tables.metadata_version < HEALTH_SINCE:
         return Decision((), None)

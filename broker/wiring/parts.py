@@ -38,12 +38,12 @@ from controller.image import Applied, Image
 from controller.lease import ALWAYS, Lease, Serving
 from controller.node_metadata import NodeMetadata
 from controller.tables import NodeStatus
-from s3stream.errors import NodeFenced, TakenForDead
+from s3stream.errors import MetadataUnavailable, NodeFenced, TakenForDead
 from s3stream.metered import Purpose
 from s3stream.object_reader import ObjectReader
 from s3stream.storage import Storage
 from wal.aside import AsideWal
-from wal.config import parse_wal_uri
+from wal.config import FileWalConfig, parse_wal_uri
 from wal.errors import WalCorrupt, WalDamaged
 from wal.foreign import place_of
 from wal.open import wals_set_aside
@@ -334,7 +334,10 @@ async def _recover(
         image = opened.controller.image
         own = {*image.streams_led_by(settings.node_id), *streams_on(image, opened.wal.wal_id)}
         streams = await broker.storage.start(sorted(own))
-    except WalDamaged:
+        if isinstance(parse_wal_uri(absolute_uri(settings.wal_uri)), FileWalConfig):
+            # Before anything is acknowledged: what a copy of the disk from before this start lacks must not be taken for all there is.
+            await registered.metadata.tell_wal_epoch(opened.wal.wal_epoch)
+    except (WalDamaged, NodeFenced, MetadataUnavailable):
         await broker.storage.close(timeout_s=0)
         raise
     for each in offline:

@@ -86,6 +86,27 @@ async def test_an_empty_disk_is_refused_where_the_lost_one_may_hold_records(
         assert await wire.fetch_all("t") == [b"only in the log"]
 
 
+async def test_a_copy_of_the_disk_from_before_the_last_start_is_refused(start_node: StartNode, tmp_path: Path) -> None:
+    """I1, I2: what was acknowledged since is not on it, and its offsets would be given out again."""
+    async with start_node(shutdown_timeout_ms=100) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        await wire.create_topic("t")
+        node.running.store.failing = True
+        await wire.produce("t", batch(b"before"))
+    shutil.copytree(tmp_path / "wal", tmp_path / "copy")
+    async with start_node(shutdown_timeout_ms=100) as node, await Wire.connect(node.bootstrap_servers) as wire:
+        node.running.store.failing = True
+        assert (await wire.produce("t", batch(b"after"))).base_offset == 1
+    (tmp_path / "wal").rename(tmp_path / "newest")
+    (tmp_path / "copy").rename(tmp_path / "wal")
+    with pytest.raises(NodeRefused, match="this is an older copy of the disk"):
+        async with start_node():
+            pass
+    shutil.rmtree(tmp_path / "wal")
+    (tmp_path / "newest").rename(tmp_path / "wal")
+    async with start_node() as node, await Wire.connect(node.bootstrap_servers) as wire:
+        assert await wire.fetch_all("t") == [b"before", b"after"]
+
+
 async def test_another_nodes_disk_is_refused(start_node: StartNode) -> None:
     async with start_node():
         pass

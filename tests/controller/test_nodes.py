@@ -56,6 +56,18 @@ def test_an_older_copy_of_the_disk_is_refused() -> None:
     machine.register(1, "wal-1", wal_epoch=8)
 
 
+def test_a_copy_of_the_disk_from_before_its_recovery_is_refused() -> None:
+    machine = Machine()
+    node_epoch = machine.register(1, "wal-1", wal_epoch=7)
+    told = DescribeNode(node_id=1, node_epoch=node_epoch, lease_ms=3_000, controller_address="", wal_epoch=8)
+    machine.do(told)
+    with pytest.raises(NodeRefused, match="older copy of the disk"):
+        machine.register(1, "wal-1", wal_epoch=7)
+    machine.register(1, "wal-1", wal_epoch=8)
+    with pytest.raises(NodeFenced):
+        machine.do(told)
+
+
 def test_a_wal_belongs_to_one_node() -> None:
     machine = Machine()
     machine.register(1, "wal-1")

@@ -26,7 +26,7 @@ GOLDEN = Path(__file__).parent / "golden"
 SHOWN: dict[str, tuple[object, ...]] = {
     "wal": ("wal", "--frames"),
     "object": ("object", 1, "--records"),
-    "metadata": ("metadata", "--from", 2, "--to", 9),
+    "metadata": ("metadata", "--from", 3, "--to", 10),
     "partition": ("partition", "orders-0"),
 }
 
