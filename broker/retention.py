@@ -114,8 +114,8 @@ class Retention:
         now_ms: int | None = asked_ms
         if difference_ms > MAX_CLOCK_DIFFERENCE_MS:
             log.error(
-                "nothing goes by age: the clocks here and in the object store differ by %(difference_s)d s",
-                {"difference_s": difference_ms // 1000},
+                "nothing goes by age, since the clocks here and in the object store differ: by %(difference_s)d s; %(advice)s",
+                {"difference_s": difference_ms // 1000, "advice": "set this machine's clock, or the store's"},
             )
             now_ms = None
         due: list[tuple[Partition, int]] = []
