@@ -260,8 +260,8 @@ class DelayedFetch:
             return False
         stream = partition.stream
         offset = entry.wanted.fetch_offset
-        if stream.closed is not None:
-            entry.error = code_of(stream.closed)
+        if stream.withheld is not None:
+            entry.error = code_of(stream.withheld)
         elif not stream.log_start_offset <= offset <= stream.confirmed_offset:
             entry.error = ErrorCode.OFFSET_OUT_OF_RANGE
         else:
@@ -336,11 +336,11 @@ class DelayedFetch:
     # ---- waiting ------------------------------------------------------------------------------------------------
 
     def wake(self, partition: Partition) -> None:
-        """A partition advanced or closed (`PartitionWaiter`): look again where it matters, once for all of this turn."""
+        """A partition advanced, is withheld or closed (`PartitionWaiter`): look again where it matters, once for all of this turn."""
         if self._look_handle is not None:
             return
         stream = partition.stream
-        if stream.closed is None:
+        if stream.withheld is None:
             counted = self._counted.get(partition)
             if counted is None:
                 return

@@ -5,7 +5,8 @@ meanwhile is made durable and uploaded; then its close is committed, with the of
 next leader epoch, and goes on there. Many partitions go in waves, so that each is away only for as long as its own wave takes.
 
 Always true:
-- Fetch is served until the close is committed; nothing is acknowledged after that (I4), and nothing that was is missing (I1).
+- Readers are served until the close is sent, and sent on from then: it may be committed, and the next owner be further than what is known
+  here (I3). Nothing is acknowledged any more (I4), and nothing that was is missing (I1).
 - A wave goes as one: one upload, one entry of the metadata log. It begins when little is left to be uploaded; where that does not come
   about, since producers are as fast as uploads, all go as one wave: that ends it.
 - What cannot be done now is tried again. A reassignment that is ended in time leaves the partition alone; later it is closed, and opened here again.

@@ -75,7 +75,7 @@ class PartitionWaiter(Protocol):
     """Somebody who waits for more data, or for the end of the partition on this node."""
 
     def wake(self, partition: Partition) -> None:
-        """The high watermark of a partition advanced, or its stream closed."""
+        """The high watermark of a partition advanced, or its stream is withheld or closed."""
 
 
 class Partition:

@@ -133,8 +133,8 @@ class Topics:
             raise topic.not_open(index)
         if not self._serving.serves:
             raise topic.no_lease(index)
-        if partition.stream.closed is not None:
-            raise partition.stream.closed
+        if partition.stream.withheld is not None:
+            raise partition.stream.withheld
         code = partition.check_epoch(current_leader_epoch)
         if code:
             raise KafkaError(code, "the client's leader epoch is not the current one")

@@ -195,10 +195,10 @@ def register_node(tables: Tables, command: RegisterNode) -> Decision[NodeRegistr
         )
     if former is not None and former.wal_id == command.wal_id and command.wal_epoch < former.wal_epoch:
         raise NodeRefused(
-            f"the WAL {command.wal_id} of node {command.node_id} has epoch {command.wal_epoch} in its header, but was "
-            f"registered with epoch {former.wal_epoch} before: this is an older copy of the disk, and records that were "
-            "acknowledged since are not on it. Start the node with its newest disk; or, if that is lost for good, move this copy away and give the "
-            f"WAL up with `tidelog wal abandon {command.wal_id}`."
+            f"the WAL {command.wal_id} of node {command.node_id} is of epoch {command.wal_epoch}, but was of epoch {former.wal_epoch} before: "
+            "this is an older copy of the disk, or of a WAL in a bucket something was deleted, and records that were acknowledged since are not in "
+            "it. Start the node with its newest disk, or put back what was deleted; or, if that is lost for good, move this copy away and give "
+            f"the WAL up with `tidelog wal abandon {command.wal_id}`."
         )
     if former is not None and former.wal_id not in (command.wal_id, *command.set_aside):
         held = sum(1 for stream in tables.streams.values() if stream.wal_id == former.wal_id)

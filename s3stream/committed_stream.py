@@ -23,12 +23,12 @@ class CommittedStream:
     __slots__ = (
         "_metadata",
         "_reader",
-        "closed",
         "confirmed_offset",
         "gaps",
         "leader_epoch",
         "log_start_offset",
         "stream_id",
+        "withheld",
     )
 
     def __init__(
@@ -48,7 +48,7 @@ class CommittedStream:
         self.confirmed_offset = committed_end_offset
         """Exclusive end of what can be read here."""
         self.gaps = gaps
-        self.closed: StreamClosed | None = None
+        self.withheld: StreamClosed | None = None
         self._metadata = metadata
         self._reader = reader
 

@@ -338,7 +338,8 @@ class Storage:
         """Put streams wholly into objects, close them in the metadata, and forget them here. Their owner takes no appends any more.
 
         Raises:
-            StorageError, ObjectStoreError: they are open here as before.
+            StorageError, ObjectStoreError: they are open here as before; but readers are told nothing any more where the close was sent, which
+                may be committed.
         """
         if self._pending:
             durable = asyncio.get_running_loop().create_future()
@@ -348,6 +349,8 @@ class Storage:
         self.seal()
         await self.uploads.drain()
         ends = {stream.stream_id: stream.confirmed_offset for stream in streams if stream.closed is None}
+        for stream in streams:
+            stream.withhold(StreamClosed(f"stream {stream.stream_id} is on its way to another node"))
         await self.metadata.close_streams(ends)
         for stream_id in ends:
             self.forget_stream(stream_id, StreamClosed(f"stream {stream_id} moved to another node"))

@@ -69,6 +69,7 @@ class Stream:
         "state_source",
         "stream_id",
         "tail",
+        "withheld",
     )
 
     def __init__(
@@ -95,8 +96,10 @@ class Stream:
         """Log end offset: what the next append gets."""
         self.closed: StreamClosed | None = None
         """Why nothing more is accepted; None while the stream is open."""
+        self.withheld: StreamClosed | None = None
+        """Why readers are told nothing: it is closed, or its close is on its way and may be committed by now, so that another node goes on."""
         self.listener: Callable[[], None] | None = None
-        """Called once per WAL completion that advanced `confirmed_offset`, and when the stream closes."""
+        """Called once per WAL completion that advanced `confirmed_offset`, and when the stream is withheld or closes."""
         self.state_source: Callable[[], bytes | None] | None = None
         """Gives the state as of `next_offset` when a block with data of this stream is sealed.
 
@@ -304,6 +307,13 @@ class Stream:
     def close(self, reason: StreamClosed) -> None:
         """Accept nothing more: the stream moved, was deleted, or the node was fenced."""
         if self.closed is None:
-            self.closed = reason
+            self.closed = self.withheld = reason
+            if self.listener is not None:
+                self.listener()
+
+    def withhold(self, reason: StreamClosed) -> None:
+        """Its close is sent: from here on nobody knows whether another node goes on with it, and what is known here is the end of it."""
+        if self.withheld is None:
+            self.withheld = reason
             if self.listener is not None:
                 self.listener()

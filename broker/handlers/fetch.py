@@ -221,6 +221,8 @@ def _partition_data(
     index = entry.wanted.partition
     partition = entry.partition
     error = entry.error
+    if partition is not None and not error and partition.stream.withheld is not None:  # since it was looked at
+        error = code_of(partition.stream.withheld)
     if partition is None or error:
         call.count_error(error)
         data = PartitionData(partition_index=index, error_code=error, high_watermark=-1, records=[])

@@ -139,8 +139,10 @@ async def _look_up(
                 await _answer_from(broker, payload, timestamp, partition.log_start_offset, answer)
         except (StorageError, ObjectStoreError) as error:
             answer.error_code = code_of(error)
-    if not broker.serving.serves:  # what was looked up meanwhile may be stale
-        for _, _, answer in look_ups:
+    for partition, _, answer in look_ups:
+        if (
+            not broker.serving.serves or partition.stream.withheld is not None
+        ):  # what was looked up meanwhile may be stale
             answer.offset = answer.timestamp = answer.leader_epoch = -1
             answer.error_code = ErrorCode.NOT_LEADER_OR_FOLLOWER
     return response

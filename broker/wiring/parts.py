@@ -43,8 +43,8 @@ from s3stream.metered import Purpose
 from s3stream.object_reader import ObjectReader
 from s3stream.storage import Storage
 from wal.aside import AsideWal
-from wal.config import FileWalConfig, parse_wal_uri
-from wal.errors import WalCorrupt, WalDamaged
+from wal.config import parse_wal_uri
+from wal.errors import WalDamaged
 from wal.foreign import place_of
 from wal.open import wals_set_aside
 
@@ -159,7 +159,6 @@ async def _register(
     asides: Sequence[AsideWal],
 ) -> Registered:
     """Tell the cluster who is here. From now on an earlier start of this node can commit nothing."""
-    _refuse_emptied_wal(opened)
     wal_uri, wal_host = place_of(parse_wal_uri(absolute_uri(settings.wal_uri)), around.host)
     registration = await opened.controller.register_node(
         settings.node_id,
@@ -192,18 +191,6 @@ async def _register(
         clock=around.boottime,
     )
     return Registered(node_epoch=registration.node_epoch, metadata=metadata, lease=lease)
-
-
-def _refuse_emptied_wal(opened: Opened) -> None:
-    """A WAL that partitions are open on was recovered before, if there was nothing in it: that leaves a trace."""
-    wal_id = opened.wal.wal_id
-    streams = opened.controller.image.state.tables.streams.values()
-    held = sum(1 for stream in streams if stream.wal_id == wal_id) if opened.wal.wal_epoch == 0 else 0
-    if held:
-        raise WalCorrupt(
-            f"WAL {wal_id} is as empty as when it was made, and {held} partitions are open on it: what was in it was deleted, by hand or by a "
-            f"lifecycle rule, or this is an old copy. Restore it; or, if it is lost for good, `tidelog wal abandon {wal_id}` tells how to go on"
-        )
 
 
 def _allotted_epoch(opened: Opened) -> int:
@@ -334,9 +321,8 @@ async def _recover(
         image = opened.controller.image
         own = {*image.streams_led_by(settings.node_id), *streams_on(image, opened.wal.wal_id)}
         streams = await broker.storage.start(sorted(own))
-        if isinstance(parse_wal_uri(absolute_uri(settings.wal_uri)), FileWalConfig):
-            # Before anything is acknowledged: what a copy of the disk from before this start lacks must not be taken for all there is.
-            await registered.metadata.tell_wal_epoch(opened.wal.wal_epoch)
+        # Before anything is acknowledged: what a copy of the WAL from before this start lacks must not be taken for all there is.
+        await registered.metadata.tell_wal_epoch(opened.wal.wal_epoch)
     except (WalDamaged, NodeFenced, MetadataUnavailable):
         await broker.storage.close(timeout_s=0)
         raise

@@ -346,9 +346,15 @@ def test_all_slots_of_a_wal_deleted_by_hand(refused: Refused, tmp_path: Path) ->
     run(delete(bucket, *(key for key in run(contents(bucket)) if "/wal/log/" in key)))
     before = run(contents(bucket))
     line = refused(uri_of(bucket), f"wal.uri={in_bucket(bucket)}")
-    assert "is as empty as when it was made, and 1 partitions are open on it" in line
+    assert "is of epoch 0, but was of epoch 1 before" in line
+    assert "put back what was deleted" in line
     assert "tidelog wal abandon" in line
-    assert run(contents(bucket)) == before
+    after = run(contents(bucket))
+    assert after.pop("tide/metadata/leader") != before.pop("tide/metadata/leader"), (
+        "the controller decided it, which took office"
+    )
+    assert {key: after[key] for key in before} == before
+    assert all("/metadata/log/" in key for key in after.keys() - before.keys())
 
 
 def test_the_name_of_a_wal_in_the_bucket_deleted_by_hand(refused: Refused, tmp_path: Path) -> None:

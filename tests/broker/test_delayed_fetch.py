@@ -30,7 +30,7 @@ class Memory:
 class Cold:
     """A partition, and its stream, that only objects hold: one batch of 1,000 bytes."""
 
-    closed = None
+    withheld = None
     log_start_offset = 0
     confirmed_offset = 10
     gaps = ()
@@ -165,7 +165,7 @@ async def test_a_response_is_as_large_as_others_leave_it_at_the_moment_it_is_mad
 class Tail:
     """A partition, and its stream, whose log cache holds batches of one record each; it counts how often it is read."""
 
-    closed = None
+    withheld = None
     gaps = ()
     log_start_offset = 0
 
@@ -241,7 +241,7 @@ async def test_a_closed_partition_answers_a_fetch_that_waits_for_much() -> None:
     tail = Tail()
     fetch, completed = fetch_of([tail], min_bytes=1 << 19)  # type: ignore[list-item]
     assert not fetch.start()
-    tail.closed = StreamClosed("moved")  # type: ignore[assignment]
+    tail.withheld = StreamClosed("moved")  # type: ignore[assignment]
     fetch.wake(tail)  # type: ignore[arg-type]
     await completed
     assert fetch.entries[0].error == ErrorCode.NOT_LEADER_OR_FOLLOWER
