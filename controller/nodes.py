@@ -197,7 +197,7 @@ def register_node(tables: Tables, command: RegisterNode) -> Decision[NodeRegistr
         raise NodeRefused(
             f"the WAL {command.wal_id} of node {command.node_id} is of epoch {command.wal_epoch}, but was of epoch {former.wal_epoch} before: "
             "this is an older copy of the disk, or of a WAL in a bucket something was deleted, and records that were acknowledged since are not in "
-            "it. Start the node with its newest disk, or put back what was deleted; or, if that is lost for good, move this copy away and give "
+            "it. Start the node with its newest disk, or put back what was deleted; just once more, if another process of it was there a moment ago; or, if that is lost for good, move this copy away and give "
             f"the WAL up with `tidelog wal abandon {command.wal_id}`."
         )
     if former is not None and former.wal_id not in (command.wal_id, *command.set_aside):

@@ -87,6 +87,7 @@ class Machine:
             loop, drift=scenario.clock_drift, offset_ms=rng.choice(CLOCK_ERRORS_MS) if scenario.clock_errors else 0
         )
         self.volume = new_volume(scenario, rng, self.settings.node_id) if volume is None else volume
+        self.predecessor: Machine | None = None
         self.successor: Machine | None = None
         """The computer that has its node id by now."""
         self.relieved = asyncio.Event()
@@ -109,6 +110,8 @@ class Machine:
         self._node: Node | None = None
         self._disk: SimDisk | None = None
         self._has_wal_open = False
+        self._had_a_rival = False
+        """A process on the computer that had the node id before lived when this one was started."""
         self._stop = asyncio.Event()
         self._ended: asyncio.Future[BaseException | None] = loop.create_future()
 
@@ -146,6 +149,8 @@ class Machine:
         self._ended = self._loop.create_future()
         self._node = None
         self._has_wal_open = False
+        former = None if self.predecessor is None else self.predecessor.process
+        self._had_a_rival = former is not None and former.alive
         process.on_death(self._died)
         task = self._loop.spawn(process, self._serve(process, self._stop))
         task.add_done_callback(lambda task: self._returned(process, task), context=context_of(None))
@@ -245,7 +250,8 @@ class Machine:
             # The node id was given to another computer, which may be gone by now: its registration, or its fence, came late.
             return self._scenario.wal_in_bucket or self._scenario.takeover > 0
         if isinstance(error, NodeRefused):
-            return self.successor is not None  # that one was registered while this one had only looked at the WAL
+            # Another one was registered, or recovered the WAL, while this one had only looked at it.
+            return self.successor is not None or self._had_a_rival
         if isinstance(error, StorageFenced | WalFenced | WalUnavailable):
             # In a bucket, the fence of a former process may arrive late, and stop the one that came after it.
             return _caused_by_a_fence(error) if self._scenario.wal_in_bucket else _caused_by_disk(error)
@@ -286,6 +292,7 @@ class Machine:
             name=name,
             volume=volume,
         )
+        self.successor.predecessor = self
         self.successor._faults, self.successor._outage = self._faults, self._outage
         if self.process is not None:
             self.process.deposed = True
