@@ -96,9 +96,12 @@ class NodeMetadata(CommittedMetadata):
 
     async def tell_wal_epoch(self, wal_epoch: int) -> None:
         """Have copies of this node's WAL refused that are older than its recovery just now. Raises NodeFenced, MetadataUnavailable."""
-        node = self._port.image.node(self.node_id)
+        image = self._port.image
+        node = image.node(self.node_id)
         if node is None or node.node_epoch != self.node_epoch:
             return  # whoever is this node by now is told of it by its next command
+        if image.metadata_version < HEALTH_SINCE:
+            return  # a leader of then does not know the command, and would be asked again and again
         await self._port.submit(
             DescribeNode(
                 node_id=self.node_id,
