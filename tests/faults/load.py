@@ -50,6 +50,8 @@ class Load:
         self._history = history
         self._ended = False
         self._last_s: dict[int, float] = {}
+        self._unanswered: dict[int, int] = {}
+        """The partition of each record that was sent, by its number."""
         if idempotent:
             history.idempotent(name)
 
@@ -73,7 +75,11 @@ class Load:
         """Return when all was acknowledged, or refused."""
         self._thread.join(_END_WITHIN_S)
         if not self._ended:
-            self.errors.append(f"it did not come to its end within {_END_WITHIN_S} s of the last record")
+            where = sorted(set(self._unanswered.values()))
+            self.errors.append(
+                f"it did not come to its end within {_END_WITHIN_S} s of the last record; {len(self._unanswered)} records have no "
+                f"answer, of partitions {where}"
+            )
         self.kill()
 
     def kill(self) -> None:
@@ -94,12 +100,14 @@ class Load:
                 case "s":
                     partition, number = rest.split()
                     key = f"{self.name}/{number}".encode()
+                    self._unanswered[int(number)] = int(partition)
                     digest = crc32c((key + b";") * (int(number) % 40 + 1), crc32c(key))
                     self._history.sent(f"{self._topic}-{partition}", self.name, int(number), digest)
                 case "a":
                     partition, number, offset = rest.split()
                     self._history.acknowledged(f"{self._topic}-{partition}", self.name, int(number), int(offset))
                     self._acknowledged(int(partition))
+                    self._unanswered.pop(int(number), None)
                 case "r":
                     partition, offset, key_text, digest_text = rest.split()
                     producer, _, number = key_text.rpartition("/")
