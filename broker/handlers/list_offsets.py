@@ -140,9 +140,8 @@ async def _look_up(
         except (StorageError, ObjectStoreError) as error:
             answer.error_code = code_of(error)
     for partition, _, answer in look_ups:
-        if (
-            not broker.serving.serves or partition.stream.withheld is not None
-        ):  # what was looked up meanwhile may be stale
+        # What was looked up meanwhile may be stale.
+        if not broker.serving.serves or partition.stream.withheld is not None:
             answer.offset = answer.timestamp = answer.leader_epoch = -1
             answer.error_code = ErrorCode.NOT_LEADER_OR_FOLLOWER
     return response
