@@ -8,6 +8,10 @@ Behaviour: what is not committed, of groups that do not exist as well, is offset
 each of its partitions; offsets of topics that are no more are left out where all are asked for by id. A group or a partition
 that is named twice is answered once.
 
+Beyond Kafka: where this broker does not coordinate the group, or not yet, each partition that was named has error 88 (UNSTABLE_OFFSET_COMMIT)
+beside the group's own error (v7+). Clients look at the latter first and find the coordinator; librdkafka does that as well, but asks again only
+for the sake of a partition, and would wait for ever where none is named (librdkafka issue 5586).
+
 Not done: transactions, so nothing is ever unstable; member epochs, which mean nothing to classic groups.
 """
 
@@ -44,6 +48,7 @@ MIN_VERSION = 1
 MAX_VERSION = 10
 
 _GROUP_ERROR_SINCE = 2
+_UNSTABLE_SINCE = 7
 _MANY_GROUPS_SINCE = 8
 _TOPIC_IDS_SINCE = 10
 _NOTHING = OffsetValue(-1)
@@ -88,7 +93,9 @@ def _group(broker: Broker, version: int, wanted: OffsetFetchRequestGroup) -> Off
     try:
         group = broker.groups.group(wanted.group_id)
     except KafkaError as error:
-        return OffsetFetchResponseGroup(group_id=wanted.group_id, error_code=error.error_code)
+        named = wanted.topics or () if version >= _UNSTABLE_SINCE else ()
+        again = [_failed(topic, ErrorCode.UNSTABLE_OFFSET_COMMIT) for topic in named]
+        return OffsetFetchResponseGroup(group_id=wanted.group_id, error_code=error.error_code, topics=again)
     if wanted.topics is None:
         found = _all_topics(broker, version, group)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -17,6 +18,8 @@ __all__ = ["BrokerProcess", "free_port", "killed_at_last"]
 
 _READY_WITHIN_S = 90.0
 _STOPPED_WITHIN_S = 60.0
+_LINUX_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_PORT = 10_000
 
 
 class BrokerProcess:
@@ -145,9 +148,19 @@ def killed_at_last(broker: BrokerProcess) -> Iterator[BrokerProcess]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on, and that the system gives to no connection: one that is to be listened on again after a restart stays free."""
+    while True:
+        port = random.randrange(_FIRST_PORT, _first_of_connections())
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):  # somebody listens there
+                probe.bind(("127.0.0.1", port))
+                return port
+
+
+def _first_of_connections() -> int:
+    """The first of the ports that the system gives to connections; RFC 6335 has them begin at 49152, Linux says so itself."""
+    try:
+        return max(int(_LINUX_PORTS.read_text().split()[0]), _FIRST_PORT + 1_000)
+    except FileNotFoundError:
+        return 49_152

@@ -24,6 +24,7 @@ def main() -> None:
     _produce(
         Producer({"bootstrap.servers": bootstrap, "log_level": 0, **settings}), topic, int(partitions), name, int(rate)
     )
+    _say("w the consumer's close")
     reading.join()
     _say("end")
 
@@ -44,6 +45,7 @@ def _produce(producer: Producer, topic: str, partitions: int, name: str, rate: i
         producer.produce(topic, (key + b";") * (number % 40 + 1), key, partition, on_delivery=delivered)
         producer.poll(1 / rate)
         number += 1
+    _say("w the producer's flush")
     producer.flush()
 
 

@@ -9,6 +9,7 @@ settings. Record `number` of producer NAME goes to partition `number % PARTITION
     a PARTITION NUMBER OFFSET      it was acknowledged
     r PARTITION OFFSET KEY DIGEST  a record was read; CRC-32C of key and value
     e TEXT                         an error surfaced
+    w TEXT                         what it waits for, after the end of its input (librdkafka's do)
     end                            the last line, after the end of its input
 
 Always true: what the lines say goes to one `History`, which `tests.checker` holds the final logs against.
@@ -49,6 +50,7 @@ class Load:
         self._topic = topic
         self._history = history
         self._ended = False
+        self._waits_for = ""
         self._last_s: dict[int, float] = {}
         self._unanswered: dict[int, int] = {}
         """The partition of each record that was sent, by its number."""
@@ -77,8 +79,8 @@ class Load:
         if not self._ended:
             where = sorted(set(self._unanswered.values()))
             self.errors.append(
-                f"it did not come to its end within {_END_WITHIN_S} s of the last record; {len(self._unanswered)} records have no "
-                f"answer, of partitions {where}"
+                f"it did not come to its end within {_END_WITHIN_S} s of the last record (it waits for {self._waits_for or 'something'}); "
+                f"{len(self._unanswered)} records have no answer, of partitions {where}"
             )
         self.kill()
 
@@ -116,6 +118,8 @@ class Load:
                     self.read += 1
                 case "e":
                     self.errors.append(rest)
+                case "w":
+                    self._waits_for = rest
                 case "end":
                     self._ended = True
                 case _:
