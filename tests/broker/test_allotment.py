@@ -23,8 +23,9 @@ from controller.records import NodeDead, NodeRegistered, NodeUnregistered, Recor
 from controller.tables import NodeStatus
 from s3stream.errors import MetadataUnavailable
 from s3stream.memory import Bucket, Faults, MemoryObjectStore
+from tests.controller.cluster import Link, Network
 from tests.controller.machine import T0_MS
-from tests.controller.test_cluster import PATHS, Link, Network
+from tests.controller.world import PATHS
 from tests.sim.loop import VirtualLoop
 
 RESERVED = 1_000

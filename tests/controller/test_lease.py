@@ -16,7 +16,8 @@ from controller.peers import NotLeader, PeerUnavailable
 from controller.records import METADATA_VERSION, NodeDead, NodeRegistered, NodeSuspected, NodeTrusted
 from controller.tables import NodeStatus
 from s3stream.errors import NodeFenced
-from tests.controller.test_cluster import PATHS, Cluster, Link, run
+from tests.controller.cluster import Cluster, Link, run
+from tests.controller.world import PATHS
 
 
 class Member:

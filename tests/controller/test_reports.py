@@ -12,7 +12,7 @@ from controller.records import NodeSuspected, Unuploaded, UnuploadedStream
 from controller.reports import MAX_NAMED, Reports
 from controller.tables import NodeStatus
 from s3stream.metadata import StreamId
-from tests.controller.test_cluster import Cluster, run
+from tests.controller.cluster import Cluster, run
 from tests.controller.test_lease import Member, members, stop
 
 
