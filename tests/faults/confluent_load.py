@@ -1,5 +1,7 @@
 """librdkafka as a producer and a consumer that go on whatever happens, and tell what came of each record (see `load.py`).
 
+What librdkafka itself has to say of its producer and its group goes to standard error.
+
 Use: python -m tests.faults.confluent_load BOOTSTRAP TOPIC PARTITIONS NAME RECORDS_PER_SECOND [SETTING=VALUE …]
 """
 
@@ -22,7 +24,11 @@ def main() -> None:
     reading.start()
     settings = dict(item.split("=", 1) for item in given)
     _produce(
-        Producer({"bootstrap.servers": bootstrap, "log_level": 0, **settings}), topic, int(partitions), name, int(rate)
+        Producer({"bootstrap.servers": bootstrap, "debug": "eos,msg,topic,broker", **settings}),
+        topic,
+        int(partitions),
+        name,
+        int(rate),
     )
     _say("w the consumer's close")
     reading.join()
@@ -51,7 +57,7 @@ def _produce(producer: Producer, topic: str, partitions: int, name: str, rate: i
 
 def _read(bootstrap: str, topic: str, group: str) -> None:
     consumer = Consumer(
-        {"bootstrap.servers": bootstrap, "group.id": group, "auto.offset.reset": "earliest", "log_level": 0}
+        {"bootstrap.servers": bootstrap, "group.id": group, "auto.offset.reset": "earliest", "debug": "cgrp,broker"}
     )
     consumer.subscribe([topic])
     while not _stopping.is_set():

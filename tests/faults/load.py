@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from crc32c import crc32c
@@ -35,12 +36,26 @@ __all__ = ["Load", "Watermarks", "all_loads", "loading"]
 _END_WITHIN_S = 150.0
 """Of a load whose input has ended: producers' own patience is two minutes and more."""
 
+_LOG_LINES = 60
+"""Of what a client's library said, where the client does not come to its end."""
+
 
 class Load:
     """One process."""
 
-    def __init__(self, name: str, command: Sequence[str], history: History, *, topic: str, idempotent: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        history: History,
+        *,
+        topic: str,
+        idempotent: bool,
+        log_path: Path,
+    ) -> None:
+        """Take the parts. `log_path` is where its library's own log goes."""
         self.name = name
+        self.log_path = log_path
         self.errors: list[str] = []
         self.acknowledged = 0
         self.read = 0
@@ -59,7 +74,10 @@ class Load:
 
     def start(self) -> None:
         """Begin to send and to read."""
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        with self.log_path.open("w") as log:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
         self._thread = threading.Thread(target=self._listen, name=self.name)
         self._thread.start()
 
@@ -80,7 +98,7 @@ class Load:
             where = sorted(set(self._unanswered.values()))
             self.errors.append(
                 f"it did not come to its end within {_END_WITHIN_S} s of the last record (it waits for {self._waits_for or 'something'}); "
-                f"{len(self._unanswered)} records have no answer, of partitions {where}"
+                f"{len(self._unanswered)} records have no answer, of partitions {where}\n{self._log_tail()}"
             )
         self.kill()
 
@@ -93,6 +111,10 @@ class Load:
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
+
+    def _log_tail(self) -> str:
+        """What its library said last; the whole of it is in the file."""
+        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-_LOG_LINES:])
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
@@ -167,8 +189,10 @@ class Watermarks:
                 self._highest[partition] = max(high, highest)
 
 
-def all_loads(bootstrap_servers: str, topic: str, partitions: int, history: History, *, per_s: int) -> list[Load]:
-    """One of each kind. Raises ClientUnavailable where one is not built."""
+def all_loads(
+    bootstrap_servers: str, topic: str, partitions: int, history: History, *, per_s: int, log_directory: Path
+) -> list[Load]:
+    """One of each kind; their logs go to `log_directory`. Raises ClientUnavailable where one is not built."""
     Java("").check()
     FranzGo("").check()
     python = [sys.executable, "-m", "tests.faults.confluent_load"]
@@ -185,6 +209,7 @@ def all_loads(bootstrap_servers: str, topic: str, partitions: int, history: Hist
             history,
             topic=topic,
             idempotent=idempotent,
+            log_path=log_directory / f"{name}.log",
         )
         for name, program, settings, idempotent in programs
     ]

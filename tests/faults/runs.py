@@ -70,7 +70,7 @@ def faulty_run(
     history = History()
     with running_cluster(directory, server, wals_in_bucket=(1 + seed % 3,)) as cluster:
         create_topic(cluster.bootstrap_servers, TOPIC, PARTITIONS)
-        loads = all_loads(cluster.bootstrap_servers, TOPIC, PARTITIONS, history, per_s=per_s)
+        loads = all_loads(cluster.bootstrap_servers, TOPIC, PARTITIONS, history, per_s=per_s, log_directory=directory)
         watermarks = Watermarks(cluster.bootstrap_servers, TOPIC, PARTITIONS)
         happened: Counter[Fault] = Counter()
         with loading(loads):

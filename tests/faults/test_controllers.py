@@ -90,7 +90,7 @@ async def test_no_client_notices_that_a_leader_is_lost(
     history = History()
     with running_cluster(tmp_path, s3_server_named("minio")) as cluster:
         create_topic(cluster.bootstrap_servers, "t", PARTITIONS)
-        loads = all_loads(cluster.bootstrap_servers, "t", PARTITIONS, history, per_s=50)
+        loads = all_loads(cluster.bootstrap_servers, "t", PARTITIONS, history, per_s=50, log_directory=tmp_path)
         gaps: dict[str, dict[str, float]] = {}
         with loading(loads):
             await going_on(loads)

@@ -67,7 +67,7 @@ async def test_no_client_notices_an_upgrade(
     history = History()
     with running_cluster(tmp_path, server, wals_in_bucket=(2,), code=old_code) as cluster:
         create_topic(cluster.bootstrap_servers, "t", PARTITIONS)
-        loads = all_loads(cluster.bootstrap_servers, "t", PARTITIONS, history, per_s=50)
+        loads = all_loads(cluster.bootstrap_servers, "t", PARTITIONS, history, per_s=50, log_directory=tmp_path)
         watermarks = Watermarks(cluster.bootstrap_servers, "t", PARTITIONS)
         with loading(loads):
             watermarks.start()
