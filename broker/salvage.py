@@ -209,7 +209,8 @@ class _Claim:
         """All that was open on the WAL."""
         return self._claimed
 
-    async def close_streams(self, end_offsets: Mapping[StreamId, int]) -> None:
+    async def close_streams(self, end_offsets: Mapping[StreamId, int], leader_epochs: Mapping[StreamId, int]) -> None:
         """Close those that lost nothing."""
         complete = self._assessment.complete
-        await self._metadata.close_streams({key: end for key, end in end_offsets.items() if key in complete})
+        ends = {stream_id: end for stream_id, end in end_offsets.items() if stream_id in complete}
+        await self._metadata.close_streams(ends, leader_epochs)

@@ -166,11 +166,16 @@ class NodeMetadata(CommittedMetadata):
         """Let others recover a WAL that this node took over; False: there was nothing to give back."""
         return await self._port.submit(GiveBackWal(node_id=self.node_id, node_epoch=self.node_epoch, wal_id=wal_id))
 
-    async def close_streams(self, end_offsets: Mapping[StreamId, int]) -> None:
-        """Close streams, all committed up to the given ends (else StreamNotDrained); those held no more are left alone."""
+    async def close_streams(self, end_offsets: Mapping[StreamId, int], leader_epochs: Mapping[StreamId, int]) -> None:
+        """Close streams, all committed up to the given ends (else StreamNotDrained); those not held under these epochs any more are left alone."""
         if end_offsets:
             await self._port.submit(
-                CloseStreams(node_id=self.node_id, node_epoch=self.node_epoch, end_offsets=dict(end_offsets))
+                CloseStreams(
+                    node_id=self.node_id,
+                    node_epoch=self.node_epoch,
+                    end_offsets=dict(end_offsets),
+                    leader_epochs=dict(leader_epochs),
+                )
             )
 
     async def trim_streams(self, log_start_offsets: Mapping[StreamId, int]) -> None:

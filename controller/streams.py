@@ -58,10 +58,14 @@ class OpenStreams(NodeCommand[Sequence[OpenedStream]]):
 class CloseStreams(NodeCommand[None]):
     """Close streams that this node holds and whose data is committed up to the given ends; others are left alone.
 
+    So are those that the node opened again since: a command whose answer is lost is repeated, and a first attempt may come late.
+
     Raises StreamNotDrained (and closes none) where objects end before, or past, a given end.
     """
 
     end_offsets: Mapping[StreamId, int]
+    leader_epochs: Mapping[StreamId, int] = field(default_factory=dict)
+    """Under which it holds them. A node of an older version does not say so, and whatever it holds is closed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +143,8 @@ def close_streams(tables: Tables, command: CloseStreams) -> Decision[None]:
     for stream_id, end_offset in command.end_offsets.items():
         stream = tables.streams.get(stream_id)
         if stream is None or not _holds(stream, command.node_id):
+            continue
+        if stream.leader_epoch != command.leader_epochs.get(stream_id, stream.leader_epoch):
             continue
         if stream.committed_end_offset != end_offset:
             raise StreamNotDrained(

@@ -138,8 +138,8 @@ class StreamMetadata(Protocol):
     async def open_streams(self, stream_ids: Sequence[StreamId]) -> Sequence[OpenedStream]:
         """Open streams on this node, each with a leader epoch one higher; deleted ones are left out of the answer."""
 
-    async def close_streams(self, end_offsets: Mapping[StreamId, int]) -> None:
-        """Close streams whose data is committed up to the given ends."""
+    async def close_streams(self, end_offsets: Mapping[StreamId, int], leader_epochs: Mapping[StreamId, int]) -> None:
+        """Close streams whose data is committed up to the given ends; those not open under these epochs any more are left alone."""
 
     async def trim_streams(self, log_start_offsets: Mapping[StreamId, int]) -> None:
         """Raise log start offsets; deleted streams are ignored."""

@@ -255,8 +255,9 @@ class Storage:
                     await self._stop_tasks()
                     await self._wal.trim(self._wal.durable_offset)
                     ends = {stream.stream_id: stream.confirmed_offset for stream in self.streams.values()}
+                    leader_epochs = {stream.stream_id: stream.leader_epoch for stream in self.streams.values()}
                     self._close_streams("the node is shutting down")
-                    await self.metadata.close_streams(ends)
+                    await self.metadata.close_streams(ends, leader_epochs)
                     complete = True
         except (TimeoutError, StorageError, WalFenced) as error:
             _log.warning("closed before everything was uploaded: the WAL keeps the rest (%(error)r)", {"error": error})
@@ -349,9 +350,10 @@ class Storage:
         self.seal()
         await self.uploads.drain()
         ends = {stream.stream_id: stream.confirmed_offset for stream in streams if stream.closed is None}
+        leader_epochs = {stream.stream_id: stream.leader_epoch for stream in streams if stream.closed is None}
         for stream in streams:
             stream.withhold(StreamClosed(f"stream {stream.stream_id} is on its way to another node"))
-        await self.metadata.close_streams(ends)
+        await self.metadata.close_streams(ends, leader_epochs)
         for stream_id in ends:
             self.forget_stream(stream_id, StreamClosed(f"stream {stream_id} moved to another node"))
 

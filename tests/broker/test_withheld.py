@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -25,10 +26,10 @@ async def test_readers_are_sent_on_as_soon_as_the_close_is_sent(
     is_sent, is_answered = asyncio.Event(), asyncio.Event()
     close_streams = storage.metadata.close_streams
 
-    async def slowly(end_offsets: object) -> None:
+    async def slowly(*arguments: Any) -> None:
         is_sent.set()
         await is_answered.wait()  # it may be committed, and its answer on the way
-        await close_streams(end_offsets)  # type: ignore[arg-type]
+        await close_streams(*arguments)
 
     monkeypatch.setattr(storage.metadata, "close_streams", slowly)
     async with await Wire.connect(node.bootstrap_servers) as reader:

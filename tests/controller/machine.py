@@ -147,8 +147,16 @@ class Machine:
         return self.do(OpenStreams(node_id=node_id, node_epoch=self.node_epoch(node_id), stream_ids=streams))
 
     def close(self, node_id: int, end_offsets: Mapping[int, int]) -> None:
+        self.do(self.closing(node_id, end_offsets))
+
+    def closing(self, node_id: int, end_offsets: Mapping[int, int]) -> CloseStreams:
+        """What a node sends that holds them as they are held now."""
         ends = {StreamId(stream_id): end for stream_id, end in end_offsets.items()}
-        self.do(CloseStreams(node_id=node_id, node_epoch=self.node_epoch(node_id), end_offsets=ends))
+        streams = self.state.tables.streams
+        leader_epochs = {stream_id: streams[stream_id].leader_epoch for stream_id in ends if stream_id in streams}
+        return CloseStreams(
+            node_id=node_id, node_epoch=self.node_epoch(node_id), end_offsets=ends, leader_epochs=leader_epochs
+        )
 
     def reassign(self, targets: Mapping[int, int]) -> None:
         self.do(ReassignStreams(targets={StreamId(stream_id): target for stream_id, target in targets.items()}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 
 from controller.config import ControllerSettings
 from controller.controller import Controller, TopicSpec
@@ -31,9 +32,7 @@ class Opener:
             while True:
                 mine = self._mine()
                 await metadata.open_streams([stream.stream_id for stream in mine if not stream.wal_id])
-                await metadata.close_streams(
-                    {stream.stream_id: 0 for stream in mine if stream.wal_id and stream.target_node_id != -1}
-                )
+                await self._close([stream for stream in mine if stream.wal_id and stream.target_node_id != -1])
                 await asyncio.sleep(0.05)
 
         self._task = asyncio.create_task(work())
@@ -41,6 +40,11 @@ class Opener:
     def _mine(self) -> list[StreamState]:
         streams = self._node.image.state.tables.streams.values()
         return [stream for stream in streams if stream.node_id == self._node_id]
+
+    async def _close(self, streams: Sequence[StreamState]) -> None:
+        assert self._metadata is not None
+        leader_epochs = {stream.stream_id: stream.leader_epoch for stream in streams}
+        await self._metadata.close_streams(dict.fromkeys(leader_epochs, 0), leader_epochs)
 
     async def stop(self) -> None:
         assert self._task is not None
@@ -51,7 +55,7 @@ class Opener:
         """Stop as a broker does: close everything, and say so."""
         await self.stop()
         assert self._metadata is not None
-        await self._metadata.close_streams({stream.stream_id: 0 for stream in self._mine() if stream.wal_id})
+        await self._close([stream for stream in self._mine() if stream.wal_id])
         await self._metadata.leave_cluster()
 
 
@@ -240,9 +244,10 @@ def test_what_a_dead_node_has_closed_goes_to_others_and_what_it_has_open_stays()
         dead_id = nodes.index(dead) + 1
         await openers[dead_id - 1].stop()
         held_open, closed = [s.stream_id for s in leader.image.state.tables.streams.values() if s.node_id == dead_id]
+        leader_epoch = leader.image.state.tables.streams[closed].leader_epoch
         registered = leader.image.node(dead_id)
         assert registered is not None
-        await leader.bind(dead_id, registered.node_epoch).close_streams({closed: 0})
+        await leader.bind(dead_id, registered.node_epoch).close_streams({closed: 0}, {closed: leader_epoch})
         await dead.close()
         await asyncio.sleep(10)
         streams = leader.image.state.tables.streams

@@ -52,7 +52,7 @@ def test_a_node_from_its_registration_to_its_reads() -> None:
         await metadata.forget_objects([objects[0]])
         assert metadata.expired_objects() == []
 
-        await port.close_streams({stream: 40})
+        await port.close_streams({stream: 40}, {stream: 0})
         topic = controller.image.topic("orders")
         assert topic is not None
         assert not topic.partitions[0].is_open

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from controller.errors import NodeRefused, StreamNotDrained, UnknownNode
@@ -106,6 +108,28 @@ def test_a_stream_is_closed_only_when_objects_hold_all_of_it() -> None:
     machine.close(1, {streams[1]: 0, streams[0]: 10})
     machine.close(1, {streams[1]: 0, streams[0]: 99, 999: 5})  # held no more: nothing to do
     assert {machine.stream(stream).status for stream in streams} == {StreamStatus.CLOSED}
+
+
+def test_a_close_that_comes_again_leaves_alone_what_was_opened_since() -> None:
+    """Its answer was lost, or it was long on its way, and its sender has the stream open again under the next leader epoch."""
+    machine, (stream,) = ready()
+    machine.upload(1, stream_range(stream, 0, 10))
+    close = machine.closing(1, {stream: 10})
+    machine.do(close)
+    (opened,) = machine.open(1, [stream])
+    entries = len(machine.log)
+    machine.do(close)
+    assert len(machine.log) == entries
+    assert machine.stream(stream).status is StreamStatus.OPEN
+    assert machine.upload(1, stream_range(stream, 10, 20, leader_epoch=opened.leader_epoch))[1] == {}
+    machine.do(close)
+    assert machine.stream(stream).status is StreamStatus.OPEN, "also where its end is another one by now"
+
+
+def test_a_close_by_a_node_of_an_older_version_names_no_epochs() -> None:
+    machine, (stream,) = ready()
+    machine.do(replace(machine.closing(1, {stream: 0}), leader_epochs={}))
+    assert machine.stream(stream).status is StreamStatus.CLOSED
 
 
 def test_retention_drops_whole_ranges_and_unreferences_their_objects() -> None:

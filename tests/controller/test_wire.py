@@ -91,7 +91,7 @@ SAMPLES: list[Command[Any]] = [
     AddPartitions(topic_id=ID, partition_count=5, max_partitions=6),
     ConfigureTopic(topic_id=ID, changes={"a": None}),
     OpenStreams(node_id=1, node_epoch=2, stream_ids=(StreamId(1), StreamId(2))),
-    CloseStreams(node_id=1, node_epoch=2, end_offsets={StreamId(1): 2}),
+    CloseStreams(node_id=1, node_epoch=2, end_offsets={StreamId(1): 2}, leader_epochs={StreamId(1): 3}),
     TrimStreams(node_id=1, node_epoch=2, log_start_offsets={StreamId(1): 2**62}, at_ms=3),
     ReassignStreams(targets={StreamId(1): 2, StreamId(2): -1}),
     RecoverWal(node_id=1, node_epoch=2, wal_id="w"),

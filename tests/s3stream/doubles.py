@@ -193,7 +193,7 @@ class DictMetadata:
     async def open_streams(self, stream_ids: Sequence[StreamId]) -> Sequence[OpenedStream]:
         raise NotImplementedError
 
-    async def close_streams(self, end_offsets: Mapping[StreamId, int]) -> None:
+    async def close_streams(self, end_offsets: Mapping[StreamId, int], leader_epochs: Mapping[StreamId, int]) -> None:
         raise NotImplementedError
 
     async def trim_streams(self, log_start_offsets: Mapping[StreamId, int]) -> None:

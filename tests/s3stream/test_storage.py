@@ -117,7 +117,10 @@ class Metadata:
                 )
         return opened
 
-    async def close_streams(self, end_offsets: Mapping[StreamId, int]) -> None:
+    async def close_streams(self, end_offsets: Mapping[StreamId, int], leader_epochs: Mapping[StreamId, int]) -> None:
+        assert leader_epochs == {
+            stream_id: self.epochs[stream_id] for stream_id in end_offsets if stream_id in self.ends
+        }
         self.closed.update(end_offsets)
 
     async def trim_streams(self, log_start_offsets: Mapping[StreamId, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from multiprocessing.pool import Pool
 from typing import Any
@@ -18,7 +19,7 @@ from controller.detection import Judged, Verdict, Watch
 from controller.lease import Lease
 from controller.node_metadata import NodeMetadata
 from controller.tables import NodeStatus, Tables
-from s3stream.metadata import OpenedStream
+from s3stream.metadata import OpenedStream, StreamId
 from tests.sim.cluster import simulate_cluster
 from tests.sim.planting import Plant, is_found_among
 from wal.aside import SalvagedWal
@@ -72,7 +73,10 @@ def opened_before_the_recovery_is_committed(patch: pytest.MonkeyPatch) -> None:
 
     async def closed_at_once(self: NodeMetadata, wal_id: str) -> Sequence[OpenedStream]:
         claimed = await recover_wal(self, wal_id)
-        await self.close_streams({opened.stream_id: opened.committed_end_offset for opened in claimed})
+        await self.close_streams(
+            {opened.stream_id: opened.committed_end_offset for opened in claimed},
+            {opened.stream_id: opened.leader_epoch for opened in claimed},
+        )
         return claimed
 
     patch.setattr(NodeMetadata, "recover_wal", closed_at_once)
@@ -95,6 +99,18 @@ def commands_of_the_dead_obeyed(patch: pytest.MonkeyPatch) -> None:
     for module in (controller.commands, controller.streams, controller.objects, controller.nodes):
         if hasattr(module, "check_node"):
             patch.setattr(module, "check_node", without_health)
+
+
+def closes_obeyed_that_come_again(patch: pytest.MonkeyPatch) -> None:
+    """A close names no leader epochs. So that a few hundred seeds are enough, each comes twice, as where its answer is lost."""
+    close_streams = NodeMetadata.close_streams
+
+    async def twice(self: NodeMetadata, end_offsets: Mapping[StreamId, int], leader_epochs: object) -> None:
+        await close_streams(self, end_offsets, {})
+        await asyncio.sleep(1.0)
+        await close_streams(self, end_offsets, {})
+
+    patch.setattr(NodeMetadata, "close_streams", twice)
 
 
 # ---- leases and deaths
@@ -149,6 +165,7 @@ PLANTS: Mapping[Plant, int] = {
     recovery_ends_at_the_first_gap_and_says_nothing: 1,
     opened_before_the_recovery_is_committed: 1,
     claims_ignored: 1,
+    closes_obeyed_that_come_again: 1,
     commands_of_the_dead_obeyed: 1,
     answers_after_the_end_of_the_lease: 1,
     lease_taken_without_a_look: 7,
