@@ -20,6 +20,7 @@ from controller.lease import Lease
 from controller.node_metadata import NodeMetadata
 from controller.tables import NodeStatus, Tables
 from s3stream.metadata import OpenedStream, StreamId
+from s3stream.stream import Stream
 from tests.sim.cluster import simulate_cluster
 from tests.sim.planting import Plant, is_found_among
 from wal.aside import SalvagedWal
@@ -159,6 +160,21 @@ def records_taken_while_a_partition_leaves(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Partition, "leave", lambda self: setattr(self, "leaving", True))
 
 
+def readers_answered_once_a_close_is_sent(patch: pytest.MonkeyPatch) -> None:
+    """A close may be committed before its answer is here: others have written since, and the end known here is no end any more.
+
+    So that a few hundred seeds are enough, answers take a while. That alone does no harm.
+    """
+    close_streams = NodeMetadata.close_streams
+
+    async def answered_late(self: NodeMetadata, *arguments: Any) -> None:
+        await close_streams(self, *arguments)
+        await asyncio.sleep(2.0)
+
+    patch.setattr(NodeMetadata, "close_streams", answered_late)
+    patch.setattr(Stream, "withhold", lambda self, reason: None)
+
+
 PLANTS: Mapping[Plant, int] = {
     fence_of_a_disk_skipped: 248,
     fence_of_a_bucket_skipped: 1,
@@ -172,6 +188,7 @@ PLANTS: Mapping[Plant, int] = {
     dead_as_soon_as_suspected: 1,
     nobody_is_taken_for_dead: 1,
     records_taken_while_a_partition_leaves: 2,
+    readers_answered_once_a_close_is_sent: 10,
 }
 """And the seed to try first."""
 
