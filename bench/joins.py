@@ -18,25 +18,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bench.broker import BrokerFailed
-from bench.cluster import (
-    RATE_BYTES,
-    TIMEOUT_S,
-    Load,
-    Node,
-    Reader,
-    all_of,
-    fail_on,
-    leaders,
-    print_spread,
-    running_node,
-)
+from bench.cluster import TIMEOUT_S, Node, all_of, leaders, running_node, running_nodes
+from bench.latencies import RATE_BYTES, Load, Reader, clients, print_spread
 
 __all__ = ["run"]
 
 _TOPIC = "few"
 _PARTITIONS = 12
 _ROUNDS = 6
-_JOINS = 3
+_STAY = 2
+"""Brokers that run all the time."""
+_JOINS = _STAY + 1
 """The node id of the one that comes and goes."""
 _WARM_UP_S = 5.0
 _STAYS_S = 4.0
@@ -80,17 +72,12 @@ class _Figures:
 def run(work_dir: Path) -> None:
     """Prints how long it takes, and what clients notice."""
     found = _Figures()
-    with running_node(work_dir, 1) as first, running_node(work_dir, 2) as second:
-        nodes = {1: first, 2: second}
-        first.broker.create_topic(_TOPIC, _PARTITIONS)
-        with (
-            Reader(all_of(nodes), _TOPIC) as reader,
-            Load(all_of(nodes), [(_TOPIC, index) for index in range(_PARTITIONS)]) as load,
-        ):
+    with running_nodes(work_dir, _STAY) as nodes:
+        nodes[1].broker.create_topic(_TOPIC, _PARTITIONS)
+        with clients(all_of(nodes), _TOPIC, _PARTITIONS) as (load, reader):
             time.sleep(_WARM_UP_S)
             for _ in range(_ROUNDS):
                 _come_and_go(work_dir, nodes, load, reader, found)
-    fail_on(load.errors + reader.errors)
     found.tell()
 
 

@@ -13,31 +13,19 @@ Always true:
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bench.broker import BrokerFailed
-from bench.cluster import (
-    RATE_BYTES,
-    RECORD_BYTES,
-    TIMEOUT_S,
-    Load,
-    Node,
-    Reader,
-    all_of,
-    fail_on,
-    leaders,
-    print_spread,
-    running_node,
-)
+from bench.cluster import TIMEOUT_S, Node, all_of, leaders, running_nodes
 from bench.following import Following
+from bench.latencies import RATE_BYTES, RECORD_BYTES, clients, print_spread
 from protocol.apis import api_named, decode_response, encode_request
 from protocol.frames import parse_response_header
 from protocol.messages.alter_partition_reassignments import (
@@ -63,15 +51,9 @@ _AFTER_S = 1.5
 
 def run(work_dir: Path) -> None:
     """Prints pauses and drain times."""
-    with _nodes(work_dir) as nodes:
+    with running_nodes(work_dir, _NODES) as nodes:
         _one_at_a_time(nodes)
         _drain(nodes)
-
-
-@contextlib.contextmanager
-def _nodes(work_dir: Path) -> Iterator[Mapping[int, Node]]:
-    with contextlib.ExitStack() as stack:
-        yield {node_id: stack.enter_context(running_node(work_dir, node_id)) for node_id in range(1, _NODES + 1)}
 
 
 def _call(bootstrap: str, name: str, version: int, request: Any) -> Any:
@@ -95,10 +77,7 @@ def _one_at_a_time(nodes: Mapping[int, Node]) -> None:
     before_s: list[float] = []
     produce_s: list[float] = []
     consume_s: list[float] = []
-    with (
-        Load(all_of(nodes), [(topic, index) for index in range(_FEW)]) as load,
-        Reader(all_of(nodes), topic, moved) as reader,
-    ):
+    with clients(all_of(nodes), topic, _FEW, read=moved) as (load, reader):
         time.sleep(_WARM_UP_S)
         home = leaders(nodes, topic)[moved]
         away = next(node_id for node_id in nodes if node_id != home)
@@ -119,7 +98,6 @@ def _one_at_a_time(nodes: Mapping[int, Node]) -> None:
             produce_s.append(load.longest((topic, moved), from_s, to_s))
             consume_s.append(reader.longest(moved, from_s, to_s))
             before_s.extend(load.longest((topic, other), from_s, to_s) for other in range(_FEW) if other != moved)
-    fail_on(load.errors + reader.errors)
     print(f"{RATE_BYTES // 1_000_000} MB/s into {_FEW} partitions, one of them moved {_MOVES} times:")
     print_spread("  pause of its producers", produce_s)
     print_spread("  pause of its consumer", consume_s)
