@@ -187,7 +187,7 @@ async def _serve(settings: BrokerSettings, file_descriptor: int | None) -> int:
     loop = asyncio.get_running_loop()
     settings = settings.replace(max_connections=connections_that_fit(settings.max_connections))
     gc.set_threshold(*GC_THRESHOLDS)  # for recovery, too
-    node = Node(settings)
+    node = Node(settings, lookout=True)
     link = None if file_descriptor is None else await NodeLink.open(file_descriptor)
     stop = asyncio.Event()
 

@@ -47,6 +47,7 @@ class Node:
         now_ms: Callable[[], int] = wall_clock_ms,
         rng: random.Random | None = None,
         wrap_store: Callable[[ObjectStore], ObjectStore] | None = None,
+        lookout: bool = False,
     ) -> None:
         """Take the settings; nothing is opened before `async with`.
 
@@ -54,11 +55,13 @@ class Node:
             now_ms: The wall clock, for tests that move it.
             rng: Where ids come from; give a seeded one to make a run repeatable.
             wrap_store: Puts something between the broker and its object store, such as faults. Compaction then stays in this process.
+            lookout: Among others, keep the lease with the help of a thread where the event loop is late: what the commands do.
         """
         self.settings = BrokerSettings() if settings is None else settings
         self._now_ms = now_ms
         self._rng = random.Random() if rng is None else rng
         self._wrap_store = wrap_store
+        self._lookout = lookout
         self.hands_over = True
         """At its end it first gives its partitions to other nodes, if there are any. Set it to False where all of them stop."""
         self._stack = AsyncExitStack()
@@ -77,6 +80,7 @@ class Node:
                     on_failed=self._failed,
                     wrap_store=self._wrap_store,
                     hands_over=lambda: self.hands_over,
+                    has_lookout=self._lookout,
                     host=host_identity(),
                 ),
             )

@@ -10,11 +10,20 @@ are not deleted before `entry_min_age_ms`, and the log's end was known less than
 read as well. A node that leads reads the leader object, one GET: where it still names it, nobody else can have committed anything. It does
 not where it committed just now.
 
+Who renews it. The event loop, as long as that is in time. Where it is late, a thread looks in its place (`lookout.py`), by the rule of the
+first paragraph, word for word: it asks for the entries from the first on that the event loop has not applied, and the last of these reads,
+which found none, began at t; no entry before that one concerns this registration. The two share values that are replaced as a whole: the
+event loop says what it *knows*, the thread which *look* it had. Whether a look counts is decided by the event loop, whenever it answers:
+both carry the number of losses of trust that the event loop knew of, and a look counts while that is the present one. So no order of the
+two does harm. A look that began before a suspicion was committed is good until t + `lease_ms`, as a read of the event loop's is, and ends at once where
+the event loop hears of the suspicion first, also where the look is told only after that; once trusted again, a node goes by looks that began after that.
+
 Always true:
 - Time is that of a clock that goes on while the machine sleeps (CLOCK_BOOTTIME), read before the bucket is asked, and again at each answer.
 - A lease is about answers that could be stale. Records are safe without one, since the WAL is fenced before anybody takes over
   (docs/decisions/0003): while the bucket does not answer, which also keeps everybody from taking over, records are taken until the WAL
-  is full. Not after this process stood still: then nothing is answered before the bucket was asked, or found not to answer.
+  is full. Not after this process stood still: then nothing is answered before the bucket was asked, or found not to answer. That the
+  bucket does not answer is found by the event loop alone.
 """
 
 from __future__ import annotations
@@ -24,6 +33,7 @@ import enum
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from controller.config import ControllerSettings
@@ -33,7 +43,7 @@ from controller.image import Image
 from controller.tables import NodeStatus
 from s3stream.errors import MetadataUnavailable, NodeFenced
 
-__all__ = ["ALWAYS", "Lease", "LeaseState", "Serving", "boottime_s"]
+__all__ = ["ALWAYS", "Known", "Lease", "LeaseState", "Registration", "Serving", "boottime_s"]
 
 _log: Final = logging.getLogger("tidelog.controller")
 
@@ -119,6 +129,33 @@ class Registration(Protocol):
     node_epoch: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What the event loop knows, for whoever looks at the bucket beside it: this node is trusted, after all that it has applied."""
+
+    trust: int
+    """How often it was found not to be trusted before."""
+    next_index: int
+    """The first entry that is not applied."""
+    tail_known_s: float
+    """When the newest read began that found the log's end, there or before."""
+    as_of_s: float
+    """Of the lease that the event loop took."""
+    moved_s: float
+    """When the event loop said this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What was found beside the event loop: the log's end, and nothing before it that concerns this node."""
+
+    trust: int
+    """As it was known when the look began."""
+    as_of_s: float
+    gaps: int
+    """How often such a look came when the lease had run out."""
+
+
 class Lease:
     """The lease of one registration. `run` renews it."""
 
@@ -143,6 +180,13 @@ class Lease:
         self._cut_off_until_s = 0.0
         self._tail_known_s = float("-inf")
         """When the newest read began that found the log's end."""
+        self._trust = 0
+        """Grows whenever this node is found not to be trusted: what was seen before counts no more."""
+        self._known: Known | None = None
+        """Replaced as a whole, by the event loop."""
+        self._look = _Look(trust=-1, as_of_s=float("-inf"), gaps=0)
+        """Replaced as a whole, by the one who looks beside it."""
+        self._gaps_told = 0
         self._wanted = asyncio.Event()
         self._held = asyncio.Event()
         """Set when it was held for the first time."""
@@ -153,18 +197,24 @@ class Lease:
     @property
     def serves(self) -> bool:
         """See Serving."""
-        return self._clock() < self._until_s
+        now_s = self._clock()
+        return now_s < self._until_s or now_s < self._extended_until_s
 
     @property
     def takes_records(self) -> bool:
         """See Serving."""
-        now_s = self._clock()
-        return now_s < self._until_s or now_s < self._cut_off_until_s
+        return self.serves or self._clock() < self._cut_off_until_s
 
     @property
     def remaining_s(self) -> float:
         """How long it holds without another renewal; 0 where it does not."""
-        return max(self._until_s - self._clock(), 0.0)
+        return max(max(self._until_s, self._extended_until_s) - self._clock(), 0.0)
+
+    @property
+    def _extended_until_s(self) -> float:
+        """By the newest look from beside the event loop, if that counts."""
+        look = self._look
+        return look.as_of_s + self._lease_s if look.trust == self._trust else 0.0
 
     @property
     def state(self) -> LeaseState:
@@ -175,9 +225,50 @@ class Lease:
     def metadata_changed(self) -> None:
         """Something was applied: a suspicion ends the lease at once, and one that was withdrawn lets it be taken."""
         if not self._is_trusted:
-            self._until_s = self._cut_off_until_s = 0.0
+            self._lose()
         elif not self.serves:
             self._wanted.set()
+
+    def _lose(self) -> None:
+        self._trust += 1
+        self._known = None
+        self._until_s = self._cut_off_until_s = 0.0
+
+    # ---- beside the event loop
+
+    def beat(self) -> None:
+        """The event loop moves, and says what it knows."""
+        if not self._until_s or not self._is_trusted:
+            self._known = None
+            return
+        self._known = Known(
+            trust=self._trust,
+            next_index=self._log.next_index,
+            tail_known_s=self._tail_known_s,
+            as_of_s=self._until_s - self._lease_s,
+            moved_s=self._clock(),
+        )
+
+    @property
+    def known(self) -> Known | None:
+        """What the event loop said last; None where there is no lease that could be extended. May be asked by another thread."""
+        return self._known
+
+    def extend(self, known: Known, as_of_s: float) -> None:
+        """The log was read to its end, beginning as of then, by somebody who started from what was known, and found nothing that
+        concerns this node. May be called by one other thread."""
+        gap = known.trust == self._trust and not self.serves
+        self._look = _Look(trust=known.trust, as_of_s=as_of_s, gaps=self._look.gaps + gap)
+
+    def _tell_gaps(self) -> None:
+        """What ran out, and was taken anew beside the event loop before that noticed, is a lapse as well."""
+        gaps = self._look.gaps
+        if gaps != self._gaps_told and not self._lapse_told:
+            self.lapses += 1
+            _log.warning("this node was without a lease for a moment, since its event loop, and the bucket, were slow")
+        self._gaps_told = gaps
+
+    # ---- on it
 
     @property
     def _is_trusted(self) -> bool:
@@ -197,15 +288,14 @@ class Lease:
         interval_s = self._lease_s / _RENEWALS_PER_LEASE
         while True:
             self._wanted.clear()
+            self._tell_gaps()
             as_of_s = self._clock()
             try:
                 as_of_s = await self._renew(as_of_s)
                 async with asyncio.timeout(interval_s):
                     await self._complete_registration()
             except NodeFenced:
-                self._until_s = self._cut_off_until_s = (
-                    0.0  # the metadata, when it is read, says who is this node by now
-                )
+                self._lose()  # the metadata, when it is read, says who is this node by now
             except (
                 MetadataUnavailable,
                 ControllerError,
@@ -247,7 +337,7 @@ class Lease:
             await asyncio.gather(reading, return_exceptions=True)
         self._cut_off_until_s = 0.0
         if not self._is_trusted:
-            self._until_s = 0.0
+            self._lose()
             return as_of_s
         if self._clock() >= as_of_s + self._lease_s:
             return as_of_s

@@ -43,6 +43,8 @@ class Purpose(enum.StrEnum):
     """Deletion, and looking for what is to be deleted."""
     METADATA = "metadata"
     """The metadata log: entries, snapshots, floor and leader object."""
+    LEASE = "lease"
+    """Looks at the metadata log by which a node that is busy keeps its lease; others are of the metadata."""
     READ = "read"
     """Of what is in objects only: catch-up reads, and states at a start."""
     WAL = "wal"

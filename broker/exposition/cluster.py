@@ -57,6 +57,10 @@ def _statuses(parts: Parts) -> Mapping[str, float | Histogram]:
     return counts
 
 
+def _looks(parts: Parts) -> Mapping[str, float | Histogram]:
+    return {} if parts.lookout is None else {str(found): count for found, count in parts.lookout.found.items()}
+
+
 def _unreferenced_bytes(parts: Parts) -> float:
     return sum(value.size_bytes for value in parts.controller.image.state.tables.unreferenced.values())
 
@@ -137,6 +141,14 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "tidelog_lease_lapses_total",
                 "How often this node was without a lease after it had one.",
                 lambda parts: 0 if parts.lease is None else parts.lease.lapses,
+            ),
+            labelled(
+                "counter",
+                "tidelog_lease_looks_total",
+                "found",
+                "Looks that a thread had at the bucket for the lease, since the event loop was late: tail (the lease holds on), concern (an entry that "
+                "may end it, which the event loop is to see), failure (no answer in time). None while the event loop renews the lease itself.",
+                by_value(_looks),
             ),
             counter(
                 "tidelog_partition_reassignments_total",

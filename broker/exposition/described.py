@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from broker.topics import Topics
     from controller.controller import Controller
     from controller.lease import Lease
+    from controller.lookout import Lookout
     from controller.tcp import PeerTraffic
     from s3stream.collector import Collector as ObjectCollector
     from s3stream.compactor import Compactor
@@ -51,6 +52,8 @@ class Parts:
     controller: Controller
     lease: Lease | None
     """None where the node is alone."""
+    lookout: Lookout | None
+    """Likewise, and where no thread looks at the bucket."""
     peer_traffic: PeerTraffic
     topics: Topics
     partitions: Partitions

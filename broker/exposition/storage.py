@@ -186,8 +186,8 @@ SECTIONS: tuple[tuple[str, tuple[Described, ...]], ...] = (
                 "counter",
                 "tidelog_object_store_billed_requests_total",
                 ("purpose", "request"),
-                "Requests as a bucket's bill counts them, by what they are for (upload, compaction, collection, metadata, read, probe, and wal"
-                " where that is in a bucket) and by price: put (with copies and each part of a multipart upload), list (by page, at the price"
+                "Requests as a bucket's bill counts them, by what they are for (upload, compaction, collection, metadata, lease, read, probe,"
+                " and wal where that is in a bucket) and by price: put (with copies and each part of a multipart upload), list (by page, at the price"
                 " of a put), get (and all others), delete (free). Attempts repeated after errors are not in it.",
                 _billed,
             ),

@@ -128,6 +128,7 @@ async def start_broker(settings: BrokerSettings, around: Surroundings) -> AsyncI
                 damage=up.damage,
                 controller=opened.controller,
                 lease=registered.lease,
+                lookout=work.lookout,
                 peer_traffic=opened.peer_traffic,
                 topics=broker.topics,
                 partitions=broker.partitions,

@@ -30,6 +30,8 @@ class Surroundings:
     """Seconds, for figures only."""
     boottime: Callable[[], float] = boottime_s
     """Seconds that go on while the machine sleeps, for leases."""
+    has_lookout: bool = False
+    """A thread looks at the bucket in place of an event loop that is late, with a client of the store of its own."""
     host: str = ""
     """Identity of the machine; empty: none that others could be on."""
 

@@ -18,6 +18,7 @@ from broker.load_meter import LoadMeter
 from broker.retention import Retention
 from broker.salvage import take_out
 from broker.shares import recovery_settings, worker_settings
+from broker.wiring.lookout import new_lookout
 from broker.wiring.outside import Opened
 from broker.wiring.parts import Registered
 from broker.wiring.surroundings import Surroundings
@@ -66,6 +67,7 @@ class Work:
     ) -> None:
         self._broker = broker
         self._lease = registered.lease
+        self.lookout = new_lookout(settings, around, opened, registered)
         self._ruled = opened.ruled
         self._background = Background()
         self.compactor = _compactor(settings, around, opened, registered)
@@ -130,6 +132,8 @@ class Work:
             self._background.start("a look at the bucket's rules", tell_rules(bucket, paths))
         if self._lease is not None:
             self._background.start("the lease", self._lease.run())
+        if self.lookout is not None:
+            self._background.start("a lookout for the lease", self.lookout.run())
         self._background.start("partitions that leave", self._broker.handover.run())
         self._background.start("retention", self.retention.run())
         controller = self._broker.controller

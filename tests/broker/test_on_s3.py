@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from broker.__main__ import main
+from broker.wiring.lookout import LogReader
+from controller.config import ControllerSettings
+from controller.entry import EntryHeader, encode_entry
+from controller.records import NodeUnregistered, encode_records
+from s3stream.config import ObjectStoreSettings
 from s3stream.memory import MemoryObjectStore
-from s3stream.objectstore import AccessDenied, Buffer
+from s3stream.metered import Purpose, Usage
+from s3stream.objectstore import AccessDenied, Buffer, NotFound
+from s3stream.open import open_object_store
 from s3stream.probe import UnsuitableObjectStore
 from tests.broker.conftest import StartNode
 from tests.broker.wire import Wire, batch, eventually
@@ -45,6 +54,39 @@ async def test_what_was_produced_is_read_back_from_the_bucket(start_node: StartN
         assert await wire.fetch_all("t", partition=1) == [b"other"]
         assert node.running.store.bytes_read > 2_000_000
         assert (await wire.produce("t", batch(b"next"))).base_offset == len(values)
+
+
+async def test_a_thread_reads_the_metadata_log_with_a_client_of_its_own(bucket_uri: str) -> None:
+    """As for the lease, while the event loop is late: here it is blocked the whole time."""
+    opened = open_object_store(bucket_uri, rng=random.Random(0))
+    record = NodeUnregistered(node_id=7)
+    header = EntryHeader(index=3, controller_epoch=1, nonce=bytes(16))
+    await opened.store.put(opened.paths.log_entry(3), encode_entry(header, encode_records([record])))
+    await opened.store.close()
+    usage = Usage()
+
+    async def read(uri: str) -> None:
+        settings = ObjectStoreSettings(request_timeout_ms=10_000, deadline_ms=10_000)
+        controller_settings = ControllerSettings()
+        reader = LogReader(
+            uri, settings=settings, controller_settings=controller_settings, usage=usage, rng=random.Random(0)
+        )
+        try:
+            found = await reader.read_entry(3)
+            assert found is not None
+            assert (found.header, list(found.records)) == (header, [record])
+            assert await reader.read_entry(4) is None, "a 404 is an answer"
+        finally:
+            await reader.close()
+
+    def read_in_a_thread(uri: str) -> None:
+        with ThreadPoolExecutor(1) as executor:
+            executor.submit(asyncio.run, read(uri)).result()
+
+    read_in_a_thread(bucket_uri)
+    assert usage.of(Purpose.LEASE).gets == 2
+    with pytest.raises((AccessDenied, NotFound)):  # which extends no lease
+        read_in_a_thread(bucket_uri.replace("s3://new-", "s3://no-"))
 
 
 class WithoutConditions(MemoryObjectStore):

@@ -22,6 +22,7 @@ from tests.cluster.brokers import (
     Load,
     all_of,
     create_topic,
+    figures,
     leaders,
     leading,
     led_when,
@@ -30,7 +31,7 @@ from tests.cluster.brokers import (
     running_brokers,
     shared,
 )
-from tests.crash.process import BrokerProcess
+from tests.crash.process import BrokerProcess, free_port
 
 pytestmark = pytest.mark.crash
 
@@ -118,25 +119,35 @@ async def test_a_paused_broker_that_was_taken_for_dead_tells_and_takes_nothing_w
         assert await wire.fetch_all("t", partition=partition) == [b"%d" % number for number in range(10)]
 
 
-async def test_a_broker_whose_event_loop_is_blocked_is_not_taken_for_dead(tmp_path: Path) -> None:
-    # Patience for a machine that is short of breath itself: still, a silence of BLOCKED_S would be a death.
-    patient = {"broker.session.timeout.ms": 4_000}
-    with running_brokers(tmp_path, program="tests.cluster.blockable", **patient) as brokers:
+async def test_a_broker_whose_event_loop_is_blocked_is_not_taken_for_dead_and_keeps_its_lease(tmp_path: Path) -> None:
+    # Patience for a machine that is short of breath itself: still, a silence of BLOCKED_S would be a death, and the end of a lease.
+    patient = {"broker.session.timeout.ms": 4_000, "broker.lease.ms": 5_000}
+
+    def served(node_id: int) -> dict[str, object]:
+        return {"metrics.listeners": f"HTTP://127.0.0.1:{free_port()}"}
+
+    with running_brokers(tmp_path, program="tests.cluster.blockable", of_each=served, **patient) as brokers:
         create_topic(brokers, "t", 3)
-        await shared(brokers, "t", {1: 1, 2: 1, 3: 1})
+        led = await shared(brokers, "t", {1: 1, 2: 1, 3: 1})
         controller = await leading(tmp_path / "objects", brokers)
         follower = next(node_id for node_id in brokers if node_id != controller)
+        lapses = figures(brokers, "tidelog_lease_lapses_total")
         with Load(all_of(brokers), "t", 3) as load:
             for blocked in (follower, controller):
+                (partition,) = [index for index, leader in led.items() if leader == blocked]
+                looks = figures(brokers, "tidelog_lease_looks_total", found="tail")
                 async with await Wire.connect(brokers[blocked].bootstrap_servers) as wire:
                     os.kill(brokers[blocked].pid, signal.SIGUSR1)
                     await asyncio.sleep(0.5)
                     blocked_s = time.monotonic()
-                    await wire.list_offset("t", LATEST)
+                    told = await wire.list_offset("t", LATEST, partition=partition)
                     assert time.monotonic() - blocked_s > BLOCKED_S / 2, "it was blocked indeed"
+                    assert told.error_code == 0, "it had its lease when it woke"
                 await asyncio.sleep(2.0)
+                assert figures(brokers, "tidelog_lease_looks_total", found="tail")[blocked] > looks[blocked]
         assert load.errors == []
         print(f"the longest gap between acknowledgements was {load.longest_gap_s:.2f} s")
+        assert figures(brokers, "tidelog_lease_lapses_total") == lapses
         for broker in brokers.values():
             assert "a node is taken for dead" not in broker.log_path.read_text()
             assert not broker.has_ended(), broker.log_tail()
