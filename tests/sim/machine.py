@@ -23,7 +23,7 @@ from typing import Any
 from broker.config import BrokerSettings
 from broker.node import Node
 from controller.errors import ControllerError, NodeRefused
-from s3stream.errors import MetadataUnavailable, NodeFenced, StorageError, StorageFenced
+from s3stream.errors import MetadataUnavailable, NodeFenced, StorageError, StorageFenced, TakenForDead
 from s3stream.memory import Faults, MemoryObjectStore
 from s3stream.objectstore import ObjectStoreError
 from s3stream.paths import Paths
@@ -363,7 +363,7 @@ def new_volume(scenario: Scenario, rng: random.Random, node_id: int) -> Volume:
 def _caused_by_a_fence(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, WalFenced | NodeFenced):
         error = error.__cause__
-    return error is not None and error.__cause__ is None
+    return error is not None and (error.__cause__ is None or isinstance(error, TakenForDead))
 
 
 def _caused_by_disk(error: BaseException | None) -> bool:
