@@ -186,8 +186,8 @@ PLANTS: Mapping[Plant, int] = {
     answers_after_the_end_of_the_lease: 1,
     lease_taken_without_a_look: 7,
     dead_as_soon_as_suspected: 1,
-    nobody_is_taken_for_dead: 1,
-    records_taken_while_a_partition_leaves: 2,
+    nobody_is_taken_for_dead: 5,
+    records_taken_while_a_partition_leaves: 13,
     readers_answered_once_a_close_is_sent: 10,
 }
 """And the seed to try first."""
