@@ -15,7 +15,7 @@ from confluent_kafka.admin import AdminClient
 
 from protocol.messages.list_offsets import ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic
 from tests.broker.wire import Wire, batch, fetch_request, produce_request
-from tests.cluster.blockable import BLOCKED_S
+from tests.cluster.blockable import BLOCKED_S, SLOW_S
 from tests.cluster.brokers import (
     TIMEOUT_S,
     Brokers,
@@ -151,6 +151,31 @@ async def test_a_broker_whose_event_loop_is_blocked_is_not_taken_for_dead_and_ke
         for broker in brokers.values():
             assert "a node is taken for dead" not in broker.log_path.read_text()
             assert not broker.has_ended(), broker.log_tail()
+
+
+async def test_a_broker_whose_event_loop_is_slow_answers_on(tmp_path: Path) -> None:
+    """Its own renewals take longer than a lease, since each of their steps waits for a turn of the loop."""
+
+    def served(node_id: int) -> dict[str, object]:
+        return {"metrics.listeners": f"HTTP://127.0.0.1:{free_port()}"}
+
+    patient = {"broker.session.timeout.ms": 4_000}
+    with running_brokers(tmp_path, 2, program="tests.cluster.blockable", of_each=served, **patient) as brokers:
+        create_topic(brokers, "t", 2)
+        led = await shared(brokers, "t", {1: 1, 2: 1})
+        controller = await leading(tmp_path / "objects", brokers)
+        slow = next(node_id for node_id in brokers if node_id != controller)
+        (partition,) = [index for index, leader in led.items() if leader == slow]
+        looks = figures(brokers, "tidelog_lease_looks_total", found="tail")
+        async with await Wire.connect(brokers[slow].bootstrap_servers) as wire:
+            os.kill(brokers[slow].pid, signal.SIGUSR2)
+            until_s = time.monotonic() + SLOW_S
+            codes = []
+            while time.monotonic() < until_s:
+                codes.append((await wire.list_offset("t", LATEST, partition=partition)).error_code)
+        print(f"{len(codes)} answers in {SLOW_S} s")
+        assert set(codes) == {0}
+        assert figures(brokers, "tidelog_lease_looks_total", found="tail")[slow] > looks[slow]
 
 
 async def test_a_broker_that_stops_in_order_is_gone_at_once(brokers: Brokers) -> None:
