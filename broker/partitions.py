@@ -71,6 +71,8 @@ class Partitions:
         self._by_stream: dict[StreamId, Partition] = {}
         self._to_open: dict[StreamId, None] = {}
         self._opening: set[StreamId] = set()
+        self._changed_meanwhile: set[StreamId] = set()
+        """Of those that are being opened: to be looked at again, where the answer leaves them out."""
         self._offline: dict[StreamId, Topic] = {}
         self._to_load: dict[StreamId, Partition] = {}
         self._open_event = asyncio.Event()
@@ -180,12 +182,11 @@ class Partitions:
         for topic in topics:
             for state in topic.info.partitions:
                 stream_id = state.stream_id
-                if (
-                    state.leader == self._node_id
-                    and not state.is_recovering
-                    and stream_id not in self._by_stream
-                    and stream_id not in self._opening
-                ):
+                if state.leader != self._node_id or state.is_recovering or stream_id in self._by_stream:
+                    continue
+                if stream_id in self._opening:
+                    self._changed_meanwhile.add(stream_id)
+                else:
                     self._to_open[stream_id] = None
         if self._to_open:
             self._open_event.set()
@@ -270,8 +271,13 @@ class Partitions:
                 self._open_event.set()
             else:
                 self.adopt(opened.values())
+                again = self._changed_meanwhile.intersection(wanted) - opened.keys()
+                if again:  # the answer may be older than that change
+                    self._to_open.update(dict.fromkeys(again))
+                    self._open_event.set()
             finally:
                 self._opening.difference_update(wanted)
+                self._changed_meanwhile.clear()
 
     async def _load_wanted(self) -> None:
         while True:

@@ -25,7 +25,8 @@ class Command(Generic[R]):
     """Base of all commands; `R` is the type of the reply."""
 
     REPEATABLE: ClassVar[bool] = True
-    """Given twice it does what it does once, and answers the same: where an answer was lost, it may be given again."""
+    """Given twice it does what it does once, and answers the same: where an answer was lost, it may be given again. The first attempt may come
+    late: after the second one, and after what followed from that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -151,16 +151,31 @@ class NodeMetadata(CommittedMetadata):
         )
 
     async def open_streams(self, stream_ids: Sequence[StreamId]) -> Sequence[OpenedStream]:
-        """Open streams on this node's WAL; deleted ones, and those that another node holds, are left out of the answer."""
+        """Open streams on this node's WAL; deleted ones, those that another node holds, and those of which the metadata changed on the way are left
+        out of the answer."""
         if not stream_ids:
             return ()
+        streams = [stream for stream_id in stream_ids if (stream := self._stream(stream_id)) is not None]
         return await self._port.submit(
-            OpenStreams(node_id=self.node_id, node_epoch=self.node_epoch, stream_ids=tuple(stream_ids))
+            OpenStreams(
+                node_id=self.node_id,
+                node_epoch=self.node_epoch,
+                stream_ids=tuple(stream_ids),
+                leader_epochs={stream.stream_id: stream.leader_epoch for stream in streams},
+            )
         )
 
     async def recover_wal(self, wal_id: str) -> Sequence[OpenedStream]:
         """Take over every stream that is open on another WAL, which nobody writes to any more; see `RecoverWal`."""
-        return await self._port.submit(RecoverWal(node_id=self.node_id, node_epoch=self.node_epoch, wal_id=wal_id))
+        streams = self._port.image.state.tables.streams.values()
+        return await self._port.submit(
+            RecoverWal(
+                node_id=self.node_id,
+                node_epoch=self.node_epoch,
+                wal_id=wal_id,
+                leader_epochs={stream.stream_id: stream.leader_epoch for stream in streams if stream.wal_id == wal_id},
+            )
+        )
 
     async def give_back_wal(self, wal_id: str) -> bool:
         """Let others recover a WAL that this node took over; False: there was nothing to give back."""

@@ -13,7 +13,7 @@ Always true:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from controller.commands import Command, Decision, NodeCommand, check_node
@@ -48,10 +48,13 @@ __all__ = [
 class OpenStreams(NodeCommand[Sequence[OpenedStream]]):
     """Open streams on a node's registered WAL.
 
-    Deleted streams, and those that are open on another WAL or are to go to another node, are left out of the reply.
+    Deleted streams, and those that are open on another WAL or are to go to another node, are left out of the reply. So are those that went on
+    from the leader epochs that the node knew. What is given again opens nothing anew: its sender may have appended under the first answer.
     """
 
     stream_ids: tuple[StreamId, ...]
+    leader_epochs: Mapping[StreamId, int] = field(default_factory=dict)
+    """As the node knows them. One of an older version does not say so, and each of its commands opens anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +94,15 @@ class ReassignStreams(Command[None]):
 class RecoverWal(NodeCommand[Sequence[OpenedStream]]):
     """Take over the tail of every stream that is open on a WAL which this node has fenced before it asks.
 
-    Those of a dead node are to go to all living ones when they are closed, evenly.
+    Those of a dead node are to go to all living ones when they are closed, evenly. What is given again takes nothing over anew: its sender
+    may be recovering under the first answer.
 
-    Raises NodeRefused where the WAL's node lives, or another living node recovers it.
+    Raises NodeRefused where the WAL's node lives, another living node recovers it, or a stream went on from the leader epoch that the node knew.
     """
 
     wal_id: str
+    leader_epochs: Mapping[StreamId, int] = field(default_factory=dict)
+    """As of `OpenStreams`, of all streams on the WAL."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,14 +133,17 @@ class AbandonWal(Command[Mapping[StreamId, tuple[int, int]]]):
 
 def open_streams(tables: Tables, command: OpenStreams) -> Decision[Sequence[OpenedStream]]:
     wal_id = check_node(tables, command.node_id, command.node_epoch)
-    opened: list[OpenedStream] = []
+    found: list[OpenedStream] = []
     for stream_id in dict.fromkeys(command.stream_ids):
         stream = tables.streams.get(stream_id)
-        if stream is None:
+        if stream is None or not (
+            stream.wal_id == wal_id or (stream.wal_id == "" and stream.node_id == command.node_id)
+        ):
             continue
-        if stream.wal_id == wal_id or (stream.wal_id == "" and stream.node_id == command.node_id):
-            opened.append(_opened(stream))
-    return _granted(StreamsOpened, command.node_id, wal_id, opened)
+        opened = _opened_from(stream, command.leader_epochs.get(stream_id), StreamStatus.OPEN, command.node_id)
+        if opened is not None:
+            found.append(opened)
+    return _granted(tables, StreamsOpened, command.node_id, wal_id, found)
 
 
 def close_streams(tables: Tables, command: CloseStreams) -> Decision[None]:
@@ -197,8 +206,17 @@ def recover_wal(tables: Tables, command: RecoverWal) -> Decision[Sequence[Opened
     recoverer = recoverer_of(tables, held)
     if recoverer not in (-1, command.node_id):
         raise NodeRefused(f"node {recoverer} recovers WAL {command.wal_id}: leave it to that one")
-    decision = _granted(StreamsRecovering, command.node_id, command.wal_id, [_opened(stream) for stream in held])
-    if owner is None or not held:
+    claimed: list[OpenedStream] = []
+    for stream in held:
+        known_epoch = command.leader_epochs.get(stream.stream_id)
+        opened = _opened_from(stream, known_epoch, StreamStatus.RECOVERING, command.node_id)
+        if opened is None:
+            raise NodeRefused(
+                f"stream {stream.stream_id} is under leader epoch {stream.leader_epoch} by now, not {known_epoch}: look again what WAL {command.wal_id} holds"
+            )
+        claimed.append(opened)
+    decision = _granted(tables, StreamsRecovering, command.node_id, command.wal_id, claimed)
+    if owner is None or not decision.records:
         return decision
     targets = spread(tables, [stream.stream_id for stream in held])
     return Decision((*decision.records, StreamsReassigned(targets=tuple(targets.items()))), decision.reply)
@@ -217,7 +235,7 @@ def give_back_wal(tables: Tables, command: GiveBackWal) -> Decision[bool]:
     if owner is None or tables.node_status(owner.node_id) is not NodeStatus.DEAD or not held:
         return Decision((), False)
     # As before the claim, and under an epoch that its recoverer does not have: what that would still commit is refused.
-    decision = _granted(StreamsOpened, owner.node_id, command.wal_id, [_opened(stream) for stream in held])
+    decision = _granted(tables, StreamsOpened, owner.node_id, command.wal_id, [_opened(stream) for stream in held])
     return Decision(decision.records, True)
 
 
@@ -250,6 +268,19 @@ def _holds(stream: StreamState, node_id: int) -> bool:
     return stream.status is not StreamStatus.CLOSED and stream.node_id == node_id
 
 
+def _opened_from(
+    stream: StreamState, known_epoch: int | None, status: StreamStatus, node_id: int
+) -> OpenedStream | None:
+    """A stream under the leader epoch after the one that is known; which it has already where the same command came before. None: it went on from there."""
+    if known_epoch is None or stream.leader_epoch == known_epoch:
+        return _opened(stream)
+    if stream.leader_epoch == known_epoch + 1 and stream.status is status and stream.node_id == node_id:
+        return replace(
+            _opened(stream), leader_epoch=stream.leader_epoch, least_leader_epoch=max(stream.wal_leader_epoch, 0)
+        )
+    return None
+
+
 def _opened(stream: StreamState) -> OpenedStream:
     return OpenedStream(
         stream_id=stream.stream_id,
@@ -264,12 +295,18 @@ def _opened(stream: StreamState) -> OpenedStream:
 
 
 def _granted(
-    kind: type[StreamsOpened] | type[StreamsRecovering], node_id: int, wal_id: str, opened: Sequence[OpenedStream]
+    tables: Tables,
+    kind: type[StreamsOpened] | type[StreamsRecovering],
+    node_id: int,
+    wal_id: str,
+    opened: Sequence[OpenedStream],
 ) -> Decision[Sequence[OpenedStream]]:
-    if not opened:
-        return Decision((), ())
-    streams = tuple((stream.stream_id, stream.leader_epoch) for stream in opened)
-    return Decision((kind(node_id=node_id, wal_id=wal_id, streams=streams),), tuple(opened))
+    new = tuple(
+        (stream.stream_id, stream.leader_epoch)
+        for stream in opened
+        if stream.leader_epoch != tables.streams[stream.stream_id].leader_epoch
+    )
+    return Decision((kind(node_id=node_id, wal_id=wal_id, streams=new),) if new else (), tuple(opened))
 
 
 def apply_streams_opened(tables: Tables, record: StreamsOpened, touched: Touched) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from controller.allotment import AllotNode
@@ -14,7 +14,7 @@ from controller.objects import AllocateObjectIds, Commit, ExpireObjects, ForgetO
 from controller.records import Record, decode_records, encode_records
 from controller.restoration import LastSeen, RestorePlan, RestoreTopics, last_seen_before
 from controller.state import FormatCluster, State
-from controller.streams import CloseStreams, OpenStreams, ReassignStreams, TrimStreams
+from controller.streams import CloseStreams, OpenStreams, ReassignStreams, RecoverWal, TrimStreams
 from controller.tables import StreamState
 from controller.topics import CreateTopics, DeleteTopics, NewTopic
 from s3stream.metadata import (
@@ -143,8 +143,27 @@ class Machine:
         assert self.do(DeleteTopics(topic_ids=(topic_id,), at_ms=self.now_ms)) == {topic_id: None}
 
     def open(self, node_id: int, stream_ids: Sequence[int]) -> Sequence[OpenedStream]:
+        return self.do(self.opening(node_id, stream_ids))
+
+    def opening(self, node_id: int, stream_ids: Sequence[int]) -> OpenStreams:
+        """What a node sends that knows them as they are now."""
         streams = tuple(map(StreamId, stream_ids))
-        return self.do(OpenStreams(node_id=node_id, node_epoch=self.node_epoch(node_id), stream_ids=streams))
+        return OpenStreams(
+            node_id=node_id,
+            node_epoch=self.node_epoch(node_id),
+            stream_ids=streams,
+            leader_epochs=self._leader_epochs(streams),
+        )
+
+    def recovering(self, node_id: int, wal_id: str) -> RecoverWal:
+        """What a node sends that knows what is open on a WAL."""
+        held = [stream.stream_id for stream in self.state.tables.streams.values() if stream.wal_id == wal_id]
+        return RecoverWal(
+            node_id=node_id,
+            node_epoch=self.node_epoch(node_id),
+            wal_id=wal_id,
+            leader_epochs=self._leader_epochs(held),
+        )
 
     def close(self, node_id: int, end_offsets: Mapping[int, int]) -> None:
         self.do(self.closing(node_id, end_offsets))
@@ -152,11 +171,16 @@ class Machine:
     def closing(self, node_id: int, end_offsets: Mapping[int, int]) -> CloseStreams:
         """What a node sends that holds them as they are held now."""
         ends = {StreamId(stream_id): end for stream_id, end in end_offsets.items()}
-        streams = self.state.tables.streams
-        leader_epochs = {stream_id: streams[stream_id].leader_epoch for stream_id in ends if stream_id in streams}
         return CloseStreams(
-            node_id=node_id, node_epoch=self.node_epoch(node_id), end_offsets=ends, leader_epochs=leader_epochs
+            node_id=node_id,
+            node_epoch=self.node_epoch(node_id),
+            end_offsets=ends,
+            leader_epochs=self._leader_epochs(ends),
         )
+
+    def _leader_epochs(self, stream_ids: Iterable[StreamId]) -> dict[StreamId, int]:
+        streams = self.state.tables.streams
+        return {stream_id: streams[stream_id].leader_epoch for stream_id in stream_ids if stream_id in streams}
 
     def reassign(self, targets: Mapping[int, int]) -> None:
         self.do(ReassignStreams(targets={StreamId(stream_id): target for stream_id, target in targets.items()}))

@@ -126,6 +126,72 @@ def test_a_close_that_comes_again_leaves_alone_what_was_opened_since() -> None:
     assert machine.stream(stream).status is StreamStatus.OPEN, "also where its end is another one by now"
 
 
+def test_an_open_that_comes_again_opens_nothing_anew() -> None:
+    """Else what its sender acknowledges under the first answer could be committed no more, and would be lost."""
+    machine, (stream,) = ready()
+    machine.upload(1, stream_range(stream, 0, 10))
+    machine.register(1, "wal-1", wal_epoch=1)
+    open_ = machine.opening(1, [stream])
+    (opened,) = machine.do(open_)
+    entries = len(machine.log)
+    assert machine.do(open_) == (opened,), "its answer was lost"
+    assert len(machine.log) == entries
+    assert machine.upload(1, stream_range(stream, 10, 20, leader_epoch=opened.leader_epoch))[1] == {}
+    machine.close(1, {stream: 20})
+    assert machine.do(open_) == (), "late: it is closed by now"
+    (next_opened,) = machine.open(1, [stream])
+    assert next_opened.leader_epoch == opened.leader_epoch + 1
+    assert machine.do(open_) == (), "late: it went on since"
+    assert machine.stream(stream).leader_epoch == next_opened.leader_epoch
+
+
+def test_an_open_that_comes_again_tells_what_of_the_wal_counts() -> None:
+    machine = Machine()
+    machine.register()
+    (stream,) = machine.create()
+    machine.open(1, [stream])
+    machine.close(1, {stream: 0})
+    first = machine.opening(1, [stream])
+    (opened,) = machine.do(first)
+    assert opened.least_leader_epoch == opened.leader_epoch == 1, "it was closed: nothing earlier counts"
+    assert machine.do(first) == (opened,)
+    machine.register(1, "wal-1", wal_epoch=1)
+    second = machine.opening(1, [stream])
+    (again,) = machine.do(second)
+    assert (again.leader_epoch, again.least_leader_epoch) == (2, 1)
+    assert machine.do(second) == (again,)
+
+
+def test_a_recovery_that_comes_again_takes_nothing_over_anew() -> None:
+    """Else what its sender recovers could be committed no more, and its partitions were said to be damaged."""
+    machine, (stream,) = ready()
+    machine.register(2, "wal-2")
+    machine.kill(1)
+    recover = machine.recovering(2, "wal-1")
+    (recovering,) = machine.do(recover)
+    entries = len(machine.log)
+    assert machine.do(recover) == (recovering,)
+    assert len(machine.log) == entries
+    (again,) = machine.do(machine.recovering(2, "wal-1"))
+    assert again.leader_epoch == recovering.leader_epoch + 1, "it begins anew, and knows the first attempt"
+    with pytest.raises(NodeRefused, match="look again what WAL wal-1 holds"):
+        machine.do(recover)
+    assert machine.upload(2, stream_range(stream, 0, 10, leader_epoch=again.leader_epoch))[1] == {}
+
+
+def test_nodes_of_an_older_version_name_no_epochs_and_each_command_opens_anew() -> None:
+    machine, (stream,) = ready()
+    known = machine.stream(stream).leader_epoch
+    for more in (1, 2):
+        (opened,) = machine.do(replace(machine.opening(1, [stream]), leader_epochs={}))
+        assert opened.leader_epoch == known + more
+    machine.register(2, "wal-2")
+    machine.kill(1)
+    for more in (3, 4):
+        (opened,) = machine.do(replace(machine.recovering(2, "wal-1"), leader_epochs={}))
+        assert opened.leader_epoch == known + more
+
+
 def test_a_close_by_a_node_of_an_older_version_names_no_epochs() -> None:
     machine, (stream,) = ready()
     machine.do(replace(machine.closing(1, {stream: 0}), leader_epochs={}))

@@ -6,7 +6,7 @@ Fault model:
 - Two computers may be cut off from each other. What was sent between them then waits in the kernels, as TCP keeps it, and arrives when the cut ends;
   nothing is heard of a death meanwhile, and who connects waits, too.
 - A process that stands still sends nothing; what is sent to it waits.
-- Not permitted: to change, reorder, duplicate or invent bytes.
+- Not permitted: to change, reorder, duplicate or invent bytes. Of what is asked on two connections, either may come first (`peers`).
 """
 
 from __future__ import annotations

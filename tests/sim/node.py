@@ -35,6 +35,7 @@ from s3stream.open import OpenedStore
 from s3stream.paths import Paths
 from s3stream.wal_objects import StoreForWal
 from tests.sim.loop import current_process
+from tests.sim.peers import SimPeers
 from tests.sim.pulse import SimPulse
 from tests.sim.scenario import Scenario
 from tests.sim.volumes import FileSystem, simulated_files
@@ -114,6 +115,7 @@ def simulated_ports() -> Iterator[None]:
             (broker.server, "bind", _bind),
             (broker.cluster, "bind", _bind),
             (broker.cluster, "Pulse", SimPulse),
+            (broker.cluster, "TcpPeers", SimPeers),
             (wal.salvage, "RUN_BYTES", _RUN_BYTES),
             (wal.slot_salvage, "RUN_BYTES", _RUN_BYTES),
         ):
