@@ -344,6 +344,7 @@ class Lease:
         if not self.serves and not self._lapse_told:
             self._tell_lapse("this process stood still, or the bucket is slow")
         self._until_s = max(self._until_s, as_of_s + self._lease_s)
+        self.beat()  # the event loop may be late from the next moment on
         self._held.set()
         if self._lapse_told:
             self._lapse_told = False

@@ -296,6 +296,15 @@ class Held:
         return known
 
 
+async def test_whoever_looks_knows_of_a_lease_from_the_moment_at_which_it_is_held() -> None:
+    """The event loop may be blocked before it comes to say so by itself."""
+    held = Held()
+    await held.renew()
+    known = held.lease.known
+    assert known is not None
+    assert known.as_of_s == known.moved_s == NOW_S
+
+
 async def test_a_look_holds_the_lease_for_as_long_as_a_read_of_the_event_loop_would() -> None:
     held = Held()
     await held.renew()
