@@ -8,7 +8,7 @@ Behaviour: what is not committed, of groups that do not exist as well, is offset
 each of its partitions; offsets of topics that are no more are left out where all are asked for by id. A group or a partition
 that is named twice is answered once.
 
-Beyond Kafka: where this broker does not coordinate the group, or not yet, each partition that was named has error 88 (UNSTABLE_OFFSET_COMMIT)
+Deviation: where this broker does not coordinate the group, or not yet, each partition that was named has error 88 (UNSTABLE_OFFSET_COMMIT)
 beside the group's own error (v7+). Clients look at the latter first and find the coordinator; librdkafka does that as well, but asks again only
 for the sake of a partition, and would wait for ever where none is named (librdkafka issue 5586).
 
