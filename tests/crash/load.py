@@ -149,10 +149,7 @@ def read_topic(bootstrap_servers: str, topic: str, partitions: int) -> dict[str,
     """Read every partition of a topic from its start to its end."""
     consumer = _assigned(bootstrap_servers, topic, range(partitions))
     found: dict[int, list[Found]] = {partition: [] for partition in range(partitions)}
-    marks = {
-        partition: consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_ANSWER_WITHIN_S)
-        for partition in range(partitions)
-    }
+    marks = {partition: _marks(consumer, topic, partition) for partition in range(partitions)}
     missing = {partition for partition, (low, high) in marks.items() if high > low}
     deadline = time.monotonic() + _ANSWER_WITHIN_S
     while missing:
@@ -174,6 +171,18 @@ def read_topic(bootstrap_servers: str, topic: str, partitions: int) -> dict[str,
         f"{topic}-{partition}": FinalLog(log_start_offset=low, log_end_offset=high, found=found[partition])
         for partition, (low, high) in marks.items()
     }
+
+
+def _marks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+    """Where a partition starts and ends. librdkafka tells of one that moved just now instead of asking its next broker."""
+    deadline = time.monotonic() + _ANSWER_WITHIN_S
+    while True:
+        try:
+            return consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_ANSWER_WITHIN_S)
+        except KafkaException as error:
+            if not _is_passing(error.args[0]) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _assigned(bootstrap_servers: str, topic: str, partitions: Sequence[int]) -> Consumer:
